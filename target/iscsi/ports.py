@@ -1,0 +1,108 @@
+"""What the iSCSI core asks of the world around it.
+
+`target.iscsi` and `target.scsi` do not import each other: the core sees SCSI through `Nexus`, and
+names, access and secrets through `TargetDirectory`.  `target.nexus` and `target.management` implement
+them; the tests have small ones of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+# A SCSI LUN is the 8-byte field of SAM-5 4.7, read as one big-endian unsigned integer.
+SegmentReader = Callable[[int, memoryview], None]
+"""(offset within the command's data, view to fill); raises DataInFailed."""
+
+
+@dataclass(slots=True)
+class Response:
+    """The outcome of one SCSI command, as SAM gives it to the transport."""
+
+    status: int = 0
+    sense: bytes = b""
+    """Sense data without the iSCSI length prefix."""
+    data: bytes | memoryview = b""
+    """Data-In, when it is small or computed."""
+    reader: SegmentReader | None = None
+    """Data-In in place: fills pieces of the output buffer; `length` bytes in all."""
+    length: int = 0
+    """Bytes of Data-In the command returns (before EDTL is applied)."""
+    wanted: int = 0
+    """Bytes of Data-Out the CDB asks for (before EDTL is applied): for the residual."""
+
+
+class DataInFailed(Exception):
+    """A `reader` could not deliver; `response` replaces GOOD status."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__("Data-In failed")
+        self.response = response
+
+
+Done = Callable[[Response], None]
+
+
+class Nexus(Protocol):
+    """One I_T nexus: a normal session's way into the SCSI device server."""
+
+    def fast_read(self, lun: int, buf: memoryview, cdb_at: int, edtl: int, out: memoryview) -> int:
+        """Hot path.  If `buf[cdb_at:]` is a plain in-range READ of exactly `edtl` bytes that fit `out`, nothing
+        (unit attention, reservation, offline) stands in its way and the data needs no disk wait: fill `out` and
+        return the bytes read.  Else return -1, having changed nothing."""
+
+    def fast_write(self, lun: int, buf: memoryview, cdb_at: int, data: memoryview) -> bool:
+        """Hot path.  Same for a plain WRITE without FUA whose whole Data-Out is `data`."""
+
+    def data_out_length(self, lun: int, cdb: bytes) -> int:
+        """Bytes of Data-Out that the command will take, 0 if none or if it will fail anyway.  Bounded by the
+        MAXIMUM TRANSFER LENGTH; never raises."""
+
+    def execute(self, lun: int, cdb: bytes, attribute: int, data_out: memoryview, tag: int, done: Done) -> Response | None:
+        """Execute one command whose Data-Out is complete.  The Response, or None: then `done` is called later, exactly
+        once, unless the task `tag` (the ITT) is aborted first.  `attribute`: RFC 7143 11.3.1.  Never raises."""
+
+    def abort_task(self, lun: int, tag: int) -> bool:
+        """ABORT TASK: True if the task was still in the device server (its `done` is never called then)."""
+
+    def manage(self, function: int, lun: int) -> int:
+        """The other task management functions (RFC 7143 11.5.1 code) -> response code (11.6.1).  Aborts this and, as
+        the function says, other nexuses' tasks inside the device server and establishes unit attentions."""
+
+    def close(self) -> None:
+        """I_T nexus loss: tasks are dropped silently, RESERVE(6) is released."""
+
+
+@dataclass(frozen=True)
+class ChapPolicy:
+    """What a login must prove.  `inbound` empty: no authentication is asked for (AuthMethod=None is accepted)."""
+
+    inbound: Mapping[str, bytes] = field(default_factory=dict)
+    """CHAP name -> secret that the initiator may use."""
+    outbound: tuple[str, bytes] | None = None
+    """(name, secret) with which the target answers a mutual challenge."""
+
+
+class LoginRefused(Exception):
+    """Login ends with RFC 7143 11.13.5 status class and detail; `reason` is for the log, never with a secret."""
+
+    def __init__(self, status_class: int, status_detail: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status_class = status_class
+        self.status_detail = status_detail
+        self.reason = reason
+
+
+class TargetDirectory(Protocol):
+    """Which targets there are, who may see them, and what they must prove."""
+
+    def chap_policy(self, initiator: str, target: str | None) -> ChapPolicy:
+        """For a normal session to `target`, or for discovery (None).  Raises LoginRefused."""
+
+    def visible_targets(self, initiator: str, local_address: tuple[str, int]) -> list[tuple[str, list[str]]]:
+        """SendTargets: (target name, its TargetAddress values "addr:port,tpgt"), only where something is mapped."""
+
+    def open_nexus(self, initiator: str, isid: bytes, target: str, tpgt: int) -> Nexus:
+        """Called once per new normal session after authentication.  Raises LoginRefused (2,3 not found; 2,2 not
+        authorised)."""

@@ -1,0 +1,71 @@
+"""The block store: what a logical unit needs of the thing that holds its bytes.
+
+The SCSI side knows this interface only; `target.lun_store` adapts a wafl LUN to it and the tests use
+a store in memory.  All calls run on the one thread that owns the volume and none of them awaits.
+Offsets and lengths are bytes and always multiples of `logical_block_bytes`; the caller has checked
+them against `size_bytes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+
+class StoreError(Exception):
+    """A store could not do what was asked.  Each subclass maps to one sense code."""
+
+
+class MediumError(StoreError):
+    """The bytes at `offset` cannot be returned intact (checksum, backing lost, device error)."""
+
+    def __init__(self, offset: int, reason: str) -> None:
+        super().__init__(f"medium error at byte {offset}: {reason}")
+        self.offset = offset
+
+
+class SpaceExhausted(StoreError):
+    """No space is left for new data (SBC-3 4.7: SPACE ALLOCATION FAILED WRITE PROTECT)."""
+
+
+class StoreOffline(StoreError):
+    """The store is not ready (LUN or volume taken offline)."""
+
+
+FlushDone = Callable[[BaseException | None], None]
+
+
+class BlockStore(Protocol):
+    """One LUN's bytes and identity."""
+
+    size_bytes: int
+    logical_block_bytes: int
+    """512 or 4096."""
+    physical_block_bytes: int
+    online: bool
+    read_only: bool
+    thin: bool
+    serial: str
+    """Unit serial number (VPD 80h); stays with the LUN for life."""
+    naa: bytes
+    """8 or 16 bytes, the first nibble 3h or 6h (VPD 83h); unique for ever."""
+    uuid_bytes: bytes
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill `view`; may wait for the disk.  Raises StoreError."""
+
+    def read_into_nowait(self, offset: int, view: memoryview) -> bool:
+        """Fill `view` if no disk wait is needed, else start reading ahead and return False."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write `data`; it is in the volume (not yet durable) on return.  Raises StoreError."""
+
+    def unmap(self, offset: int, length: int) -> None:
+        """Make the range read zeros, giving back every whole block in it.  Raises StoreError."""
+
+    def flush(self, done: FlushDone) -> None:
+        """Call `done` once everything written before is durable, or with the error.  Never calls it
+        before returning."""
+
+    def extents(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        """(offset, length, mapped) in order, covering the range; adjacent equal states may repeat."""
