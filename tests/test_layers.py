@@ -22,12 +22,17 @@ FORBIDDEN = {
 }
 # sans-I/O packages: time and randomness are passed in, nothing waits
 SANS_IO = ("target.iscsi", "target.scsi")
-IMPURE = ("asyncio", "socket", "selectors", "threading", "time", "random", "secrets", "uvloop", "concurrent", "subprocess")
+IMPURE = (
+    "asyncio", "socket", "selectors", "threading", "time", "random", "secrets", "uvloop", "concurrent", "subprocess",
+)
 
 
 def module_name(path: Path) -> str:
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     return name.removesuffix(".__init__")
+
+
+PURE = [p for p in MODULES if any(within(module_name(p), s) for s in SANS_IO)]
 
 
 def imports_of(path: Path) -> list[str]:
@@ -57,7 +62,7 @@ def test_imports_follow_the_layers(path: Path) -> None:
     assert not wrong, f"{name} must not import {wrong}"
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if any(within(module_name(p), s) for s in SANS_IO)], ids=module_name)
+@pytest.mark.parametrize("path", PURE, ids=module_name)
 def test_sans_io_packages_touch_no_clock_socket_or_randomness(path: Path) -> None:
     wrong = [i for i in imports_of(path) if any(within(i, b) for b in IMPURE)]
     assert not wrong, f"{module_name(path)} imports {wrong}"

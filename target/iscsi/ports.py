@@ -59,7 +59,9 @@ class Nexus(Protocol):
         """Bytes of Data-Out that the command will take, 0 if none or if it will fail anyway.  Bounded by the
         MAXIMUM TRANSFER LENGTH; never raises."""
 
-    def execute(self, lun: int, cdb: bytes, attribute: int, data_out: memoryview, tag: int, done: Done) -> Response | None:
+    def execute(
+        self, lun: int, cdb: bytes, attribute: int, data_out: memoryview, tag: int, done: Done
+    ) -> Response | None:
         """Execute one command whose Data-Out is complete.  The Response, or None: then `done` is called later, exactly
         once, unless the task `tag` (the ITT) is aborted first.  `attribute`: RFC 7143 11.3.1.  Never raises."""
 
