@@ -27,6 +27,10 @@ IMPURE = (
 )
 
 
+def within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
 def module_name(path: Path) -> str:
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     return name.removesuffix(".__init__")
@@ -48,10 +52,6 @@ def imports_of(path: Path) -> list[str]:
                 base = ".".join([*parent, base]).rstrip(".")
             found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
     return found
-
-
-def within(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(prefix + ".")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
