@@ -73,7 +73,12 @@ class Namespace:
         return ["setpriv", "--pdeathsig", "KILL", "--", *inside]
 
     def popen(
-        self, argv: Sequence[str | Path], *, log: Path, env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
+        self,
+        argv: Sequence[str | Path],
+        *,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> subprocess.Popen[bytes]:
         """Starts a long-lived process in a process group of its own; its output goes to `log`."""
         out: IO[bytes]
@@ -88,7 +93,9 @@ class Namespace:
                 start_new_session=True,
             )
 
-    def run(self, argv: Sequence[str | Path], *, timeout_s: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, argv: Sequence[str | Path], *, timeout_s: float = 60, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
         """Runs a command to its end inside the namespace."""
         options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, **options}
         return subprocess.run(self.wrap(argv), timeout=timeout_s, **options)

@@ -81,7 +81,8 @@ class OpenIscsi:
             "for try in $(seq 200); do for s in /sys/class/iscsi_session/session*; do\n"
             '  [ "$(cat $s/targetname 2>/dev/null)" = "$target" ] || continue\n'
             "  for b in $s/device/target*/*:$lun/block/sd*; do\n"
-            '    d=/dev/${b##*/}; if [ -b $d ] && dd if=$d of=/dev/null bs=512 count=1 2>/dev/null; then echo $d; exit; fi\n'
+            "    d=/dev/${b##*/}\n"
+            "    if [ -b $d ] && dd if=$d of=/dev/null bs=512 count=1 2>/dev/null; then echo $d; exit; fi\n"
             "  done; done; sleep 0.05; done; lsblk -S >&2; exit 1\n"
         )
         return self.host.sh(script).out.strip()

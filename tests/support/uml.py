@@ -18,7 +18,6 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
@@ -82,7 +81,9 @@ class Job:
 class UmlHost:
     """One host with one or more taps in `namespace`.  `with UmlHost(ns, work_dir) as host: host.run("uname", "-r")`."""
 
-    def __init__(self, namespace: Namespace, work_dir: Path, *, name: str = "", memory: str = "256M", taps: int = 1) -> None:
+    def __init__(
+        self, namespace: Namespace, work_dir: Path, *, name: str = "", memory: str = "256M", taps: int = 1
+    ) -> None:
         number = next(_hosts)
         self.name = name or f"host{number}"
         self.initiator = f"iqn.2026-01.test.lazylun:{self.name}"

@@ -1,0 +1,62 @@
+# Everything is made by these targets; nothing needs to be installed by hand on Debian 12.
+#   VENV=DIR     where the Python environment goes       PYTHON=python3.12   which interpreter makes it
+#   STATE=DIR    where `make run` keeps its state         LISTEN=ADDR:PORT    where it listens
+VENV ?= .venv
+PYTHON ?= python3
+STATE ?= var
+LISTEN ?= 127.0.0.1:3260
+PYTEST_ARGS ?=
+
+BIN = $(VENV)/bin
+SOURCES = wafl cloner target tests scripts
+RUN_READY = $(VENV)/.ready-to-run
+TEST_READY = $(VENV)/.ready-to-test
+
+.PHONY: help run test demo bench lint unit debian clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make run     start lund in the foreground with a volume and a LUN to try'
+	@echo 'make test    lint, and every test, with real initiators'
+	@echo 'make unit    the tests without real initiators'
+	@echo 'make demo    the whole story in three minutes (root: it boots Linux hosts)'
+	@echo 'make bench   4 KiB random reads beside tgt'
+	@echo 'make lint    ruff, mypy, compileall'
+	@echo 'make clean   remove what the targets above made (never $(STATE)/)'
+
+$(RUN_READY): setup.cfg pyproject.toml
+	PYTHON="$(PYTHON)" sh scripts/make_venv.sh "$(VENV)" .
+	@touch $@
+
+$(TEST_READY): setup.cfg pyproject.toml
+	PYTHON="$(PYTHON)" sh scripts/make_venv.sh "$(VENV)" '.[test]'
+	@touch $@ $(RUN_READY)
+
+debian:
+	@sh scripts/install_debian.sh
+
+run: $(RUN_READY)
+	@exec $(BIN)/python scripts/run.py --state "$(STATE)" --listen "$(LISTEN)"
+
+lint: $(TEST_READY)
+	$(BIN)/python -m compileall -q $(SOURCES)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+unit: lint
+	$(BIN)/python -m pytest -n 2 -m 'not real' $(PYTEST_ARGS)
+
+# Real initiators run one after the other on one worker, the rest beside them on the other.
+test: debian lint
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+demo: debian $(RUN_READY)
+	@exec $(BIN)/python scripts/demo.py
+
+bench: debian $(RUN_READY)
+	@exec $(BIN)/python scripts/bench.py
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+	@if [ -e "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
