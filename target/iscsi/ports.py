@@ -63,7 +63,11 @@ class Nexus(Protocol):
         self, lun: int, cdb: bytes, attribute: int, data_out: memoryview, tag: int, done: Done
     ) -> Response | None:
         """Execute one command whose Data-Out is complete.  The Response, or None: then `done` is called later, exactly
-        once, unless the task `tag` (the ITT) is aborted first.  `attribute`: RFC 7143 11.3.1.  Never raises."""
+        once, unless the task `tag` (the ITT) is aborted first.  `attribute`: RFC 7143 11.3.1.  Never raises.
+
+        `data_out` is a piece of the receive buffer and valid until `execute` returns: copy what is needed longer.
+        A `reader` in the Response is called before anything else is asked of this nexus, or, when the output buffer
+        is full, as room appears; each piece once, in order."""
 
     def abort_task(self, lun: int, tag: int) -> bool:
         """ABORT TASK: True if the task was still in the device server (its `done` is never called then)."""
@@ -89,11 +93,13 @@ class ChapPolicy:
 class LoginRefused(Exception):
     """Login ends with RFC 7143 11.13.5 status class and detail; `reason` is for the log, never with a secret."""
 
-    def __init__(self, status_class: int, status_detail: int, reason: str) -> None:
+    def __init__(self, status_class: int, status_detail: int, reason: str, target_address: str = "") -> None:
         super().__init__(reason)
         self.status_class = status_class
         self.status_detail = status_detail
         self.reason = reason
+        self.target_address = target_address
+        """Class 1 (redirection) only: the TargetAddress to go to, "addr:port[,tpgt]"."""
 
 
 class TargetDirectory(Protocol):
@@ -103,7 +109,8 @@ class TargetDirectory(Protocol):
         """For a normal session to `target`, or for discovery (None).  Raises LoginRefused."""
 
     def visible_targets(self, initiator: str, local_address: tuple[str, int]) -> list[tuple[str, list[str]]]:
-        """SendTargets: (target name, its TargetAddress values "addr:port,tpgt"), only where something is mapped."""
+        """SendTargets: (target name, its TargetAddress values "addr:port,tpgt"), only where something is mapped.
+        An empty list of addresses means every address that the portal answers on."""
 
     def open_nexus(self, initiator: str, isid: bytes, target: str, tpgt: int) -> Nexus:
         """Called once per new normal session after authentication.  Raises LoginRefused (2,3 not found; 2,2 not
