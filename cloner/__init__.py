@@ -1,0 +1,47 @@
+"""Lazy clone jobs: fill a snapshot-backed LUN's holes underneath live I/O, then let its backing go.
+
+    manager = CloneManager(on_event)              # one for the daemon; on_event(CloneEvent) is called on the loop's thread
+    await manager.restart_requested(service)      # after a mount: jobs whose request survived; gives the LUN names
+    manager.start(service, "lun1", limit_bytes_s=50_000_000)
+    manager.status(service, "lun1")               # CloneStatus, also for a LUN that has no job (state None)
+    manager.show(); manager.show(service)         # CloneStatus of every job, of one volume's jobs
+    manager.set_limit(service, "lun1", None)      # while it runs
+    await manager.wait(service, "lun1")           # CloneStatus once the job has ended
+    await manager.stop(service, "lun1")           # returns when the worker is quiet and the stop is durable
+    await manager.forget(service)                 # before the volume goes offline: quiet, requests stay as they are
+    await manager.close()                         # the same for all volumes
+
+`service` is a `wafl.VolumeService`; a LUN is named by its name within the volume.  Everything runs on the
+loop's thread but `FillPlan.read`, which runs in a thread.
+
+    states.py    job states, and the table of legal moves
+    steps.py     one job as a generator of steps: every decision, no asyncio, no clock
+    progress.py  blocks done, rate, time left; never goes back
+    throttle.py  the bandwidth limits
+    job.py       drives the steps with asyncio
+    manager.py   which jobs there are
+
+Order of a clone's end (DESIGN 5): C1 fills durable, detach durable, lock released, in this order.  C2 the
+durable consistency point covers the LUN's last fill, whichever run made it.  C3 neither fills nor the detach
+are logged.  C4 no detach after an error was passed over.
+
+A request is kept in the LUN's vtoc entry: `start` sets it (durable with the job's first consistency point),
+completion and `stop` clear it, a failure leaves it, so a failed clone is tried once more at the next mount.
+"""
+
+from cloner.errors import AlreadyCloning, CloneError, NotBacked, NotCloning
+from cloner.events import CloneEvent
+from cloner.manager import CloneManager
+from cloner.progress import CloneStatus
+from cloner.states import JobState
+
+__all__ = [
+    "AlreadyCloning",
+    "CloneError",
+    "CloneEvent",
+    "CloneManager",
+    "CloneStatus",
+    "JobState",
+    "NotBacked",
+    "NotCloning",
+]

@@ -1,0 +1,195 @@
+"""Which clone jobs there are.  All calls are made on the loop's thread.
+
+A job belongs to a LUN (by its UUID, so renaming one changes nothing); a LUN has one job at most.  An ended job
+stays visible until the LUN is cloned again, destroyed, or its volume goes offline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from cloner.errors import AlreadyCloning, NotBacked, NotCloning
+from cloner.events import OnEvent
+from cloner.job import Job, Shared, backing_path
+from cloner.progress import CloneStatus
+from cloner.throttle import TokenBucket
+from wafl import Lun, NoSuchLun, VolumeService, WaflError
+
+READ_THREADS = 2
+"""Fills under way at once, over all jobs: one can read while another installs; more would only add seeks."""
+
+
+def no_guests(_: VolumeService) -> bool:
+    return False
+
+
+class CloneManager:
+    """`guests_waiting(service)` says whether guest I/O waits right now: jobs then give way for a moment.
+    `clock` and `sleep` are for the tests."""
+
+    def __init__(
+        self,
+        on_event: OnEvent,
+        *,
+        guests_waiting: Callable[[VolumeService], bool] = no_guests,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._shared = Shared(
+            on_event=on_event,
+            clock=clock,
+            sleep=sleep,
+            guests_waiting=guests_waiting,
+            threads=ThreadPoolExecutor(READ_THREADS, thread_name_prefix="clone-read"),
+            slots=asyncio.Semaphore(READ_THREADS),
+            overall=TokenBucket(None, clock()),
+        )
+        self._jobs: dict[str, Job] = {}
+
+    # -- commands
+
+    def start(self, service: VolumeService, lun_name: str, limit_bytes_s: int | None = None) -> CloneStatus:
+        """Start cloning.  The request is durable with the next consistency point, which the job asks for at once.
+        Raises NoSuchLun, NotBacked, AlreadyCloning, ReadOnlyVolume, ValueError (a limit that is not positive)."""
+        if limit_bytes_s is not None and limit_bytes_s <= 0:
+            raise ValueError("a bandwidth limit must be at least 1 byte a second")
+        lun = service.volume.lun(lun_name)
+        if lun.backing is None:
+            raise NotBacked(lun_name)
+        old = self._jobs.get(_key(lun))
+        if old is not None and old.active:
+            raise AlreadyCloning(lun_name)
+        lun.set_clone_requested(True)
+        return self._launch(service, lun, limit_bytes_s, "started")
+
+    async def stop(self, service: VolumeService, lun_name: str) -> CloneStatus:
+        """Stop, keeping what was filled.  Returns when the worker is quiet and a crash would not restart it;
+        if completion won the race the status says completed.  Raises NoSuchLun, NotCloning."""
+        lun = service.volume.lun(lun_name)
+        job = self._jobs.get(_key(lun))
+        if not (job is not None and job.active) and not lun.clone_requested:
+            raise NotCloning(lun_name)
+        # First the request, then the worker: a crash in between restarts nothing that was asked to stop.
+        if lun.clone_requested:
+            lun.set_clone_requested(False)
+        if job is not None:
+            await job.stop()
+        await service.commit()
+        return self.status(service, lun_name)
+
+    def set_limit(self, service: VolumeService, lun_name: str, limit_bytes_s: int | None) -> None:
+        """Raises NoSuchLun, NotCloning."""
+        self._active_job(service, lun_name).set_limit(limit_bytes_s)
+
+    def set_overall_limit(self, limit_bytes_s: int | None) -> None:
+        """All jobs together."""
+        self._shared.overall.set_rate(limit_bytes_s, self._shared.clock())
+
+    async def wait(self, service: VolumeService, lun_name: str) -> CloneStatus:
+        """The status when the LUN's job has ended.  Raises NoSuchLun, NotCloning (it never had one)."""
+        job = self._jobs.get(_key(service.volume.lun(lun_name)))
+        if job is None:
+            raise NotCloning(lun_name)
+        await job.wait()
+        return job.status()
+
+    # -- volumes come and go
+
+    async def restart_requested(self, service: VolumeService) -> list[str]:
+        """After a mount: restart the jobs that were wanted when the volume went away.  The names of their LUNs."""
+        names = []
+        for lun in service.volume.luns():
+            if not lun.clone_requested:
+                continue
+            if lun.backing is None:
+                # Cannot happen by our own doing: detach and request go in one consistency point.
+                lun.set_clone_requested(False)
+                continue
+            self._launch(service, lun, None, "restarted")
+            names.append(lun.name)
+        return names
+
+    async def forget(self, service: VolumeService) -> None:
+        """Make the volume's jobs quiet and drop them; requests stay, for the next mount."""
+        mine = {key: job for key, job in self._jobs.items() if job.service is service}
+        for job in mine.values():
+            await job.stop()
+        for key in mine:
+            self._jobs.pop(key, None)
+
+    async def close(self) -> None:
+        for service in {id(job.service): job.service for job in self._jobs.values()}.values():
+            await self.forget(service)
+        self._shared.threads.shutdown(wait=True)
+
+    # -- questions
+
+    def status(self, service: VolumeService, lun_name: str) -> CloneStatus:
+        """Raises NoSuchLun."""
+        lun = service.volume.lun(lun_name)
+        job = self._jobs.get(_key(lun))
+        return job.status() if job is not None else idle_status(service, lun)
+
+    def show(self, service: VolumeService | None = None) -> list[CloneStatus]:
+        """All jobs, ended ones too, in the order of their start."""
+        self._drop_destroyed()
+        return [job.status() for job in self._jobs.values() if service is None or job.service is service]
+
+    # -- inside
+
+    def _launch(self, service: VolumeService, lun: Lun, limit_bytes_s: int | None, verb: str) -> CloneStatus:
+        self._drop_destroyed()
+        job = Job(self._shared, service, lun, limit_bytes_s)
+        self._jobs.pop(_key(lun), None)
+        self._jobs[_key(lun)] = job
+        job.announce(verb)
+        job.launch()
+        return job.status()
+
+    def _active_job(self, service: VolumeService, lun_name: str) -> Job:
+        job = self._jobs.get(_key(service.volume.lun(lun_name)))
+        if job is None or not job.active:
+            raise NotCloning(lun_name)
+        return job
+
+    def _drop_destroyed(self) -> None:
+        for key, job in list(self._jobs.items()):
+            if not job.active and not _exists(job):
+                del self._jobs[key]
+
+
+def _key(lun: Lun) -> str:
+    return str(lun.uuid)
+
+
+def _exists(job: Job) -> bool:
+    try:
+        return str(job.service.volume.lun(job.lun.name).uuid) == _key(job.lun)
+    except NoSuchLun:
+        return False
+    except WaflError:
+        return True
+
+
+def idle_status(service: VolumeService, lun: Lun) -> CloneStatus:
+    """Of a LUN without a job."""
+    missing = lun.missing_blocks() if lun.backing else 0
+    return CloneStatus(
+        volume=service.volume.name,
+        lun=lun.name,
+        lun_uuid=str(lun.uuid),
+        state=None,
+        requested=lun.clone_requested,
+        backing=backing_path(lun),
+        completed_blocks=0,
+        total_blocks=missing,
+        copied_blocks=0,
+        percent=0.0 if lun.backing else 100.0,
+        rate_bytes_s=0.0,
+        remaining_s=None,
+        limit_bytes_s=None,
+        message="",
+    )
