@@ -1,7 +1,7 @@
 """Lazy clone jobs: fill a snapshot-backed LUN's holes underneath live I/O, then let its backing go.
 
-    manager = CloneManager(on_event)              # one for the daemon; on_event(CloneEvent) is called on the loop's thread
-    await manager.restart_requested(service)      # after a mount: jobs whose request survived; gives the LUN names
+    manager = CloneManager(on_event)              # one for the daemon; calls on_event(CloneEvent) on the loop's thread
+    manager.restart_requested(service)            # after a mount: jobs whose request survived; gives the LUN names
     manager.start(service, "lun1", limit_bytes_s=50_000_000)
     manager.status(service, "lun1")               # CloneStatus, also for a LUN that has no job (state None)
     manager.show(); manager.show(service)         # CloneStatus of every job, of one volume's jobs

@@ -98,7 +98,7 @@ class CloneManager:
 
     # -- volumes come and go
 
-    async def restart_requested(self, service: VolumeService) -> list[str]:
+    def restart_requested(self, service: VolumeService) -> list[str]:
         """After a mount: restart the jobs that were wanted when the volume went away.  The names of their LUNs."""
         names = []
         for lun in service.volume.luns():

@@ -81,6 +81,7 @@ class Work:
 def clone_steps(work: Work) -> Steps:
     """The whole job.  Returns when the detach is durable; raises what stopped it."""
     yield Commit()  # the request is durable: a crash from here on restarts the job
+    yield Turn(0)
     _check_wanted(work)
     work.progress.begin(work.lun.missing_blocks(), work.now())
     while (yield from _pass(work)):
