@@ -1,0 +1,96 @@
+"""Test hosts and daemons for real initiators.  They run one after the other, on one xdist worker."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import unavailable
+from tests.support.lund import Lund
+from tests.support.netns import Namespace
+from tests.support.openiscsi import OpenIscsi
+from tests.support.uml import HostError, UmlHost, missing_parts
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.real)
+            item.add_marker(pytest.mark.xdist_group("real"))
+
+
+@pytest.fixture(scope="session")
+def namespace() -> Iterator[Namespace]:
+    reasons = missing_parts()
+    if reasons:
+        unavailable("; ".join(reasons))
+    with Namespace() as ns:
+        yield ns
+
+
+@pytest.fixture
+def tools() -> None:
+    """libiscsi's and QEMU's command-line initiators."""
+    names = ("iscsi-ls", "iscsi-inq", "iscsi-test-cu", "iscsi-perf", "qemu-img", "qemu-io")
+    missing = [name for name in names if shutil.which(name) is None]
+    if missing:
+        unavailable(f"no {', '.join(missing)}")
+
+
+@pytest.fixture
+def lund(namespace: Namespace, tmp_path: Path) -> Iterator[Lund]:
+    """A fresh daemon with a volume vol0; every volume is checked when it has stopped."""
+    with Lund(namespace, tmp_path / "state") as daemon:
+        daemon.add_volume()
+        yield daemon
+    check_volumes(daemon)
+
+
+def check_volumes(lund: Lund) -> None:
+    for image in sorted(lund.directory.glob("volumes/*")):
+        done = lund.namespace.run([Path(shutil.which("wafl") or "wafl"), "check", image])
+        assert done.returncode == 0, f"{image} is damaged:\n{done.stdout}{done.stderr}"
+
+
+@pytest.fixture(scope="session")
+def _booted(namespace: Namespace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[UmlHost]]:
+    hosts: list[UmlHost] = []
+    try:
+        yield hosts
+    finally:
+        for host in hosts:
+            host.close()
+
+
+@pytest.fixture
+def host(
+    _booted: list[UmlHost], namespace: Namespace, lund: Lund, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[UmlHost]:
+    """A Linux host, logged in nowhere.  One guest serves many tests; one that cannot be tidied up is replaced."""
+    if not _booted:
+        _booted.append(UmlHost(namespace, tmp_path_factory.mktemp("guest")).start())
+    yield _booted[0]
+    with contextlib.suppress(HostError):
+        tidy_up(_booted[0])
+        return
+    _booted.pop().close()
+
+
+def tidy_up(host: UmlHost) -> None:
+    host.sh(
+        "cd /; for m in $(awk '$1 ~ /^.dev.sd/ { print $2 }' /proc/mounts); do umount $m; done;"
+        "iscsiadm -m session >/dev/null 2>&1 && iscsiadm -m node --logoutall=all >/dev/null;"
+        "rm -rf /etc/iscsi/nodes /etc/iscsi/send_targets; ! iscsiadm -m session >/dev/null 2>&1",
+        limit_s=20,
+    )
+
+
+@pytest.fixture
+def iscsi(host: UmlHost) -> OpenIscsi:
+    return OpenIscsi(host)
