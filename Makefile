@@ -48,7 +48,7 @@ unit: lint
 
 # Real initiators run one after the other on one worker, the rest beside them on the other.
 test: debian lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 demo: debian $(RUN_READY)
 	@exec $(BIN)/python scripts/demo.py

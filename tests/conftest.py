@@ -1,13 +1,14 @@
-"""Shared by all tests: what to do when the environment lacks something, and Hypothesis profiles."""
+"""Shared by all tests: what to do when the environment lacks something, Hypothesis profiles, and who runs where."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 IN_CI = bool(os.environ.get("LAZYLUN_CI") or os.environ.get("CI"))
 
@@ -33,3 +34,15 @@ def need() -> Callable[[str, bool], None]:
             unavailable(f"needs {what}")
 
     return check
+
+
+class Scheduling(LoadScopeScheduling):
+    """Real initiators one after the other on one worker, and first, because they take longest; the rest anywhere."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "real" if nodeid.startswith("tests/real/") else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)

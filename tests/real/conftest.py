@@ -1,4 +1,4 @@
-"""Test hosts and daemons for real initiators.  They run one after the other, on one xdist worker."""
+"""Test hosts and daemons for real initiators.  They run one after the other (tests/conftest.py)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.real)
-            item.add_marker(pytest.mark.xdist_group("real"))
 
 
 @pytest.fixture(scope="session")
@@ -69,8 +68,8 @@ def _booted(namespace: Namespace, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture
-def host(
-    _booted: list[UmlHost], namespace: Namespace, lund: Lund, tmp_path_factory: pytest.TempPathFactory
+def guest(
+    _booted: list[UmlHost], namespace: Namespace, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[UmlHost]:
     """A Linux host, logged in nowhere.  One guest serves many tests; one that cannot be tidied up is replaced."""
     if not _booted:
@@ -80,6 +79,12 @@ def host(
         tidy_up(_booted[0])
         return
     _booted.pop().close()
+
+
+@pytest.fixture
+def host(lund: Lund, guest: UmlHost) -> UmlHost:
+    """A host to use a daemon with; it is tidied up while the daemon still answers."""
+    return guest
 
 
 def tidy_up(host: UmlHost) -> None:

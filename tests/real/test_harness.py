@@ -38,18 +38,18 @@ def test_a_host_uses_a_disk_of_another_target_and_leaves_nothing_behind(namespac
     subprocess.run(["e2fsck", "-f", "-n", image], check=True, capture_output=True)
 
 
-def test_a_failing_command_in_a_host_is_an_error_with_its_output(host: UmlHost) -> None:
+def test_a_failing_command_in_a_host_is_an_error_with_its_output(guest: UmlHost) -> None:
     with pytest.raises(HostError, match="no such luck"):
-        host.sh("echo no such luck >&2; exit 3")
+        guest.sh("echo no such luck >&2; exit 3")
 
 
-def test_a_command_that_takes_too_long_is_ended(host: UmlHost) -> None:
-    assert host.run("sleep", "60", limit_s=0.5, check=False).code == 124
+def test_a_command_that_takes_too_long_is_ended(guest: UmlHost) -> None:
+    assert guest.run("sleep", "60", limit_s=0.5, check=False).code == 124
 
 
-def test_two_hosts_run_side_by_side(host: UmlHost, namespace: Namespace, tmp_path: Path) -> None:
+def test_two_hosts_run_side_by_side(guest: UmlHost, namespace: Namespace, tmp_path: Path) -> None:
     with UmlHost(namespace, tmp_path) as second:
-        slow = host.spawn("sleep", "1")
+        slow = guest.spawn("sleep", "1")
         assert second.run("cat", "/etc/iscsi/initiatorname.iscsi").out.strip().endswith(second.initiator)
-        assert second.portal != host.portal
+        assert second.portal != guest.portal
         slow.wait()
