@@ -57,7 +57,7 @@ class Lund:
     def start(self) -> Lund:
         self.directory.mkdir(parents=True, exist_ok=True)
         listen = [word for address in self._listen for word in ("--listen", address)]
-        argv = [BIN / "lund", "--state", self.directory, "--socket", self.socket, *listen]
+        argv: list[str | Path] = [BIN / "lund", "--state", self.directory, "--socket", self.socket, *listen]
         self.process = self.namespace.popen(argv, log=self._log, env=dict(os.environ))
         try:
             wait_until(self._ready, START_LIMIT_S, "lund is ready")
@@ -121,7 +121,7 @@ class Lund:
 
     def lun(self, *argv: str) -> Any:
         """`lun --json ARGV`: its objects.  Refused if the daemon refuses."""
-        command = [BIN / "lun", "--socket", self.socket, "--json", *argv]
+        command: list[str | Path] = [BIN / "lun", "--socket", self.socket, "--json", *argv]
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=COMMAND_LIMIT_S, stdin=subprocess.DEVNULL, check=False
         )
@@ -162,7 +162,7 @@ class Lund:
         def over() -> bool:
             state = self.clone_status(path)["state"]
             assert state != "failed", self.clone_status(path)
-            return state == "completed"
+            return bool(state == "completed")
 
         wait_until(over, limit_s, f"the clone of {path} is complete")
         return self.clone_status(path)
