@@ -1,0 +1,155 @@
+"""The device under a volume: a file or a raw block device, and the protocol that the crash device of the tests
+implements too.
+
+Rules: `sync` is the only call that may run in a thread of its own beside the others; everything that was written
+before `sync` began is durable when it returns.  Nothing else is promised about order.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Sequence
+from typing import Protocol
+
+from wafl.errors import InvalidSize, NotAVolume, VolumeLocked
+
+IOV_MAX = 1024
+"""Buffers in one preadv or pwritev (Linux UIO_MAXIOV)."""
+
+Bytes = bytes | bytearray | memoryview
+Path = str | os.PathLike[str]
+
+
+class Device(Protocol):
+    """What a volume asks of its device.  Offsets and lengths are bytes."""
+
+    size_bytes: int
+
+    def pread(self, offset: int, view: memoryview | bytearray) -> None:
+        """Fill `view`; waits for the disk."""
+
+    def pread_nowait(self, offset: int, view: memoryview | bytearray) -> bool:
+        """Fill `view` if that needs no wait for the disk; False (and `view` undefined) otherwise."""
+
+    def pwrite(self, offset: int, buffers: Sequence[Bytes]) -> None:
+        """Write the buffers one after the other from `offset` on."""
+
+    def sync(self) -> None:
+        """Everything written so far becomes durable."""
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """A hint that the range will be read soon."""
+
+    def preallocate(self, offset: int, length: int) -> None:
+        """A hint that the range will be written soon: a file may allocate it in one piece."""
+
+    def close(self) -> None: ...
+
+
+class FileDevice:
+    """A volume in a regular file or on a block device, locked against every other opener."""
+
+    def __init__(self, fd: int, size_bytes: int, *, is_file: bool) -> None:
+        self._fd = fd
+        self.size_bytes = size_bytes
+        self._nowait = os.RWF_NOWAIT
+        self._may_allocate = is_file
+
+    @classmethod
+    def open(cls, path: Path, *, create_bytes: int | None = None, read_only: bool = False) -> FileDevice:
+        """Open `path` with an exclusive lock; with `create_bytes` make a new sparse file of that size first.
+        Raises FileExistsError, FileNotFoundError, VolumeLocked, NotAVolume."""
+        flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC
+        if create_bytes is not None:
+            flags |= os.O_CREAT | os.O_EXCL
+        fd = os.open(path, flags, 0o600)
+        try:
+            cls._lock(fd, path)
+            if create_bytes is not None:
+                cls._size_new_file(fd, path, create_bytes)
+            mode = os.fstat(fd).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+                raise NotAVolume(f"{path} is neither a file nor a block device")
+            size = os.lseek(fd, 0, os.SEEK_END)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(fd, size, is_file=stat.S_ISREG(mode))
+
+    @staticmethod
+    def _lock(fd: int, path: Path) -> None:
+        # flock, not lockf: a POSIX lock goes away when any descriptor of the file is closed in this process.
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise VolumeLocked(f"{path} is in use by another process") from None
+
+    @staticmethod
+    def _size_new_file(fd: int, path: Path, size: int) -> None:
+        try:
+            os.ftruncate(fd, size)
+        except OSError as error:
+            os.unlink(path)
+            if error.errno in (errno.EFBIG, errno.EINVAL):
+                raise InvalidSize(f"{path} cannot have {size} bytes: {error.strerror}") from None
+            raise
+
+    def pread(self, offset: int, view: memoryview | bytearray) -> None:
+        done, wanted = 0, len(view)
+        while done < wanted:
+            got = os.preadv(self._fd, [memoryview(view)[done:]], offset + done)
+            if not got:
+                raise OSError(errno.EIO, f"read past the end of the device at byte {offset + done}")
+            done += got
+
+    def pread_nowait(self, offset: int, view: memoryview | bytearray) -> bool:
+        try:
+            return os.preadv(self._fd, [view], offset, self._nowait) == len(view)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL) or not self._nowait:
+                raise
+        # The file system has no RWF_NOWAIT (tmpfs before Linux 6.6 and some others): memory does not wait.
+        self._nowait = 0
+        return self.pread_nowait(offset, view)
+
+    def pwrite(self, offset: int, buffers: Sequence[Bytes]) -> None:
+        if len(buffers) == 1:
+            written = os.pwrite(self._fd, buffers[0], offset)
+            if written == len(buffers[0]):
+                return
+            offset, buffers = offset + written, [memoryview(buffers[0])[written:]]
+        for first in range(0, len(buffers), IOV_MAX):
+            offset = self._write_batch(offset, buffers[first : first + IOV_MAX])
+
+    def _write_batch(self, offset: int, batch: Sequence[Bytes]) -> int:
+        total = sum(map(len, batch))
+        written = os.pwritev(self._fd, batch, offset)
+        if written != total:
+            joined = memoryview(b"".join(batch))
+            while written < total:
+                written += os.pwrite(self._fd, joined[written:], offset + written)
+        return offset + total
+
+    def sync(self) -> None:
+        os.fdatasync(self._fd)
+
+    def prefetch(self, offset: int, length: int) -> None:
+        os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def preallocate(self, offset: int, length: int) -> None:
+        if not self._may_allocate:
+            return
+        try:
+            os.posix_fallocate(self._fd, offset, length)
+        except OSError:
+            self._may_allocate = False  # a hint only: the write itself reports what is wrong
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

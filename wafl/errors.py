@@ -1,0 +1,117 @@
+"""Errors of the volume.  Each class has a short stable `name` (the word that tools and the API show) and carries
+what a person needs to act.
+
+Rules: every exception that crosses the package border is one of these, or an OSError of the device that the volume
+could not translate.  An error raised by a call that changes state means that nothing was changed.
+"""
+
+from __future__ import annotations
+
+
+class WaflError(Exception):
+    """Base of all errors of the volume."""
+
+    name = "volume-error"
+
+
+class CorruptVolume(WaflError):
+    """A block's contents do not match the checksum in the pointer to it.  Never answered with data or zeros."""
+
+    name = "corrupt-volume"
+
+    def __init__(self, vbn: int, expected: int, found: int, where: str = "") -> None:
+        place = f" ({where})" if where else ""
+        super().__init__(f"block {vbn}{place}: crc32c {found:08x} where the pointer says {expected:08x}")
+        self.vbn = vbn
+        self.expected = expected
+        self.found = found
+        self.where = where
+
+
+class NoSpace(WaflError):
+    """The volume has no room for the request beside what it keeps back for its own consistency points."""
+
+    name = "no-space"
+
+
+class SnapshotBusy(WaflError):
+    """Something still reads through the snapshot; `holders` names all of it."""
+
+    name = "snapshot-busy"
+
+    def __init__(self, snapshot: str, holders: list[str]) -> None:
+        super().__init__(f"snapshot {snapshot} is in use by {', '.join(holders)}")
+        self.snapshot = snapshot
+        self.holders = holders
+
+
+class NoSuchLun(WaflError):
+    name = "no-such-lun"
+
+
+class NoSuchSnapshot(WaflError):
+    name = "no-such-snapshot"
+
+
+class NameTaken(WaflError):
+    name = "name-taken"
+
+
+class InvalidName(WaflError):
+    name = "invalid-name"
+
+
+class InvalidSize(WaflError):
+    name = "invalid-size"
+
+
+class VolumeLocked(WaflError):
+    """Another process, or another mount in this one, has the volume."""
+
+    name = "volume-locked"
+
+
+class UnsupportedFeature(WaflError):
+    """The volume uses a format feature that this version does not know."""
+
+    name = "unsupported-feature"
+
+
+class NotAVolume(WaflError):
+    """Neither label, or no fsinfo of the label's volume, could be read."""
+
+    name = "not-a-volume"
+
+
+class BackingLost(WaflError):
+    """The snapshot or the inode that a LUN reads through is not there."""
+
+    name = "backing-lost"
+
+
+class ChainTooDeep(WaflError):
+    """A LUN may stand on `MAX_CHAIN_DEPTH` snapshots, not on more."""
+
+    name = "chain-too-deep"
+
+
+class LimitReached(WaflError):
+    """A named limit of the format (snapshots, LUNs, generations) is reached."""
+
+    name = "limit-reached"
+
+
+class ReadOnlyVolume(WaflError):
+    name = "read-only-volume"
+
+
+class VolumeFailed(WaflError):
+    """A consistency point could not be written: the volume refuses changes until it is mounted again."""
+
+    name = "volume-failed"
+
+
+class LunBusy(WaflError):
+    """The LUN is not in a state that allows the request."""
+
+    name = "lun-busy"

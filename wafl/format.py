@@ -1,0 +1,404 @@
+"""The on-disk format, declared.  docs/format.md says the same byte by byte and a test compares the two.
+
+The declarations are construct's; each fixed record also has a `struct` layout derived from its declaration at
+import (`Record`), because inode, vtoc and snapshot records are packed in every consistency point.  Pointer blocks
+and data never pass through either.
+
+Everything is little endian.  Blocks 0 to 8 are the label and the head fsinfo ring, then the log region; the last
+nine blocks are the mirror ring and the second label; every other block can be anything.
+
+Reading this module: the block layout, then the records from the outside in (label, fsinfo, inode, vtoc entry,
+snapshot entry), then the helpers that pack and check.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from typing import Any
+
+import construct as c
+from crc32c import crc32c
+
+from wafl.errors import InvalidName, InvalidSize
+
+# --- blocks and pointers -------------------------------------------------------------------------------------------
+
+BLOCK_BYTES = 4096
+BLOCK_SHIFT = 12
+POINTERS = 256
+"""Pointers in a pointer block: 16 bytes each, in planes."""
+VBN_PLANE = slice(0, 2048)
+"""256 x u64: the child's vbn, or a mark."""
+CRC_PLANE = slice(2048, 3072)
+"""256 x u32: crc32c of the child's 4096 bytes."""
+BIRTH_PLANE = slice(3072, 4096)
+"""256 x u32: the consistency point that wrote the child."""
+LEVEL_ONE_BYTES = POINTERS * BLOCK_BYTES
+
+HOLE = 0
+"""Nothing here: falls through to the backing, reads zeros without one.  Legal at every level."""
+ZERO = 1
+"""Reads zeros and stops the search.  Legal at every level."""
+FIRST_DATA_VBN = 2
+"""Pointers from here on name a block (in practice the first nine blocks are never pointed at)."""
+
+MAX_HEIGHT = 5
+"""Level-5 blocks cover 4 PiB: enough for the maps of any volume and for a graveyard of level-4 subtrees."""
+MAX_GENERATION = 2**32 - 2
+"""Births are 32 bits (docs/decisions/0003): the volume stops before they wrap."""
+
+# --- places of the volume ------------------------------------------------------------------------------------------
+
+LABEL_VBN = 0
+RING_SLOTS = 8
+"""fsinfo of generation g lies in slot g % 8 of the head ring and of the mirror ring."""
+HEAD_RING_VBN = 1
+HEAD_BLOCKS = HEAD_RING_VBN + RING_SLOTS
+TAIL_BLOCKS = RING_SLOTS + 1
+
+MIN_VOLUME_BYTES = 1 << 20
+MAX_VOLUME_BYTES = 1 << 50
+MAX_LUN_BYTES = 16 << 40
+"""What a tree of height 4 covers."""
+
+MAX_SNAPSHOTS = 255
+MAX_LUNS = 1000
+MAX_CHAIN_DEPTH = 16
+NAME_BYTES = 255
+"""Longest LUN, snapshot or volume name in UTF-8."""
+
+MAP_BITS = BLOCK_BYTES * 8
+"""Blocks that one block of the active map or of the summary describes."""
+
+FORMAT_VERSION = 1
+LABEL_MAGIC = b"LAZYLUN\n"
+FSINFO_MAGIC = b"LLFSINFO"
+
+
+class Compat(IntFlag):
+    """Features that an older version may ignore."""
+
+    NONE = 0
+
+
+class RoCompat(IntFlag):
+    """Features with which an older version may mount read-only."""
+
+    NONE = 0
+
+
+class Incompat(IntFlag):
+    """Features that an older version must refuse."""
+
+    NONE = 0
+    LOG_RECORDS = 1
+    """The log region holds records that a mount must replay.  Reserved: no version writes it yet."""
+    REFERENCE_COUNTS = 2
+    """Blocks may be shared inside the active file system (inode 3).  Reserved."""
+
+
+KNOWN_INCOMPAT = 0
+KNOWN_RO_COMPAT = 0
+
+
+class InodeType(IntEnum):
+    FREE = 0
+    VTOC = 1
+    ACTIVE_MAP = 2
+    REFERENCE_COUNTS = 3
+    LUN = 4
+    ZOMBIE = 5
+    """A tree on its way out: reclaim truncates it from its end, then the inode is free."""
+
+
+VTOC_INODE = 1
+ACTIVE_MAP_INODE = 2
+REFERENCE_INODE = 3
+FIRST_INODE = 16
+"""Inode numbers from here on are given out; the first block of the inode file holds the fixed ones."""
+
+
+class FsinfoFlag(IntFlag):
+    NONE = 0
+    CLEAN = 1
+    """Written by an orderly close: nothing was lost."""
+
+
+class VtocFlag(IntFlag):
+    NONE = 0
+    ONLINE = 1
+    RESERVED = 2
+    CLONE_REQUESTED = 4
+
+
+class EntryState(IntEnum):
+    """State of a vtoc entry or of a snapshot entry."""
+
+    FREE = 0
+    LIVE = 1
+    DELETING = 2
+    """Snapshots only: gone for everybody, its blocks not yet given back."""
+
+
+# --- declarations --------------------------------------------------------------------------------------------------
+
+
+def _text(size: int) -> c.Construct:
+    """UTF-8, padded with zero bytes; at least one zero byte at the end."""
+    return c.Bytes(size)
+
+
+TreeRoot = c.Struct(
+    "root_vbn" / c.Int64ul,
+    "root_crc" / c.Int32ul,
+    "root_birth" / c.Int32ul,
+    "height" / c.Int32ul,
+    "pad" / c.Int32ul,
+    "size_bytes" / c.Int64ul,
+)
+
+Label = c.Struct(
+    "magic" / c.Bytes(8),
+    "format_version" / c.Int32ul,
+    "block_bytes" / c.Int32ul,
+    "compat" / c.Int64ul,
+    "ro_compat" / c.Int64ul,
+    "incompat" / c.Int64ul,
+    "uuid" / c.Bytes(16),
+    "initial_blocks" / c.Int64ul,
+    "created_us" / c.Int64ul,
+    "nvlog_start" / c.Int64ul,
+    "nvlog_blocks" / c.Int64ul,
+    "name" / _text(256),
+    "reserved" / c.Bytes(3748),
+    "crc" / c.Int32ul,
+)
+
+Fsinfo = c.Struct(
+    "magic" / c.Bytes(8),
+    "uuid" / c.Bytes(16),
+    "generation" / c.Int64ul,
+    "vbn" / c.Int64ul,
+    "volume_blocks" / c.Int64ul,
+    "flags" / c.Int64ul,
+    "written_us" / c.Int64ul,
+    "next_inode_generation" / c.Int64ul,
+    "next_snapshot_id" / c.Int64ul,
+    "active_blocks" / c.Int64ul,
+    "summary_blocks" / c.Int64ul,
+    "allocation_hint" / c.Int64ul,
+    "ifile" / TreeRoot,
+    "summary" / TreeRoot,
+    "snapshot_table" / TreeRoot,
+    "reserved" / c.Bytes(3892),
+    "crc" / c.Int32ul,
+)
+
+Inode = c.Struct(
+    "number" / c.Int32ul,
+    "type" / c.Int16ul,
+    "height" / c.Int16ul,
+    "generation" / c.Int64ul,
+    "size_bytes" / c.Int64ul,
+    "blocks" / c.Int64ul,
+    "root_vbn" / c.Int64ul,
+    "root_crc" / c.Int32ul,
+    "root_birth" / c.Int32ul,
+    "owner" / c.Int32ul,
+    "flags" / c.Int32ul,
+    "owner_generation" / c.Int64ul,
+    "reserved" / c.Bytes(192),
+)
+
+VtocEntry = c.Struct(
+    "state" / c.Int32ul,
+    "flags" / c.Int32ul,
+    "inode" / c.Int32ul,
+    "block_bytes" / c.Int32ul,
+    "inode_generation" / c.Int64ul,
+    "size_bytes" / c.Int64ul,
+    "created_us" / c.Int64ul,
+    "uuid" / c.Bytes(16),
+    "naa" / c.Bytes(8),
+    "serial" / _text(32),
+    "ostype" / _text(32),
+    "name" / _text(256),
+    "comment" / _text(256),
+    "backing_snapshot" / c.Int64ul,
+    "backing_inode" / c.Int32ul,
+    "pad" / c.Int32ul,
+    "backing_inode_generation" / c.Int64ul,
+    "backing_limit_bytes" / c.Int64ul,
+    "missing_blocks" / c.Int64ul,
+    "reserved" / c.Bytes(344),
+)
+
+SnapshotEntry = c.Struct(
+    "state" / c.Int32ul,
+    "pad" / c.Int32ul,
+    "id" / c.Int64ul,
+    "created_us" / c.Int64ul,
+    "generation" / c.Int64ul,
+    "volume_blocks" / c.Int64ul,
+    "active_blocks" / c.Int64ul,
+    "ifile" / TreeRoot,
+    "name" / _text(256),
+    "reserved" / c.Bytes(176),
+)
+
+
+# --- struct layouts derived from the declarations ------------------------------------------------------------------
+
+
+def _flatten(declaration: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """(field name, struct code) of each field; a nested struct's fields are prefixed with its name."""
+    fields: list[tuple[str, str]] = []
+    for renamed in declaration.subcons:
+        name, inner = f"{prefix}{renamed.name}", renamed.subcon
+        if isinstance(inner, c.FormatField):
+            fields.append((name, inner.fmtstr[-1]))
+        elif isinstance(inner, c.Bytes):
+            fields.append((name, f"{inner.length}s"))
+        else:
+            fields += _flatten(inner, f"{name}_")
+    return fields
+
+
+class Record:
+    """One declaration and the `struct` layout read off it: fields by name, nested ones as `outer_inner`."""
+
+    def __init__(self, declaration: Any, size: int) -> None:
+        fields = _flatten(declaration)
+        self.declaration = declaration
+        self.names = tuple(name for name, _ in fields)
+        self.layout = struct.Struct("<" + "".join(code for _, code in fields))
+        self._defaults = {name: b"" if code.endswith("s") else 0 for name, code in fields}
+        assert self.layout.size == declaration.sizeof() == size
+
+    @property
+    def size(self) -> int:
+        return self.layout.size
+
+    def pack(self, **values: Any) -> bytes:
+        """The record's bytes; a field not given is zero."""
+        merged = self._defaults | values
+        assert len(merged) == len(self._defaults), values.keys() - self._defaults.keys()
+        return self.layout.pack(*(merged[name] for name in self.names))
+
+    def unpack(self, data: bytes | bytearray | memoryview, offset: int = 0) -> dict[str, Any]:
+        return dict(zip(self.names, self.layout.unpack_from(data, offset), strict=True))
+
+    def offset_of(self, field: str) -> int:
+        codes = [code for _, code in _flatten(self.declaration)]
+        return struct.calcsize("<" + "".join(codes[: self.names.index(field)]))
+
+
+LABEL = Record(Label, BLOCK_BYTES)
+FSINFO = Record(Fsinfo, BLOCK_BYTES)
+INODE = Record(Inode, 256)
+VTOC_ENTRY = Record(VtocEntry, 1024)
+SNAPSHOT_ENTRY = Record(SnapshotEntry, 512)
+TREE_ROOT = Record(TreeRoot, 32)
+
+INODE_ROOT_CRC = INODE.offset_of("root_crc")
+SNAPSHOT_IFILE_CRC = SNAPSHOT_ENTRY.offset_of("ifile_root_crc")
+
+
+def seal(record: Record, **values: Any) -> bytes:
+    """Pack a label or fsinfo with the crc32c of all that precedes its last four bytes."""
+    body = record.pack(**values)
+    return body[:-4] + struct.pack("<I", crc32c(body[:-4]))
+
+
+def unseal(record: Record, magic: bytes, data: bytes | bytearray | memoryview) -> dict[str, Any] | None:
+    """The fields of a label or fsinfo, or None if it is not one or is damaged."""
+    if bytes(data[: len(magic)]) != magic or crc32c(data[:-4]) != struct.unpack_from("<I", data, len(data) - 4)[0]:
+        return None
+    return record.unpack(data)
+
+
+# --- geometry ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Where the fixed parts of a volume of `blocks` blocks lie."""
+
+    blocks: int
+    nvlog_blocks: int
+
+    @property
+    def nvlog_start(self) -> int:
+        return HEAD_BLOCKS
+
+    @property
+    def head_blocks(self) -> int:
+        """Blocks at the head that are never allocated."""
+        return HEAD_BLOCKS + self.nvlog_blocks
+
+    @property
+    def tail_ring(self) -> int:
+        return self.blocks - TAIL_BLOCKS
+
+    @property
+    def second_label(self) -> int:
+        return self.blocks - 1
+
+    def fsinfo_vbns(self, generation: int) -> tuple[int, int]:
+        slot = generation % RING_SLOTS
+        return HEAD_RING_VBN + slot, self.tail_ring + slot
+
+
+def plan_geometry(size_bytes: int) -> Geometry:
+    """Geometry of a new volume: the log gets 1/64 of it, 256 KiB to 64 MiB, or nothing on a tiny volume."""
+    if not MIN_VOLUME_BYTES <= size_bytes <= MAX_VOLUME_BYTES:
+        raise InvalidSize(f"a volume has {MIN_VOLUME_BYTES} to {MAX_VOLUME_BYTES} bytes, not {size_bytes}")
+    share = size_bytes // 64
+    log_bytes = 0 if share < 256 << 10 else min(share, 64 << 20)
+    return Geometry(size_bytes // BLOCK_BYTES, log_bytes // BLOCK_BYTES)
+
+
+def height_for(blocks: int) -> int:
+    """Height of the smallest tree that reaches `blocks` blocks (at least 1: the root is a pointer block)."""
+    height = 1
+    while POINTERS**height < blocks:
+        height += 1
+    return height
+
+
+# --- names ---------------------------------------------------------------------------------------------------------
+
+
+def encode_text(text: str, what: str, limit: int = NAME_BYTES) -> bytes:
+    """UTF-8 of a name or comment that fits its field and holds no control character."""
+    try:
+        raw = text.encode()
+    except UnicodeEncodeError:
+        raise InvalidName(f"{what} is not valid text") from None
+    if len(raw) > limit:
+        raise InvalidName(f"{what} is longer than {limit} bytes")
+    if any(ord(char) < 32 or ord(char) == 127 for char in text):
+        raise InvalidName(f"{what} holds a control character")
+    return raw
+
+
+def decode_text(raw: bytes) -> str:
+    return raw.rstrip(b"\0").decode("utf-8", "replace")
+
+
+def check_lun_name(name: str) -> bytes:
+    """A LUN's path within the volume: components between single slashes; `.snapshot` belongs to the snapshots."""
+    raw = encode_text(name, "LUN name")
+    for part in name.split("/"):
+        if not part or part in (".", "..", ".snapshot") or part != part.strip():
+            raise InvalidName(f"{name!r} is not a LUN name")
+    return raw
+
+
+def check_snapshot_name(name: str) -> bytes:
+    raw = encode_text(name, "snapshot name")
+    if not name or "/" in name or name in (".", "..") or name != name.strip():
+        raise InvalidName(f"{name!r} is not a snapshot name")
+    return raw
