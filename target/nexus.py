@@ -1,0 +1,244 @@
+"""The join of iSCSI and SCSI: targets, their I_T nexuses, and the fast path from a PDU to a store.
+
+The API that management uses:
+
+    device = TargetDevice("iqn.2024-01.example:vol0")      one per target (one per volume)
+    lu = LogicalUnit(store)                                one per LUN, for as long as the target has it
+    nexus = device.open_nexus(initiator, isid, lun_map, on_close=None, tpgt=1)
+                                                           lun_map: Mapping[LUN id, LogicalUnit], what this initiator
+                                                           sees; `nexus` is what TargetDirectory.open_nexus returns
+    nexus.set_map(lun_map)                                 after map, unmap, destroy, igroup changes; compares with what
+                                                           was, tells the host (3F/0E) if anything differs
+    device.refresh(lun_map_of)                             set_map for all nexuses: lun_map_of(initiator name) -> map
+    device.nexuses                                         the open ones: .initiator .isid .target_port .itls
+    lu.capacity_changed()                                  the store's size_bytes is another one (2A/09)
+    lu.state_changed()                                     the store's online or read_only changed
+    lu.replace_store(store)                                other contents or identity behind the same LUN
+    lu.threshold_reached()                                 thin provisioning soft threshold (38/07)
+    lu.counters                                            .reads .writes .read_bytes .write_bytes
+    lu.reservations                                        .keys .type .holder .unit_holder, to show
+
+All of it on the loop that owns the volume.  A LogicalUnit's object identity is its identity for hosts: reuse the
+object for the same LUN, never for another.
+
+The fast path asks one question, "is the LUN in this dictionary?".  `itl_changed` keeps the dictionaries so that a LUN
+is in `_readable` or `_writable` only while nothing (unit attention, reservation, write protection, offline) stands in
+the way; everything else goes through the router.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from target.iscsi.ports import DataInFailed, Done, Response, SegmentReader
+from target.scsi.cdbs import DPO, READ_10, READ_16, WRITE_10, WRITE_16
+from target.scsi.it_nexus import ITNexus, lun_field, lun_id
+from target.scsi.router import data_out_length, perform
+from target.scsi.sense import Asc, CheckCondition, SenseKey, Status
+from target.scsi.store import StoreError
+from target.scsi.task import Access, Reply
+from target.scsi.task_management import (
+    ServiceResponse,
+    abort_task,
+    abort_task_set,
+    clear_task_set,
+    logical_unit_reset,
+    on_unit,
+    target_reset,
+)
+from target.scsi.unit import Counters, ITLNexus, LogicalUnit
+
+__all__ = ["LogicalUnit", "Nexus", "TargetDevice", "lun_field", "lun_id"]
+
+log = logging.getLogger(__name__)
+
+LunMap = Mapping[int, LogicalUnit]
+OnClose = Callable[["Nexus"], None]
+
+READ_10_OPCODE, READ_16_OPCODE = READ_10.opcode, READ_16.opcode
+WRITE_10_OPCODE, WRITE_16_OPCODE = WRITE_10.opcode, WRITE_16.opcode
+# (opcode, flags, lba, length, control), as declared in `cdbs`; WRITE has the layout of READ
+unpack_10 = READ_10.struct.unpack_from
+unpack_16 = READ_16.struct.unpack_from
+NOT_PLAIN = 0xFF & ~DPO
+"""DPO is advice; any other flag needs the router."""
+
+# RFC 7143 11.6.1
+FUNCTION_COMPLETE, LUN_DOES_NOT_EXIST, ALLEGIANCE_NOT_SUPPORTED, FUNCTION_NOT_SUPPORTED, REJECTED = 0, 2, 4, 5, 255
+SERVICE_RESPONSES = {
+    ServiceResponse.FUNCTION_COMPLETE: FUNCTION_COMPLETE,
+    ServiceResponse.INCORRECT_LOGICAL_UNIT_NUMBER: LUN_DOES_NOT_EXIST,
+    ServiceResponse.FUNCTION_REJECTED: REJECTED,
+}
+# RFC 7143 11.5.1: ABORT TASK (1) has its own method; CLEAR ACA (3) is not supported as NORMACA is 0
+FUNCTIONS: dict[int, Callable[[ITNexus, int], ServiceResponse]] = {
+    2: lambda nexus, lun: on_unit(abort_task_set, nexus, lun),
+    4: lambda nexus, lun: on_unit(clear_task_set, nexus, lun),
+    5: lambda nexus, lun: on_unit(logical_unit_reset, nexus, lun),
+    6: lambda nexus, lun: target_reset(nexus),
+    7: lambda nexus, lun: target_reset(nexus),
+}
+TASK_REASSIGN = 8
+
+FastRead = tuple[int, int, Callable[[int, memoryview], bool], Counters]
+FastWrite = tuple[int, int, Callable[[int, memoryview], None], Counters]
+
+
+class TargetDevice:
+    """A SCSI target device: the nexuses of one target."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.nexuses: list[Nexus] = []
+
+    def open_nexus(
+        self, initiator: str, isid: bytes, lun_map: LunMap, on_close: OnClose | None = None, tpgt: int = 1
+    ) -> Nexus:
+        """A new session's nexus; `on_close` is called once when the session is gone."""
+        nexus = Nexus(self, initiator, isid, tpgt, on_close)
+        nexus.set_map(lun_map)
+        self.nexuses.append(nexus)
+        return nexus
+
+    def refresh(self, lun_map_of: Callable[[str], LunMap]) -> None:
+        """Give every nexus the map that its initiator has now."""
+        for nexus in list(self.nexuses):
+            nexus.set_map(lun_map_of(nexus.initiator))
+
+
+class Nexus(ITNexus):
+    """`ports.Nexus` for one session."""
+
+    def __init__(
+        self, device: TargetDevice, initiator: str, isid: bytes, tpgt: int, on_close: OnClose | None
+    ) -> None:
+        super().__init__(initiator, isid, device.name, tpgt)
+        self.device = device
+        self._on_close = on_close
+        self._readable: dict[int, FastRead] = {}
+        self._writable: dict[int, FastWrite] = {}
+        self._closed = False
+
+    # --- hot path -----------------------------------------------------------------------------------------------
+
+    def fast_read(self, lun: int, buf: memoryview, cdb_at: int, edtl: int, out: memoryview) -> int:
+        try:
+            shift, size, read, counters = self._readable[lun]
+        except KeyError:
+            return -1
+        opcode = buf[cdb_at]
+        if opcode == READ_10_OPCODE:
+            _, flags, lba, blocks, control = unpack_10(buf, cdb_at)
+        elif opcode == READ_16_OPCODE:
+            _, flags, lba, blocks, control = unpack_16(buf, cdb_at)
+        else:
+            return -1
+        offset = lba << shift
+        room = len(out)
+        if flags & NOT_PLAIN or control or blocks << shift != edtl or offset + edtl > size or not 0 < edtl <= room:
+            return -1
+        try:
+            if not read(offset, out if edtl == room else out[:edtl]):
+                return -1
+        except StoreError:
+            return -1
+        counters.reads += 1
+        counters.read_bytes += edtl
+        return edtl
+
+    def fast_write(self, lun: int, buf: memoryview, cdb_at: int, data: memoryview) -> bool:
+        try:
+            shift, size, write, counters = self._writable[lun]
+        except KeyError:
+            return False
+        opcode = buf[cdb_at]
+        if opcode == WRITE_10_OPCODE:
+            _, flags, lba, blocks, control = unpack_10(buf, cdb_at)
+        elif opcode == WRITE_16_OPCODE:
+            _, flags, lba, blocks, control = unpack_16(buf, cdb_at)
+        else:
+            return False
+        offset = lba << shift
+        length = len(data)
+        if flags & NOT_PLAIN or control or blocks << shift != length or offset + length > size or not length:
+            return False
+        try:
+            write(offset, data)
+        except StoreError:
+            return False
+        counters.writes += 1
+        counters.write_bytes += length
+        return True
+
+    def itl_changed(self, itl: ITLNexus) -> None:
+        field, lu = lun_field(itl.lun), itl.lu
+        self._readable.pop(field, None)
+        self._writable.pop(field, None)
+        if self.itls.get(field) is not itl:
+            return
+        shift, size, store = lu.shift, lu.blocks << lu.shift, lu.store
+        if itl.open_for(Access.READ):
+            self._readable[field] = (shift, size, store.read_into_nowait, lu.counters)
+        if itl.open_for(Access.WRITE):
+            self._writable[field] = (shift, size, store.write, lu.counters)
+
+    # --- every command ------------------------------------------------------------------------------------------
+
+    def data_out_length(self, lun: int, cdb: bytes) -> int:
+        return data_out_length(self, lun, cdb)
+
+    def execute(
+        self, lun: int, cdb: bytes, attribute: int, data_out: memoryview, tag: int, done: Done
+    ) -> Response | None:
+        """`attribute` needs nothing: commands run one at a time in the order they come, so every order is kept; only a
+        wait for durability is overtaken, and what it waits for has been written by then."""
+        try:
+            reply = perform(self, lun, cdb, data_out, tag, lambda late: done(response_to(late)))
+        except Exception:  # the border of the device server: a fault here ends one command, not the session
+            log.exception("%s: command %s failed inside the device server", self.initiator, cdb[:16].hex())
+            return Response(Status.CHECK_CONDITION, INTERNAL_FAILURE)
+        return None if reply is None else response_to(reply)
+
+    def abort_task(self, lun: int, tag: int) -> bool:
+        return abort_task(self, lun, tag)
+
+    def manage(self, function: int, lun: int) -> int:
+        if function == TASK_REASSIGN:
+            return ALLEGIANCE_NOT_SUPPORTED
+        act = FUNCTIONS.get(function)
+        return FUNCTION_NOT_SUPPORTED if act is None else SERVICE_RESPONSES[act(self, lun)]
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self.lose()
+        self.device.nexuses.remove(self)
+        if self._on_close is not None:
+            self._on_close(self)
+
+
+INTERNAL_FAILURE = CheckCondition(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE).encode()
+
+
+def response_to(reply: Reply) -> Response:
+    """The Reply in the transport's words."""
+    reader = None if reply.reader is None else failing_in_transport_terms(reply.reader)
+    return Response(reply.status, reply.sense, reply.data, reader, reply.length, reply.wanted)
+
+
+def failing_in_transport_terms(reader: SegmentReader) -> SegmentReader:
+    def read(offset: int, view: memoryview) -> None:
+        try:
+            reader(offset, view)
+        except CheckCondition as condition:
+            raise DataInFailed(Response(Status.CHECK_CONDITION, condition.encode())) from condition
+
+    return read
+
+
+def open_nexuses_of(lu: LogicalUnit) -> list[Nexus]:
+    """The sessions that see a logical unit, each once."""
+    return list(dict.fromkeys(cast(Nexus, itl.nexus) for itl in lu.itls))

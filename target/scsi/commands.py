@@ -1,0 +1,165 @@
+"""The command table: every command, its CDB, its handler, and the rules the router applies before the handler runs.
+
+Access says how reservations see the command (SPC-4 table 66, SBC-3 table 13).
+"""
+
+from __future__ import annotations
+
+from target.scsi import block, capacity, cdbs, inquiry, mode, primary, reserve, supported
+from target.scsi.cdb import Cdb, Fields
+from target.scsi.limits import MAX_COMPARE_AND_WRITE_BLOCKS, MAX_TRANSFER_BYTES, MAX_WRITE_SAME_BYTES
+from target.scsi.task import Access, Command, DataOut, Handler, Reply, Task
+from target.scsi.unit import LogicalUnit
+
+FREE, UNIT, READ, WRITE, RESERVATION = Access.FREE, Access.UNIT, Access.READ, Access.WRITE, Access.RESERVATION
+
+
+def parameter_list(fields: Fields, _: LogicalUnit) -> int:
+    return fields["parameter_list_length"]
+
+
+def report_opcodes(task: Task) -> Reply:
+    return supported.report_opcodes(task, COMMANDS)
+
+
+def _read(name: str, cdb: Cdb) -> Command:
+    extent = block.extent_6 if cdb.length == 6 else block.extent
+    return Command(name, cdb, block.read, READ, extent, MAX_TRANSFER_BYTES)
+
+
+def _write(name: str, cdb: Cdb) -> Command:
+    if cdb.length == 6:
+        extent, out = block.extent_6, block.blocks_out_6
+    else:
+        extent, out = block.extent, block.blocks_out
+    return Command(name, cdb, block.write, WRITE, extent, MAX_TRANSFER_BYTES, out, writes=True)
+
+
+def _write_and_verify(name: str, cdb: Cdb) -> Command:
+    return Command(
+        name, cdb, block.write_and_verify, WRITE, block.extent, MAX_TRANSFER_BYTES, block.blocks_out, writes=True
+    )
+
+
+def _verify(name: str, cdb: Cdb) -> Command:
+    return Command(name, cdb, block.verify, READ, block.extent, MAX_TRANSFER_BYTES, block.verify_out)
+
+
+def _write_same(name: str, cdb: Cdb, out: DataOut) -> Command:
+    return Command(
+        name, cdb, capacity.write_same, WRITE, block.extent, MAX_WRITE_SAME_BYTES, out, writes=True
+    )
+
+
+def _always(name: str, cdb: Cdb, handler: Handler) -> Command:
+    """INQUIRY, REPORT LUNS, REQUEST SENSE: no unit attention stands in their way."""
+    return Command(name, cdb, handler, FREE, blocked_by_attention=False, needs_ready=False)
+
+
+def _in(name: str, cdb: Cdb, handler: Handler, access: Access = WRITE) -> Command:
+    """About the device server, not the medium."""
+    return Command(name, cdb, handler, access, needs_ready=False)
+
+
+def _out(name: str, cdb: Cdb, handler: Handler, access: Access = WRITE) -> Command:
+    return Command(name, cdb, handler, access, data_out=parameter_list, needs_ready=False)
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command("TEST UNIT READY", cdbs.TEST_UNIT_READY, primary.ready, UNIT),
+    _always("REQUEST SENSE", cdbs.REQUEST_SENSE, primary.request_sense),
+    _always("INQUIRY", cdbs.INQUIRY, inquiry.inquiry),
+    _always("REPORT LUNS", cdbs.REPORT_LUNS, primary.report_luns),
+    _in("MODE SENSE(6)", cdbs.MODE_SENSE_6, mode.mode_sense_6),
+    _in("MODE SENSE(10)", cdbs.MODE_SENSE_10, mode.mode_sense_10),
+    _out("MODE SELECT(6)", cdbs.MODE_SELECT_6, mode.mode_select_6),
+    _out("MODE SELECT(10)", cdbs.MODE_SELECT_10, mode.mode_select_10),
+    _in("LOG SENSE", cdbs.LOG_SENSE, primary.log_sense, FREE),
+    Command(
+        "PREVENT ALLOW MEDIUM REMOVAL", cdbs.PREVENT_ALLOW_MEDIUM_REMOVAL, primary.prevent_allow, primary.prevent_access
+    ),
+    Command("START STOP UNIT", cdbs.START_STOP_UNIT, block.start_stop_unit, block.start_stop_access),
+    _in("RESERVE(6)", cdbs.RESERVE_6, reserve.reserve_6, RESERVATION),
+    _in("RELEASE(6)", cdbs.RELEASE_6, reserve.release_6, RESERVATION),
+    *(
+        _in(f"PERSISTENT RESERVE IN, {name}", cdbs.PERSISTENT_RESERVE_IN[action], handler, RESERVATION)
+        for action, name, handler in (
+            (0, "READ KEYS", reserve.read_keys),
+            (1, "READ RESERVATION", reserve.read_reservation),
+            (2, "REPORT CAPABILITIES", reserve.report_capabilities),
+            (3, "READ FULL STATUS", reserve.read_full_status),
+        )
+    ),
+    *(
+        _out(f"PERSISTENT RESERVE OUT, {name}", cdbs.PERSISTENT_RESERVE_OUT[action], handler, RESERVATION)
+        for action, name, handler in (
+            (0, "REGISTER", reserve.register),
+            (1, "RESERVE", reserve.reserve),
+            (2, "RELEASE", reserve.release),
+            (3, "CLEAR", reserve.clear),
+            (4, "PREEMPT", reserve.preempt),
+            (5, "PREEMPT AND ABORT", reserve.preempt_and_abort),
+            (6, "REGISTER AND IGNORE EXISTING KEY", reserve.register_and_ignore),
+        )
+    ),
+    _in("REPORT SUPPORTED OPERATION CODES", cdbs.REPORT_SUPPORTED_OPERATION_CODES, report_opcodes),
+    _in(
+        "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS",
+        cdbs.REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS,
+        supported.report_tmfs,
+    ),
+    Command("READ CAPACITY(10)", cdbs.READ_CAPACITY_10, capacity.read_capacity_10, FREE),
+    Command("READ CAPACITY(16)", cdbs.READ_CAPACITY_16, capacity.read_capacity_16, FREE),
+    Command("GET LBA STATUS", cdbs.GET_LBA_STATUS, capacity.get_lba_status, READ),
+    _read("READ(6)", cdbs.READ_6),
+    _read("READ(10)", cdbs.READ_10),
+    _read("READ(12)", cdbs.READ_12),
+    _read("READ(16)", cdbs.READ_16),
+    _write("WRITE(6)", cdbs.WRITE_6),
+    _write("WRITE(10)", cdbs.WRITE_10),
+    _write("WRITE(12)", cdbs.WRITE_12),
+    _write("WRITE(16)", cdbs.WRITE_16),
+    _write_and_verify("WRITE AND VERIFY(10)", cdbs.WRITE_AND_VERIFY_10),
+    _write_and_verify("WRITE AND VERIFY(12)", cdbs.WRITE_AND_VERIFY_12),
+    _write_and_verify("WRITE AND VERIFY(16)", cdbs.WRITE_AND_VERIFY_16),
+    _verify("VERIFY(10)", cdbs.VERIFY_10),
+    _verify("VERIFY(12)", cdbs.VERIFY_12),
+    _verify("VERIFY(16)", cdbs.VERIFY_16),
+    Command("SYNCHRONIZE CACHE(10)", cdbs.SYNCHRONIZE_CACHE_10, block.synchronize_cache, WRITE, block.extent),
+    Command("SYNCHRONIZE CACHE(16)", cdbs.SYNCHRONIZE_CACHE_16, block.synchronize_cache, WRITE, block.extent),
+    Command("PRE-FETCH(10)", cdbs.PRE_FETCH_10, block.pre_fetch, READ, block.extent),
+    Command("PRE-FETCH(16)", cdbs.PRE_FETCH_16, block.pre_fetch, READ, block.extent),
+    Command(
+        "UNMAP",
+        cdbs.UNMAP,
+        capacity.unmap,
+        WRITE,
+        data_out=parameter_list,
+        writes=True,
+        supported=capacity.is_thin,
+    ),
+    _write_same("WRITE SAME(10)", cdbs.WRITE_SAME_10, lambda _, lu: lu.block_bytes),
+    _write_same("WRITE SAME(16)", cdbs.WRITE_SAME_16, capacity.write_same_out),
+    Command(
+        "COMPARE AND WRITE",
+        cdbs.COMPARE_AND_WRITE,
+        block.compare_and_write,
+        WRITE,
+        block.extent,
+        limit_blocks=MAX_COMPARE_AND_WRITE_BLOCKS,
+        data_out=block.twice_blocks_out,
+        writes=True,
+    ),
+    Command(
+        "ORWRITE(16)",
+        cdbs.ORWRITE_16,
+        block.orwrite,
+        WRITE,
+        block.extent,
+        MAX_TRANSFER_BYTES,
+        block.blocks_out,
+        writes=True,
+    ),
+    _in("READ DEFECT DATA(10)", cdbs.READ_DEFECT_DATA_10, supported.read_defect_data_10, READ),
+    _in("READ DEFECT DATA(12)", cdbs.READ_DEFECT_DATA_12, supported.read_defect_data_12, READ),
+)

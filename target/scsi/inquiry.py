@@ -1,0 +1,251 @@
+"""INQUIRY: standard data and the VPD pages (SPC-4 6.6 and 7.8, SBC-3 6.6).
+
+A page is a construct declaration and a function that fills it; `VPD_PAGES` is the list that page 00h shows.  Only
+what is true is claimed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from construct import (
+    Array,
+    Bytes,
+    Const,
+    GreedyBytes,
+    Int8ub,
+    Int16ub,
+    Int32ub,
+    Int64ub,
+    Padding,
+    Prefixed,
+    Struct,
+)
+
+from target.scsi.it_nexus import ITNexus
+from target.scsi.limits import (
+    MAX_COMPARE_AND_WRITE_BLOCKS,
+    MAX_TRANSFER_BYTES,
+    MAX_UNMAP_BLOCKS,
+    MAX_UNMAP_DESCRIPTORS,
+    MAX_WRITE_SAME_BYTES,
+    OPTIMAL_TRANSFER_BYTES,
+    UNMAP_GRANULARITY_BYTES,
+)
+from target.scsi.sense import invalid_field
+from target.scsi.task import Reply, Task, data_in
+from target.scsi.unit import LogicalUnit
+
+VENDOR = "LAZYLUN"
+PRODUCT = "LUN"
+REVISION = "0001"
+
+DIRECT_ACCESS = 0x00
+NO_LOGICAL_UNIT = 0x7F
+"""PERIPHERAL QUALIFIER 3, PERIPHERAL DEVICE TYPE 1Fh."""
+
+VERSION_SPC_4 = 0x06
+HISUP_FORMAT_2 = 0x12
+CMDQUE = 0x02
+# SAM-5, SPC-4, SBC-3, iSCSI (SPC-4 table 145): without a version
+VERSION_DESCRIPTORS = (0x00A0, 0x0460, 0x04C0, 0x0960)
+
+STANDARD = Struct(
+    "peripheral" / Int8ub,
+    "rmb" / Const(0, Int8ub),
+    "version" / Const(VERSION_SPC_4, Int8ub),
+    "response_data_format" / Const(HISUP_FORMAT_2, Int8ub),
+    "additional_length" / Const(96 - 5, Int8ub),
+    "flags_5" / Const(0, Int8ub),  # no TPGS, no third-party copy, no protection information
+    "flags_6" / Const(0, Int8ub),
+    "flags_7" / Const(CMDQUE, Int8ub),
+    "vendor" / Bytes(8),
+    "product" / Bytes(16),
+    "revision" / Bytes(4),
+    Padding(22),
+    "version_descriptors" / Array(8, Int16ub),
+    Padding(22),
+)
+
+VPD_HEADER = Struct("peripheral" / Int8ub, "page_code" / Int8ub, "page" / Prefixed(Int16ub, GreedyBytes))
+
+# SPC-4 7.8.6.1
+DESIGNATOR = Struct(
+    "protocol_code_set" / Int8ub,
+    "piv_association_type" / Int8ub,
+    Padding(1),
+    "designator" / Prefixed(Int8ub, GreedyBytes),
+)
+BINARY, ASCII, UTF8 = 1, 2, 3
+PROTOCOL_ISCSI, PIV = 0x50, 0x80
+LOGICAL_UNIT, TARGET_PORT, TARGET_DEVICE = 0x00, 0x10, 0x20
+T10_VENDOR_ID, NAA, RELATIVE_TARGET_PORT, SCSI_NAME = 1, 3, 4, 8
+
+# SPC-4 7.8.7: what the target does with task attributes and its cache
+EXTENDED_INQUIRY = Struct(
+    "protection" / Const(0, Int8ub),
+    "task_attributes" / Int8ub,
+    "cache" / Int8ub,
+    Padding(57),
+)
+HEADSUP_ORDSUP_SIMPSUP = 0x07
+V_SUP = 0x01
+
+# SBC-3 6.6.4
+BLOCK_LIMITS = Struct(
+    "wsnz" / Const(1, Int8ub),
+    "maximum_compare_and_write_length" / Int8ub,
+    "optimal_transfer_length_granularity" / Int16ub,
+    "maximum_transfer_length" / Int32ub,
+    "optimal_transfer_length" / Int32ub,
+    "maximum_prefetch_length" / Const(0, Int32ub),
+    "maximum_unmap_lba_count" / Int32ub,
+    "maximum_unmap_block_descriptor_count" / Int32ub,
+    "optimal_unmap_granularity" / Int32ub,
+    "unmap_granularity_alignment" / Int32ub,
+    "maximum_write_same_length" / Int64ub,
+    Padding(20),
+)
+UGAVALID = 0x80000000
+
+# SBC-3 6.6.2
+BLOCK_DEVICE_CHARACTERISTICS = Struct(
+    "medium_rotation_rate" / Const(1, Int16ub),  # non-rotating
+    "product_type" / Const(0, Int8ub),
+    "nominal_form_factor" / Const(0, Int8ub),
+    "flags" / Const(0, Int8ub),
+    Padding(55),
+)
+
+# SBC-3 6.6.5
+LOGICAL_BLOCK_PROVISIONING = Struct(
+    "threshold_exponent" / Const(0, Int8ub),
+    "flags" / Int8ub,
+    "provisioning_type" / Int8ub,
+    Padding(1),
+)
+LBPU, LBPWS, LBPWS10, LBPRZ = 0x80, 0x40, 0x20, 0x04
+FULLY_PROVISIONED, THIN_PROVISIONED = 0, 2
+
+EVPD = 0x01
+
+
+def inquiry(task: Task) -> Reply:
+    fields = task.fields
+    if fields["flags"] & EVPD:
+        return data_in(vpd(task, fields["page_code"]), fields["allocation_length"])
+    if fields["page_code"]:
+        raise invalid_field(2)
+    return data_in(standard_data(DIRECT_ACCESS), fields["allocation_length"])
+
+
+def standard_data(peripheral: int) -> bytes:
+    built: bytes = STANDARD.build({
+        "peripheral": peripheral,
+        "vendor": padded(VENDOR, 8),
+        "product": padded(PRODUCT, 16),
+        "revision": padded(REVISION, 4),
+        "version_descriptors": VERSION_DESCRIPTORS + (0,) * (8 - len(VERSION_DESCRIPTORS)),
+    })
+    return built
+
+
+def padded(text: str, size: int) -> bytes:
+    """Left-aligned ASCII (SPC-4 4.4.1)."""
+    return text.encode("ascii", "replace").ljust(size)[:size]
+
+
+def vpd(task: Task, page_code: int) -> bytes:
+    fill = VPD_PAGES.get(page_code)
+    if fill is None:
+        raise invalid_field(2)
+    return vpd_page(DIRECT_ACCESS, page_code, fill(task.nexus, task.lu))
+
+
+def vpd_page(peripheral: int, page_code: int, page: bytes) -> bytes:
+    built: bytes = VPD_HEADER.build({"peripheral": peripheral, "page_code": page_code, "page": page})
+    return built
+
+
+def supported_pages(_: ITNexus, __: LogicalUnit) -> bytes:
+    return bytes(sorted(VPD_PAGES))
+
+
+def unit_serial_number(_: ITNexus, lu: LogicalUnit) -> bytes:
+    return lu.store.serial.encode("ascii", "replace")
+
+
+def device_identification(nexus: ITNexus, lu: LogicalUnit) -> bytes:
+    """What multipath, udev and clusters know the LUN by, then the port and the device it was reached through."""
+    target_port = f"{nexus.target_name},t,0x{nexus.target_port:04x}"
+    return b"".join((
+        designator(BINARY, LOGICAL_UNIT | NAA, lu.store.naa),
+        designator(ASCII, LOGICAL_UNIT | T10_VENDOR_ID, padded(VENDOR, 8) + lu.store.serial.encode("ascii", "replace")),
+        designator(PROTOCOL_ISCSI | BINARY, PIV | TARGET_PORT | RELATIVE_TARGET_PORT, relative_port(nexus)),
+        designator(PROTOCOL_ISCSI | UTF8, PIV | TARGET_PORT | SCSI_NAME, scsi_name(target_port)),
+        designator(PROTOCOL_ISCSI | UTF8, PIV | TARGET_DEVICE | SCSI_NAME, scsi_name(nexus.target_name)),
+    ))
+
+
+def designator(protocol_code_set: int, piv_association_type: int, value: bytes) -> bytes:
+    built: bytes = DESIGNATOR.build({
+        "protocol_code_set": protocol_code_set, "piv_association_type": piv_association_type, "designator": value[:252],
+    })
+    return built
+
+
+def relative_port(nexus: ITNexus) -> bytes:
+    return bytes(2) + nexus.target_port.to_bytes(2, "big")
+
+
+def scsi_name(name: str) -> bytes:
+    """Null-terminated and padded to a multiple of four (SPC-4 7.8.6.11)."""
+    encoded = name.encode()[:247] + b"\0"
+    return encoded + bytes(-len(encoded) % 4)
+
+
+def extended_inquiry(_: ITNexus, __: LogicalUnit) -> bytes:
+    built: bytes = EXTENDED_INQUIRY.build({"task_attributes": HEADSUP_ORDSUP_SIMPSUP, "cache": V_SUP})
+    return built
+
+
+def block_limits(_: ITNexus, lu: LogicalUnit) -> bytes:
+    size = lu.block_bytes
+    thin = lu.store.thin
+    built: bytes = BLOCK_LIMITS.build({
+        "maximum_compare_and_write_length": MAX_COMPARE_AND_WRITE_BLOCKS,
+        "optimal_transfer_length_granularity": max(lu.store.physical_block_bytes // size, 1),
+        "maximum_transfer_length": MAX_TRANSFER_BYTES // size,
+        "optimal_transfer_length": OPTIMAL_TRANSFER_BYTES // size,
+        "maximum_unmap_lba_count": MAX_UNMAP_BLOCKS if thin else 0,
+        "maximum_unmap_block_descriptor_count": MAX_UNMAP_DESCRIPTORS if thin else 0,
+        "optimal_unmap_granularity": max(UNMAP_GRANULARITY_BYTES // size, 1) if thin else 0,
+        "unmap_granularity_alignment": UGAVALID if thin else 0,
+        "maximum_write_same_length": MAX_WRITE_SAME_BYTES // size,
+    })
+    return built
+
+
+def block_device_characteristics(_: ITNexus, __: LogicalUnit) -> bytes:
+    built: bytes = BLOCK_DEVICE_CHARACTERISTICS.build({})
+    return built
+
+
+def logical_block_provisioning(_: ITNexus, lu: LogicalUnit) -> bytes:
+    thin = lu.store.thin
+    built: bytes = LOGICAL_BLOCK_PROVISIONING.build({
+        "flags": LBPU | LBPWS | LBPWS10 | LBPRZ if thin else 0,
+        "provisioning_type": THIN_PROVISIONED if thin else FULLY_PROVISIONED,
+    })
+    return built
+
+
+VPD_PAGES: dict[int, Callable[[ITNexus, LogicalUnit], bytes]] = {
+    0x00: supported_pages,
+    0x80: unit_serial_number,
+    0x83: device_identification,
+    0x86: extended_inquiry,
+    0xB0: block_limits,
+    0xB1: block_device_characteristics,
+    0xB2: logical_block_provisioning,
+}

@@ -1,0 +1,116 @@
+"""One initiator's session as the device server sees it: an I_T nexus with its LUN inventory and pending tasks.
+
+LUNs are keyed by the raw 8-byte field (SAM-5 4.7) read as one integer, as it comes in the PDU, so that the usual
+command finds its logical unit by one dictionary look-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from target.scsi.limits import MAX_LUN_ID
+from target.scsi.sense import Asc, Status
+from target.scsi.task import Reply, Task
+from target.scsi.unit import ITLNexus, LogicalUnit
+
+FLAT = 0x4000
+
+
+def lun_field(lun: int) -> int:
+    """The 8-byte LUN of a LUN id: peripheral addressing below 256, flat above (SAM-5 4.7.7)."""
+    if not 0 <= lun <= MAX_LUN_ID:
+        raise ValueError(f"LUN id {lun} is not in 0..{MAX_LUN_ID}")
+    return (lun if lun < 256 else FLAT | lun) << 48
+
+
+def lun_id(field: int) -> int | None:
+    """The LUN id of an 8-byte LUN, or None if it is of another form (bus 0 and flat addressing are understood)."""
+    first = field >> 48
+    if field & ((1 << 48) - 1):
+        return None
+    if first < 256:
+        return first
+    return first & MAX_LUN_ID if first >> 14 == 1 else None
+
+
+class ITNexus:
+    """LUN id -> logical unit for one initiator port, and the tasks it has in the device server."""
+
+    def __init__(self, initiator: str, isid: bytes, target_name: str, target_port: int) -> None:
+        self.initiator = initiator
+        self.isid = isid
+        self.target_name = target_name
+        self.target_port = target_port
+        """Target portal group tag, which names the target port (RFC 7143 4.4.4)."""
+        self.itls: dict[int, ITLNexus] = {}
+        self.tasks: dict[int, Task] = {}
+        """By tag; only tasks that were put aside."""
+
+    @property
+    def initiator_port(self) -> str:
+        """RFC 7143 4.2.7.2: the name under which reservations know this nexus."""
+        return f"{self.initiator},i,0x{self.isid.hex()}"
+
+    def find(self, field: int) -> ITLNexus | None:
+        itl = self.itls.get(field)
+        if itl is None:
+            lun = lun_id(field)
+            itl = None if lun is None else self.itls.get(lun_field(lun))
+        return itl
+
+    def inventory(self) -> list[int]:
+        """The 8-byte LUNs of every logical unit this nexus may see, ascending (REPORT LUNS)."""
+        return sorted(self.itls)
+
+    def itl_changed(self, itl: ITLNexus) -> None:
+        """Something that decides about the fast path changed."""
+
+    def set_map(self, lun_map: Mapping[int, LogicalUnit]) -> bool:
+        """Make this the inventory.  True if it differs from before: then the logical units that stay get 3F/0E."""
+        wanted = {lun_field(lun): (lun, lu) for lun, lu in lun_map.items()}
+        gone = [f for f, itl in self.itls.items() if f not in wanted or wanted[f][1] is not itl.lu]
+        for field in gone:
+            self._drop(field)
+        stay = list(self.itls.values())
+        new = [field for field in wanted if field not in self.itls]
+        for field in new:
+            self._add(field, *wanted[field])
+        if gone or new:
+            for itl in stay:
+                itl.establish(Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
+        return bool(gone or new)
+
+    def _add(self, field: int, lun: int, lu: LogicalUnit) -> None:
+        self.itls[field] = itl = ITLNexus(self, lun, lu)
+        self.itl_changed(itl)
+
+    def _drop(self, field: int) -> None:
+        itl = self.itls.pop(field)
+        itl.detach()
+        self.itl_changed(itl)
+
+    def luns_reported(self) -> None:
+        """REPORT LUNS was answered: 3F/0E has nothing more to say on any logical unit (SPC-4 6.33)."""
+        for itl in self.itls.values():
+            itl.clear(Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
+
+    def lose(self) -> None:
+        """I_T nexus loss (SAM-5 6.3.4)."""
+        self.tasks.clear()
+        for field in list(self.itls):
+            self._drop(field)
+
+    def abort(self, lu: LogicalUnit, issuer: ITNexus) -> int:
+        """Drop the tasks on `lu`.  Those of another nexus than the issuer's end with TASK ABORTED (TAS=1)."""
+        tasks = [task for task in self.tasks.values() if task.lu is lu]
+        for task in tasks:
+            if issuer is self:
+                del self.tasks[task.tag]
+            else:
+                task.finish(Reply(Status.TASK_ABORTED))
+        return len(tasks)
+
+
+def nexuses_of(units: Iterable[LogicalUnit]) -> list[ITNexus]:
+    """Every nexus that sees one of the logical units, once."""
+    return list({id(itl.nexus): itl.nexus for lu in units for itl in lu.itls}.values())

@@ -1,0 +1,44 @@
+"""Every limit that a host could push on in the SCSI device server, with its reason.
+
+Block limits that a host is told about (VPD page B0h) come from here too, so page and check cannot differ.
+"""
+
+from __future__ import annotations
+
+MAX_TRANSFER_BYTES = 8 << 20
+"""One READ, WRITE or VERIFY: a whole Data-Out is held in memory until it is complete, times the command window."""
+
+OPTIMAL_TRANSFER_BYTES = 1 << 20
+"""One level-1 buffer's worth; Linux takes it as io_opt and reads ahead by it."""
+
+MAX_WRITE_SAME_BYTES = 32 << 20
+"""A pattern that is not zeros is really written, on the loop that serves everybody else."""
+
+MAX_UNMAP_BLOCKS = 1 << 20
+"""One UNMAP command: bounds the time it holds the loop, and libiscsi's suite accepts no more (or FFFFFFFFh)."""
+
+MAX_UNMAP_DESCRIPTORS = 256
+
+MAX_COMPARE_AND_WRITE_BLOCKS = 128
+"""Under 255, so that a host can find the limit; VMware uses 1 block."""
+
+MAX_PARAMETER_LIST_BYTES = 64 << 10
+"""MODE SELECT, UNMAP, PERSISTENT RESERVE OUT: far more than any legal list."""
+
+MAX_LBA_STATUS_DESCRIPTORS = 1024
+"""GET LBA STATUS returns fewer than asked for rather than walk a fragmented LUN to its end."""
+
+MAX_LBA_STATUS_STEPS = 16384
+"""Extents looked at for one GET LBA STATUS."""
+
+MAX_UNIT_ATTENTIONS = 16
+"""Pending on one I_T_L nexus; they are distinct codes, so this is never reached by the codes there are."""
+
+MAX_REGISTRATIONS = 512
+"""Persistent reservation keys on one logical unit."""
+
+MAX_LUN_ID = 16383
+"""Flat space addressing, SAM-5 4.7.7.3."""
+
+UNMAP_GRANULARITY_BYTES = 4096
+"""Space comes back in blocks of the volume."""

@@ -1,0 +1,136 @@
+"""The small commands of SPC-4: TEST UNIT READY, REQUEST SENSE, REPORT LUNS, LOG SENSE, PREVENT ALLOW, and what a LUN
+that is not there answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from construct import Array, GreedyBytes, Int8ub, Int16ub, Int32ub, Int64ub, Padding, Prefixed, Struct
+
+from target.scsi.cdb import Cdb, Fields
+from target.scsi.cdbs import INQUIRY, REPORT_LUNS, REQUEST_SENSE
+from target.scsi.inquiry import EVPD, NO_LOGICAL_UNIT, standard_data, vpd_page
+from target.scsi.it_nexus import ITNexus
+from target.scsi.sense import NO_SENSE, Asc, Status, illegal, invalid_field
+from target.scsi.task import NOT_READY, Access, Reply, Task, data_in
+
+DESC = 0x01
+MINIMUM_LUN_LIST_BYTES = 16
+
+# SPC-4 6.33
+LUN_LIST = Struct("lun_list_length" / Int32ub, Padding(4), "luns" / Array(lambda this: len(this.luns), Int64ub))
+# SPC-4 7.3.1
+LOG_PAGE = Struct("page_code" / Int8ub, "subpage_code" / Int8ub, "parameters" / Prefixed(Int16ub, GreedyBytes))
+
+
+def ready(_: Task) -> Reply:
+    """TEST UNIT READY: the router has asked everything there is to ask."""
+    return Reply()
+
+
+def request_sense(task: Task) -> Reply:
+    """SPC-4 6.39: reports (and clears) a unit attention, else says whether the unit is ready, always with GOOD."""
+    condition = task.itl.take_attention()
+    if condition is None:
+        condition = NO_SENSE if task.lu.store.online else NOT_READY
+    return data_in(condition.encode(bool(task.fields["flags"] & DESC)), task.fields["allocation_length"])
+
+
+def report_luns(task: Task) -> Reply:
+    reply = _lun_list(task.nexus, task.fields)
+    task.nexus.luns_reported()
+    return reply
+
+
+def _lun_list(nexus: ITNexus, fields: Fields) -> Reply:
+    if fields["allocation_length"] < MINIMUM_LUN_LIST_BYTES:
+        raise invalid_field(6)
+    inventory = SELECT_REPORT.get(fields["select_report"])
+    if inventory is None:
+        raise invalid_field(2)
+    luns = inventory(nexus)
+    return data_in(LUN_LIST.build({"lun_list_length": 8 * len(luns), "luns": luns}), fields["allocation_length"])
+
+
+def _no_luns(_: ITNexus) -> list[int]:
+    return []
+
+
+# SPC-4 table 262; there are no well known logical units
+SELECT_REPORT: dict[int, Callable[[ITNexus], list[int]]] = {
+    0x00: ITNexus.inventory,
+    0x01: _no_luns,
+    0x02: ITNexus.inventory,
+}
+
+
+def prevent_allow(task: Task) -> Reply:
+    """The medium cannot be removed, so to prevent its removal is granted and changes nothing (SBC-3 5.7)."""
+    if task.fields["prevent"] > 1:
+        raise invalid_field(4, 1)
+    return Reply()
+
+
+def prevent_access(fields: Fields) -> Access:
+    return Access.WRITE if fields["prevent"] else Access.FREE
+
+
+LOG_PAGES: dict[tuple[int, int], Callable[[], bytes]] = {
+    (0x00, 0x00): lambda: bytes(sorted(page for page, subpage in LOG_PAGES if subpage == 0)),
+    (0x00, 0xFF): lambda: b"".join(bytes(key) for key in sorted(LOG_PAGES)),
+}
+SPF = 0x40
+
+
+def log_sense(task: Task) -> Reply:
+    """SPC-4 6.8; only the lists of pages so far."""
+    fields = task.fields
+    if fields["flags"] & 1:  # SP: there is nothing to save
+        raise invalid_field(1, 0)
+    page, subpage = fields["page"] & 0x3F, fields["subpage"]
+    fill = LOG_PAGES.get((page, subpage))
+    if fill is None:
+        raise invalid_field(2, 5) if subpage == 0 else invalid_field(3)
+    if fields["parameter_pointer"]:
+        raise invalid_field(5)
+    built = LOG_PAGE.build(
+        {"page_code": page | (SPF if subpage else 0), "subpage_code": subpage, "parameters": fill()}
+    )
+    return data_in(built, fields["allocation_length"])
+
+
+# --- a LUN that is not there (SPC-4 6.6.1, 6.33, 6.39; SAM-5 5.11) --------------------------------------------------
+
+
+def absent_inquiry(_: ITNexus, fields: Fields) -> Reply:
+    if not fields["flags"] & EVPD:
+        if fields["page_code"]:
+            raise invalid_field(2)
+        return data_in(standard_data(NO_LOGICAL_UNIT), fields["allocation_length"])
+    if fields["page_code"]:
+        raise invalid_field(2)
+    return data_in(vpd_page(NO_LOGICAL_UNIT, 0, b"\0"), fields["allocation_length"])
+
+
+def absent_request_sense(_: ITNexus, fields: Fields) -> Reply:
+    sense = illegal(Asc.LOGICAL_UNIT_NOT_SUPPORTED).encode(bool(fields["flags"] & DESC))
+    return data_in(sense, fields["allocation_length"])
+
+
+ABSENT: dict[int, tuple[Cdb, Callable[[ITNexus, Fields], Reply]]] = {
+    0x03: (REQUEST_SENSE, absent_request_sense),
+    0x12: (INQUIRY, absent_inquiry),
+}
+
+
+def absent(nexus: ITNexus, field: int, cdb: bytes) -> Reply:
+    """The answer of a LUN that `nexus` does not have; LUN 0 always reports the inventory."""
+    if cdb[0] == REPORT_LUNS.opcode and field == 0:
+        reply = _lun_list(nexus, REPORT_LUNS.parse(cdb))
+        nexus.luns_reported()
+        return reply
+    row = ABSENT.get(cdb[0])
+    if row is None:
+        return Reply(Status.CHECK_CONDITION, illegal(Asc.LOGICAL_UNIT_NOT_SUPPORTED).encode())
+    declaration, answer = row
+    return answer(nexus, declaration.parse(cdb))

@@ -1,0 +1,172 @@
+"""The task router and device server: one command from its CDB to its Reply, through the command table.
+
+The order of the checks is: logical unit there, unit attention, command known, CDB good, reservation, write
+protection, ready, range, then the handler.  Whatever a host sends ends in a Reply, at once or by `done`.
+"""
+
+from __future__ import annotations
+
+from target.scsi.cdb import CDB_BYTES, Fields
+from target.scsi.commands import COMMANDS
+from target.scsi.it_nexus import ITNexus
+from target.scsi.limits import MAX_PARAMETER_LIST_BYTES
+from target.scsi.primary import absent
+from target.scsi.reservation import ReservationConflict
+from target.scsi.sense import (
+    Asc,
+    CheckCondition,
+    SenseKey,
+    Status,
+    illegal,
+    invalid_field,
+    lba_out_of_range,
+)
+from target.scsi.store import StoreError
+from target.scsi.task import NOT_READY, Access, Command, Reply, ReplyDone, Task, store_failure
+from target.scsi.unit import LogicalUnit
+
+SERVICE_ACTION_MASK = 0x1F
+
+
+def _index() -> dict[int, Command | dict[int, Command]]:
+    index: dict[int, Command | dict[int, Command]] = {}
+    for command in COMMANDS:
+        if command.cdb.service_action is None:
+            index[command.cdb.opcode] = command
+        else:
+            actions = index.setdefault(command.cdb.opcode, {})
+            assert isinstance(actions, dict)
+            actions[command.cdb.service_action] = command
+    return index
+
+
+OPCODES = _index()
+
+
+def lookup(cdb: bytes, lu: LogicalUnit) -> Command:
+    """The table's row for a CDB, or CheckCondition."""
+    row = OPCODES.get(cdb[0])
+    if isinstance(row, dict):
+        row = row.get(cdb[1] & SERVICE_ACTION_MASK)
+        if row is None:
+            raise invalid_field(1, 4)
+    if row is None or (row.supported is not None and not row.supported(lu)):
+        raise illegal(Asc.INVALID_COMMAND_OPERATION_CODE)
+    return row
+
+
+def perform(
+    nexus: ITNexus, field: int, cdb: bytes, data_out: memoryview, tag: int, done: ReplyDone
+) -> Reply | None:
+    """Execute one command.  A Reply, or None: then it is in `nexus.tasks` until `done` is called."""
+    if len(cdb) < CDB_BYTES:
+        cdb = cdb.ljust(CDB_BYTES, b"\0")
+    itl = nexus.find(field)
+    if itl is None:
+        return _absent(nexus, field, cdb)
+    task: Task | None = None
+    wanted = 0
+    try:
+        row = OPCODES.get(cdb[0])
+        if itl.attentions and (row is None or isinstance(row, dict) or row.blocked_by_attention):
+            attention = itl.take_attention()
+            if attention is not None:
+                raise attention
+        command = lookup(cdb, itl.lu)
+        task = Task(nexus, itl, command, data_out, tag, done)
+        reply = _checked(task, cdb)
+        wanted = task.wanted
+    except CheckCondition as condition:
+        reply = _failed(itl.lu, condition)
+        wanted = _taken(task, data_out)
+    except StoreError as error:
+        reply = _failed(itl.lu, store_failure(error, itl.lu.block_bytes))
+        wanted = _taken(task, data_out)
+    except ReservationConflict:
+        reply = Reply(Status.RESERVATION_CONFLICT)
+    if reply is not None:
+        reply.wanted = wanted
+    return reply
+
+
+def _failed(lu: LogicalUnit, condition: CheckCondition) -> Reply:
+    return Reply(Status.CHECK_CONDITION, condition.encode(lu.modes.descriptor_sense))
+
+
+def _taken(task: Task | None, data_out: memoryview) -> int:
+    """Of a command that failed: the Data-Out that had been taken, so that the residual tells the truth."""
+    return min(task.wanted, len(data_out)) if task is not None else 0
+
+
+def _absent(nexus: ITNexus, field: int, cdb: bytes) -> Reply:
+    try:
+        return absent(nexus, field, cdb)
+    except CheckCondition as condition:
+        return Reply(Status.CHECK_CONDITION, condition.encode())
+
+
+def _checked(task: Task, cdb: bytes) -> Reply | None:
+    command, lu = task.command, task.lu
+    fields = task.fields = command.cdb.parse(cdb)
+    access = command.access
+    if not isinstance(access, Access):
+        access = access(fields)
+    if not task.itl.allows(access):
+        raise ReservationConflict
+    if command.writes and lu.write_protected:
+        raise _write_protected(lu)
+    if command.needs_ready and not lu.store.online:
+        raise NOT_READY
+    if command.extent is not None:
+        task.extent = _extent(command, fields, lu)
+    if command.data_out is not None:
+        task.wanted = _wanted(command, fields, lu)
+    return command.handler(task)
+
+
+def _write_protected(lu: LogicalUnit) -> CheckCondition:
+    software = not lu.store.read_only
+    asc = Asc.LOGICAL_UNIT_SOFTWARE_WRITE_PROTECTED if software else Asc.WRITE_PROTECTED
+    return CheckCondition(SenseKey.DATA_PROTECT, asc)
+
+
+def _extent(command: Command, fields: Fields, lu: LogicalUnit) -> tuple[int, int]:
+    """The range, inside the capacity and the command's limit."""
+    assert command.extent is not None
+    lba, blocks = command.extent(fields)
+    if lba >= lu.blocks or lba + blocks > lu.blocks:
+        raise lba_out_of_range()
+    over_bytes = command.limit_bytes is not None and blocks << lu.shift > command.limit_bytes
+    if over_bytes or (command.limit_blocks is not None and blocks > command.limit_blocks):
+        raise invalid_field(LENGTH_AT.get(command.cdb.length, 4))
+    return lba, blocks
+
+
+LENGTH_AT = {10: 7, 12: 6, 16: 10}
+"""Where TRANSFER LENGTH is, for the field pointer."""
+
+
+def _wanted(command: Command, fields: Fields, lu: LogicalUnit) -> int:
+    assert command.data_out is not None
+    wanted = command.data_out(fields, lu)
+    if command.extent is None and wanted > MAX_PARAMETER_LIST_BYTES:
+        raise illegal(Asc.PARAMETER_LIST_LENGTH_ERROR)
+    return wanted
+
+
+def data_out_length(nexus: ITNexus, field: int, cdb: bytes) -> int:
+    """Bytes of Data-Out that the command will take; 0 if none, or if it will fail whatever comes."""
+    itl = nexus.find(field)
+    if itl is None:
+        return 0
+    try:
+        cdb = cdb.ljust(CDB_BYTES, b"\0")
+        command = lookup(cdb, itl.lu)
+        if command.data_out is None:
+            return 0
+        fields = command.cdb.parse(cdb)
+        if command.extent is not None:
+            _extent(command, fields, itl.lu)
+        return _wanted(command, fields, itl.lu)
+    except CheckCondition:
+        return 0

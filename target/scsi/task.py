@@ -1,0 +1,149 @@
+"""One command on its way through the device server, its outcome, and what the command table says about commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from target.scsi.cdb import Cdb, Fields
+from target.scsi.sense import Asc, CheckCondition, SenseKey, Status, illegal
+from target.scsi.store import MediumError, SpaceExhausted, StoreError, StoreOffline
+
+if TYPE_CHECKING:
+    from target.scsi.it_nexus import ITNexus
+    from target.scsi.unit import ITLNexus, LogicalUnit
+
+SegmentReader = Callable[[int, memoryview], None]
+
+
+@dataclass(slots=True)
+class Reply:
+    """How a command ended.  The fields are those of `target.iscsi.ports.Response`, which this package cannot see."""
+
+    status: int = Status.GOOD
+    sense: bytes = b""
+    data: bytes | memoryview = b""
+    reader: SegmentReader | None = None
+    """Raises CheckCondition."""
+    length: int = 0
+    wanted: int = 0
+
+
+ReplyDone = Callable[[Reply], None]
+
+
+class Access(Enum):
+    """What a command does to the logical unit, in the eyes of reservations (SPC-4 table 66, SBC-3 table 13)."""
+
+    FREE = "allowed whoever holds a reservation"
+    UNIT = "allowed by persistent reservations, refused by RESERVE(6)"
+    READ = "reads the medium"
+    WRITE = "writes the medium, or changes or shows parameters of it"
+    RESERVATION = "decides for itself"
+
+
+Handler = Callable[["Task"], "Reply | None"]
+Extent = Callable[[Fields], tuple[int, int]]
+DataOut = Callable[[Fields, "LogicalUnit"], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One row of the command table."""
+
+    name: str
+    cdb: Cdb
+    handler: Handler
+    access: Access | Callable[[Fields], Access]
+    extent: Extent | None = None
+    """CDB fields -> (LBA, number of blocks), for commands that address a range.  The router checks it."""
+    limit_bytes: int | None = None
+    """Longest range; longer is INVALID FIELD IN CDB."""
+    data_out: DataOut | None = None
+    """Bytes of Data-Out that the CDB asks for."""
+    limit_blocks: int | None = None
+    blocked_by_attention: bool = True
+    """False for INQUIRY, REPORT LUNS and REQUEST SENSE only (SAM-5 5.14)."""
+    needs_ready: bool = True
+    writes: bool = False
+    """Changes the medium: refused on a write-protected unit."""
+    supported: Callable[[LogicalUnit], bool] | None = None
+    """None: on every logical unit."""
+
+
+class Task:
+    """A command with its CDB parsed and its Data-Out complete."""
+
+    __slots__ = ("command", "data_out", "done", "extent", "fields", "itl", "lu", "nexus", "tag", "wanted")
+
+    def __init__(self, nexus: ITNexus, itl: ITLNexus, command: Command, data_out: memoryview, tag: int,
+                 done: ReplyDone) -> None:
+        self.nexus = nexus
+        self.itl = itl
+        self.lu: LogicalUnit = itl.lu
+        self.command = command
+        self.fields: Fields = {}
+        self.extent = (0, 0)
+        self.data_out = data_out
+        self.wanted = 0
+        self.tag = tag
+        self.done = done
+
+    def after_flush(self, reply: Reply) -> None:
+        """Put the task aside; it ends with `reply` once everything written is durable."""
+        self.nexus.tasks[self.tag] = self
+        self.lu.store.flush(lambda error: self._flushed(error, reply))
+
+    def _flushed(self, error: BaseException | None, reply: Reply) -> None:
+        if error is not None:
+            reply = self.failed(flush_failure(error))
+        self.finish(reply)
+
+    def finish(self, reply: Reply) -> None:
+        """End a task that was put aside, unless it has been aborted meanwhile."""
+        if self.nexus.tasks.get(self.tag) is self:
+            del self.nexus.tasks[self.tag]
+            reply.wanted = self.wanted
+            self.done(reply)
+
+    def failed(self, condition: CheckCondition) -> Reply:
+        return Reply(Status.CHECK_CONDITION, condition.encode(self.lu.modes.descriptor_sense))
+
+    def parameter_list(self, minimum: int = 0) -> memoryview:
+        """The Data-Out of a command with a PARAMETER LIST LENGTH; shorter than announced is an error."""
+        wanted = self.wanted
+        if len(self.data_out) < wanted:
+            raise illegal(Asc.INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT)
+        if wanted < minimum:
+            raise illegal(Asc.PARAMETER_LIST_LENGTH_ERROR)
+        return self.data_out[:wanted]
+
+
+def data_in(data: bytes, allocation_length: int) -> Reply:
+    """A Reply with parameter data, cut to the ALLOCATION LENGTH (SPC-4 4.2.5.6)."""
+    data = data[:allocation_length]
+    return Reply(data=data, length=len(data))
+
+
+NOT_READY = CheckCondition(SenseKey.NOT_READY, Asc.LOGICAL_UNIT_NOT_READY_MANUAL_INTERVENTION_REQUIRED)
+
+
+def store_failure(error: StoreError, block_bytes: int) -> CheckCondition:
+    """What the host is told of an error of the store."""
+    if isinstance(error, MediumError):
+        # SBC-3 4.18.1: INFORMATION holds the LBA of the error
+        return CheckCondition(SenseKey.MEDIUM_ERROR, Asc.UNRECOVERED_READ_ERROR, error.offset // block_bytes)
+    if isinstance(error, SpaceExhausted):
+        return CheckCondition(SenseKey.DATA_PROTECT, Asc.SPACE_ALLOCATION_FAILED_WRITE_PROTECT)
+    if isinstance(error, StoreOffline):
+        return NOT_READY
+    return CheckCondition(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE)
+
+
+def flush_failure(error: BaseException) -> CheckCondition:
+    """A flush that failed: never GOOD, whatever the error was."""
+    if isinstance(error, SpaceExhausted | StoreOffline):
+        return store_failure(error, 1)
+    return CheckCondition(SenseKey.MEDIUM_ERROR, Asc.WRITE_ERROR)

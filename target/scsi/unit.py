@@ -1,0 +1,160 @@
+"""A logical unit and the I_T_L nexuses through which it is seen (SAM-5 4.6, 5.14).
+
+A LogicalUnit is shared by all sessions of a target; an ITLNexus is one session's view of one logical unit, with
+its own unit attentions.  Rules: whatever may change the answer to "may a plain READ or WRITE of this nexus go
+straight to the store?" ends in `ITLNexus.changed()`, because the fast path asks nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from target.scsi.limits import MAX_UNIT_ATTENTIONS
+from target.scsi.mode_pages import ModeParameters
+from target.scsi.reservation import Reservations
+from target.scsi.sense import Asc, CheckCondition, SenseKey
+from target.scsi.store import BlockStore
+from target.scsi.task import Access
+
+if TYPE_CHECKING:
+    from target.scsi.it_nexus import ITNexus
+
+RESETS = (
+    Asc.POWER_ON_RESET_OR_BUS_DEVICE_RESET_OCCURRED,
+    Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED,
+    Asc.I_T_NEXUS_LOSS_OCCURRED,
+)
+
+
+class LogicalUnit:
+    """One direct-access block device over one store."""
+
+    def __init__(self, store: BlockStore, reservations: Reservations | None = None) -> None:
+        self.store = store
+        self.modes = ModeParameters()
+        self.reservations = reservations or Reservations()
+        self.itls: list[ITLNexus] = []
+        self.counters = Counters()
+
+    @property
+    def block_bytes(self) -> int:
+        return self.store.logical_block_bytes
+
+    @property
+    def shift(self) -> int:
+        return self.store.logical_block_bytes.bit_length() - 1
+
+    @property
+    def blocks(self) -> int:
+        return self.store.size_bytes // self.store.logical_block_bytes
+
+    @property
+    def write_protected(self) -> bool:
+        return self.store.read_only or self.modes.software_write_protect
+
+    # --- what management tells us -------------------------------------------------------------------------------
+
+    def capacity_changed(self) -> None:
+        """The store's size is another one: 2A/09 to everybody (SBC-3 4.3)."""
+        self.establish(Asc.CAPACITY_DATA_HAS_CHANGED)
+
+    def state_changed(self) -> None:
+        """`online` or `read_only` of the store changed: look again.  Hosts learn it from their next command."""
+        for itl in self.itls:
+            itl.changed()
+
+    def replace_store(self, store: BlockStore) -> None:
+        """Other contents behind the same logical unit (a LUN restored from a snapshot)."""
+        resized = store.size_bytes != self.store.size_bytes
+        renamed = (store.serial, store.naa) != (self.store.serial, self.store.naa)
+        self.store = store
+        if renamed:
+            self.establish(Asc.INQUIRY_DATA_HAS_CHANGED)
+        if resized:
+            self.establish(Asc.CAPACITY_DATA_HAS_CHANGED)
+        self.state_changed()
+
+    def threshold_reached(self) -> None:
+        """Thin provisioning soft threshold (SBC-3 4.7.3.7.3)."""
+        self.establish(Asc.THIN_PROVISIONING_SOFT_THRESHOLD_REACHED)
+
+    # --- what commands do ---------------------------------------------------------------------------------------
+
+    def establish(self, attention: Asc, besides: ITLNexus | None = None) -> None:
+        """A unit attention condition for every I_T nexus but one."""
+        for itl in self.itls:
+            if itl is not besides:
+                itl.establish(attention)
+
+    def reset(self) -> None:
+        """Logical unit reset condition (SAM-5 6.3.3): tasks are the caller's business."""
+        self.modes = ModeParameters()
+        self.reservations.release_unit()
+        self.establish(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
+
+
+class Counters:
+    """What `lun stats` shows of one logical unit; bytes of medium access as asked for by hosts."""
+
+    __slots__ = ("read_bytes", "reads", "write_bytes", "writes")
+
+    def __init__(self) -> None:
+        self.reads = self.writes = self.read_bytes = self.write_bytes = 0
+
+
+class ITLNexus:
+    """One initiator's way to one logical unit."""
+
+    __slots__ = ("attentions", "lu", "lun", "nexus")
+
+    def __init__(self, nexus: ITNexus, lun: int, lu: LogicalUnit) -> None:
+        self.nexus = nexus
+        self.lun = lun
+        self.lu = lu
+        self.attentions: list[Asc] = [Asc.POWER_ON_RESET_OR_BUS_DEVICE_RESET_OCCURRED]
+        lu.itls.append(self)
+
+    def detach(self) -> None:
+        """The nexus is lost or the LUN no longer mapped: RESERVE(6) ends, registrations stay (SPC-4 5.13.1)."""
+        self.lu.itls.remove(self)
+        if self.lu.reservations.release_unit(self):
+            self.lu.state_changed()
+
+    def establish(self, attention: Asc) -> None:
+        if attention in RESETS:
+            # After a reset the host reads everything anew; what was pending says nothing more (SAM-5 5.14.4).
+            self.attentions = [attention]
+        elif attention not in self.attentions and len(self.attentions) < MAX_UNIT_ATTENTIONS:
+            self.attentions.append(attention)
+        self.changed()
+
+    def clear(self, attention: Asc) -> None:
+        if attention in self.attentions:
+            self.attentions.remove(attention)
+            self.changed()
+
+    def take_attention(self) -> CheckCondition | None:
+        """The first pending unit attention, which this reports and so clears."""
+        if not self.attentions:
+            return None
+        attention = self.attentions.pop(0)
+        self.changed()
+        return CheckCondition(SenseKey.UNIT_ATTENTION, attention)
+
+    def allows(self, access: Access) -> bool:
+        """No reservation of another nexus stands against it."""
+        return self.lu.reservations.allows(self, access)
+
+    def open_for(self, access: Access) -> bool:
+        """A plain READ or WRITE needs no further question: what the fast path is built on."""
+        lu = self.lu
+        return (
+            not self.attentions
+            and lu.store.online
+            and not (access is Access.WRITE and lu.write_protected)
+            and self.allows(access)
+        )
+
+    def changed(self) -> None:
+        self.nexus.itl_changed(self)
+
