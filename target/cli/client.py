@@ -1,0 +1,153 @@
+"""The way to the daemon: HTTP over its Unix socket.
+
+A refusal of the daemon becomes `RefusedError` (exit status 1, one line); a daemon that is not there becomes
+`Unreachable` (exit status 3).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import click
+
+if TYPE_CHECKING:
+    import httpx
+
+SOCKET_VARIABLE = "LUN_SOCKET"
+SOCKET_PLACES = (Path("/run/lund.sock"), Path("/var/lib/lazylun/lund.sock"), Path("var/lund.sock"))
+"""Where to look when nothing was said; the last is what `make run` makes."""
+# Long work answers at once with an operation; the slowest plain call is a consistency point on a busy disk.
+TIMEOUT_S = 600.0
+
+
+class RefusedError(click.ClickException):
+    exit_code = 1
+
+    def __init__(self, name: str, message: str, body: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.name = name
+        self.body = body or {"error": name, "message": message, "holders": []}
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"lun: {self.name}: {self.message}", err=True)
+
+
+class Unreachable(click.ClickException):
+    exit_code = 3
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"lun: daemon-not-reachable: {self.message}", err=True)
+
+
+def find_socket(option: str | None) -> str:
+    if option:
+        return option
+    for place in SOCKET_PLACES:
+        # A socket found by looking around is trusted only if it is ours or root's.
+        try:
+            if place.stat().st_uid in (0, os.geteuid()):
+                return str(place)
+        except OSError:
+            continue
+    return str(SOCKET_PLACES[0])
+
+
+def lun_url(path: str, collection: str = "luns") -> str:
+    """`/vol/vol0/lun0` -> `/v1/luns/vol0/lun0`."""
+    return f"/v1/{collection}/{quote(path.removeprefix('/vol/'), safe='/')}"
+
+
+def segment(text: str) -> str:
+    """One path segment of a URL."""
+    return quote(text, safe="*")
+
+
+class Client:
+    def __init__(self, socket: str) -> None:
+        self.socket = socket
+        self._http: httpx.Client | None = None
+
+    @property
+    def http(self) -> httpx.Client:
+        if self._http is None:
+            import httpx
+
+            transport = httpx.HTTPTransport(uds=self.socket)
+            self._http = httpx.Client(transport=transport, base_url="http://lund", timeout=TIMEOUT_S, trust_env=False)
+        return self._http
+
+    def get(self, path: str, **params: Any) -> Any:
+        return self._json("GET", path, params=_clean(params))
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        return self._json("POST", path, json=_clean(body or {}))
+
+    def put(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        return self._json("PUT", path, json=_clean(body or {}))
+
+    def patch(self, path: str, body: Mapping[str, Any]) -> Any:
+        return self._json("PATCH", path, json=_clean(body))
+
+    def delete(self, path: str, **params: Any) -> Any:
+        return self._json("DELETE", path, params=_clean(params))
+
+    def put_bytes(self, path: str, data: bytes, **params: Any) -> Any:
+        headers = {"Content-Type": "application/octet-stream"}
+        return self._json("PUT", path, content=data, params=_clean(params), headers=headers)
+
+    def get_bytes(self, path: str, **params: Any) -> bytes:
+        return self._request("GET", path, params=_clean(params)).content
+
+    def lines(self, path: str, **params: Any) -> Iterator[dict[str, Any]]:
+        """A stream of JSON lines, as they come."""
+        import httpx
+
+        try:
+            with self.http.stream("GET", path, params=_clean(params), timeout=httpx.Timeout(30, read=None)) as answer:
+                if answer.status_code >= 400:
+                    answer.read()
+                    raise _refusal(answer)
+                for line in answer.iter_lines():
+                    if line.strip():
+                        yield json.loads(line)
+        except httpx.RemoteProtocolError:
+            raise Unreachable(f"lund on {self.socket} closed the stream; it is stopping") from None
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from None
+
+    def _json(self, method: str, path: str, **how: Any) -> Any:
+        answer = self._request(method, path, **how)
+        return answer.json() if answer.content else None
+
+    def _request(self, method: str, path: str, **how: Any) -> httpx.Response:
+        import httpx
+
+        try:
+            answer = self.http.request(method, path, **how)
+        except (httpx.TransportError, OSError) as error:
+            raise self._unreachable(error) from None
+        if answer.status_code >= 400:
+            raise _refusal(answer)
+        return answer
+
+    def _unreachable(self, error: Exception) -> Unreachable:
+        return Unreachable(
+            f"no answer on {self.socket} ({error}); is lund running? Say where with --socket PATH or {SOCKET_VARIABLE}"
+        )
+
+
+def _clean(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _refusal(answer: httpx.Response) -> RefusedError:
+    try:
+        body = answer.json()
+        return RefusedError(body["error"], body["message"], body)
+    except (ValueError, KeyError, TypeError):
+        return RefusedError("unexpected-answer", f"HTTP {answer.status_code} from the daemon; is it a lund socket?")

@@ -1,0 +1,8 @@
+"""`lun`: importing the modules of the commands puts them on the tree."""
+
+from __future__ import annotations
+
+from target.cli import clones, events, igroups, iscsi, luns, snapshots, transfer, volumes
+from target.cli.root import main
+
+__all__ = ["clones", "events", "igroups", "iscsi", "luns", "main", "snapshots", "transfer", "volumes"]

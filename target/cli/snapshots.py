@@ -1,0 +1,80 @@
+"""`lun snap …`."""
+
+from __future__ import annotations
+
+import click
+
+from target.cli.client import segment
+from target.cli.output import number, text, when, yes
+from target.cli.root import Context, command, main
+from target.cli.sizes import format_size
+
+COLUMNS = (
+    text("Volume", "volume"), text("Snapshot", "name"), when("Created", "created_at"),
+    yes("Busy", "busy", ("busy", "-")), number("Id", "id"),
+)  # fmt: skip
+
+
+@main.group()
+def snap() -> None:
+    """Snapshots of a volume, with all LUNs in it."""
+
+
+def _url(volume: str, name: str | None = None) -> str:
+    tail = f"/{segment(name)}" if name is not None else ""
+    return f"/v1/volumes/{segment(volume)}/snapshots{tail}"
+
+
+@command(snap, "create")
+@click.argument("volume")
+@click.argument("name", metavar="SNAP")
+def create(ctx: Context, volume: str, name: str) -> None:
+    """Take a snapshot."""
+    ctx.out.done(ctx.client.post(_url(volume), {"name": name}), f"snapshot {name} of volume {volume}")
+
+
+@command(snap, "list")
+@click.argument("volume", required=False)
+def list_(ctx: Context, volume: str | None) -> None:
+    """List snapshots, oldest first."""
+    volumes = [volume] if volume else _online_volumes(ctx)
+    found = [each for name in volumes for each in ctx.client.get(_url(name))]
+    ctx.out.table(found, COLUMNS, empty="no snapshots")
+
+
+def _online_volumes(ctx: Context) -> list[str]:
+    return [each["name"] for each in ctx.client.get("/v1/volumes") if each["state"] == "online"]
+
+
+@command(snap, "delete")
+@click.argument("volume")
+@click.argument("name", metavar="SNAP")
+def delete(ctx: Context, volume: str, name: str) -> None:
+    """Delete a snapshot that nothing depends on; its space comes back in the background."""
+    ctx.out.done(ctx.client.delete(_url(volume, name)), f"snapshot {name} of volume {volume} is gone")
+
+
+@command(snap, "rename")
+@click.argument("volume")
+@click.argument("old")
+@click.argument("new")
+def rename(ctx: Context, volume: str, old: str, new: str) -> None:
+    """Rename a snapshot; LUNs backed by it follow."""
+    ctx.out.done(ctx.client.patch(_url(volume, old), {"name": new}), f"snapshot {old} is now {new}")
+
+
+@command(snap, "usage")
+@click.argument("volume")
+@click.argument("name", metavar="SNAP")
+def usage(ctx: Context, volume: str, name: str) -> None:
+    """What depends on a snapshot and keeps it from being deleted."""
+    snapshot = ctx.client.get(_url(volume, name))
+    if ctx.out.as_json:
+        ctx.out.json(snapshot)
+        return
+    back = format_size(snapshot["reclaimable_bytes"])
+    ctx.out.note(
+        f"snapshot {name} refers to {format_size(snapshot['referenced_bytes'])}; deleting it gives back {back}"
+    )
+    rows = [{"path": holder} for holder in snapshot["holders"]]
+    ctx.out.table(rows, (text("Held by", "path"),), empty=f"nothing depends on snapshot {name}")

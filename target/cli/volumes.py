@@ -1,0 +1,124 @@
+"""`lun vol …` and `lun df`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from target.cli.client import RefusedError, segment
+from target.cli.operations import follow_operation
+from target.cli.output import number, size, text
+from target.cli.root import Context, command, main
+from target.cli.sizes import SIZE_TYPE, format_size
+
+COLUMNS = (
+    text("Volume", "name"), text("State", "state"), size("Size", "size_bytes"), size("Used", "used_bytes"),
+    size("Free", "free_bytes"), number("LUNs", "luns"), number("Snapshots", "snapshots"), text("Path", "path"),
+)  # fmt: skip
+DETAILS = (
+    text("State", "state"), text("Problem", "problem"), text("UUID", "uuid"), text("Target", "target"),
+    text("Path", "path"), size("Size", "size_bytes"), size("Used", "used_bytes"), size("Free", "free_bytes"),
+    size("Active", "active_bytes"), size("Snapshots only", "snapshot_bytes"), size("Kept back", "reserved_bytes"),
+    number("LUNs", "luns"), number("Snapshots", "snapshots"), number("Consistency point", "generation"),
+    text("Mount report", "mount_report"),
+)  # fmt: skip
+SPACE = (
+    text("Volume", "name"), size("Size", "size_bytes"), size("Used", "used_bytes"), size("Free", "free_bytes"),
+    size("Active", "active_bytes"), size("Snapshots", "snapshot_bytes"), number("Used %", "percent"),
+)  # fmt: skip
+
+
+@main.group()
+def vol() -> None:
+    """Volumes: the files or block devices that hold LUNs and snapshots."""
+
+
+def _url(name: str) -> str:
+    return f"/v1/volumes/{segment(name)}"
+
+
+@command(vol, "create")
+@click.argument("name")
+@click.option("-s", "--size", type=SIZE_TYPE, help="Size; not needed for a block device.")
+@click.option("--path", help="File to create, or block device to use; default: a file in the state directory.")
+@click.option("--adopt", is_flag=True, help="Register the volume that is already at --path, data and all.")
+@click.option("-f", "--force", is_flag=True, help="Format a block device that holds a volume already.")
+def create(ctx: Context, name: str, size: int | None, path: str | None, adopt: bool, force: bool) -> None:
+    """Create a volume and bring it online."""
+    if size is None and path is None:
+        raise click.UsageError("give the size with -s SIZE, or a block device with --path")
+    if adopt and path is None:
+        raise click.UsageError("--adopt needs --path")
+    body = {
+        "name": name,
+        "size_bytes": size,
+        "path": os.path.abspath(path) if path else None,
+        "adopt": adopt,
+        "force": force,
+    }
+    volume = ctx.client.post("/v1/volumes", body)
+    ctx.out.done(volume, f"volume {name}: {format_size(volume['size_bytes'])} in {volume['path']}")
+
+
+@command(vol, "show")
+@click.argument("name", required=False)
+def show(ctx: Context, name: str | None) -> None:
+    """List the volumes, or tell all about one."""
+    if name is None:
+        ctx.out.table(ctx.client.get("/v1/volumes"), COLUMNS, empty="no volumes; make one with 'lun vol create'")
+    else:
+        ctx.out.details(name, ctx.client.get(_url(name)), DETAILS)
+
+
+@command(vol, "grow")
+@click.argument("name")
+@click.argument("size", type=SIZE_TYPE)
+def grow(ctx: Context, name: str, size: int) -> None:
+    """Make a volume larger while it is in use."""
+    volume = ctx.client.patch(_url(name), {"size_bytes": size})
+    ctx.out.done(volume, f"volume {name}: {format_size(volume['size_bytes'])}")
+
+
+@command(vol, "check")
+@click.argument("name")
+def check(ctx: Context, name: str) -> None:
+    """Check the whole volume while it is in use."""
+    operation = follow_operation(ctx, ctx.client.post(f"{_url(name)}/check"), f"checking {name}")
+    findings: list[dict[str, Any]] = operation["result"].get("findings", [])
+    ctx.out.table(findings, (text("Severity", "severity"), text("Finding", "message")), empty=f"volume {name} is clean")
+    if findings:
+        raise RefusedError("findings", f"the check of volume {name} found {len(findings)} things; see above")
+
+
+@command(vol, "online")
+@click.argument("name")
+def online(ctx: Context, name: str) -> None:
+    """Mount a volume and serve its LUNs."""
+    ctx.out.done(ctx.client.patch(_url(name), {"online": True}), f"volume {name} is online")
+
+
+@command(vol, "offline")
+@click.argument("name")
+def offline(ctx: Context, name: str) -> None:
+    """Stop serving a volume; its data stays."""
+    ctx.out.done(ctx.client.patch(_url(name), {"online": False}), f"volume {name} is offline")
+
+
+@command(vol, "destroy")
+@click.option("-f", "--force", is_flag=True, help="Even if it has LUNs.")
+@click.argument("name")
+def destroy(ctx: Context, name: str, force: bool) -> None:
+    """Remove a volume and everything in it."""
+    ctx.out.done(ctx.client.delete(_url(name), force=force), f"volume {name} is gone")
+
+
+@command(main, "df")
+@click.argument("volume", required=False)
+def df(ctx: Context, volume: str | None) -> None:
+    """Space on the volumes."""
+    found = [ctx.client.get(_url(volume))] if volume else ctx.client.get("/v1/volumes")
+    for each in found:
+        each["percent"] = f"{100 * each['used_bytes'] / each['size_bytes']:.1f}" if each["size_bytes"] else None
+    ctx.out.table(found, SPACE)

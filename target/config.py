@@ -1,0 +1,88 @@
+"""`lund`'s configuration file (TOML) and its limits.  What the command line says comes before what the file says.
+
+[iscsi]
+listen = ["192.0.2.1:3260", "[2001:db8::1]:3260"]
+nodename = "iqn.2025-11.net.example:store1"
+
+[management]
+socket = "/run/lund.sock"
+
+[volumes]
+cache_mib = 64
+checkpoint_s = 10
+
+[clones]
+limit_bytes_s = 100_000_000
+
+[log]
+level = "info"
+syslog = true
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class IscsiConfig(Section):
+    listen: list[str] = Field(default=[], max_length=64)
+    """ADDR:PORT; none at all (here, on the command line and by `lun iscsi portal add`) means every address."""
+    nodename: str | None = None
+    """Used on the first start; later `lun iscsi nodename` changes it."""
+
+
+class ManagementConfig(Section):
+    socket: Path | None = None
+    """Default: lund.sock in the state directory."""
+
+
+class VolumesConfig(Section):
+    cache_mib: Annotated[int, Field(ge=1, le=1 << 20)] = 64
+    """Pointer blocks kept in memory, per volume."""
+    checkpoint_s: Annotated[float, Field(ge=0.1, le=3600)] = 10.0
+    """The longest time between consistency points while there is something to write."""
+
+
+class ClonesConfig(Section):
+    limit_bytes_s: Annotated[int, Field(ge=1)] | None = None
+    """All clone jobs together."""
+
+
+class LogConfig(Section):
+    level: Literal["debug", "info", "notice", "warning", "error"] = "info"
+    syslog: bool = True
+    """To /dev/log, if that is there."""
+
+
+class Config(Section):
+    iscsi: IscsiConfig = IscsiConfig()
+    management: ManagementConfig = ManagementConfig()
+    volumes: VolumesConfig = VolumesConfig()
+    clones: ClonesConfig = ClonesConfig()
+    log: LogConfig = LogConfig()
+
+
+class ConfigError(Exception):
+    """One line about the file."""
+
+
+def read_config(path: Path) -> Config:
+    try:
+        with path.open("rb") as file:
+            return Config.model_validate(tomllib.load(file))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {where}: {first['msg']}") from None

@@ -1,0 +1,97 @@
+"""What the services share: the store, the mounted volumes, events, operations, and the lock for changes.
+
+A `Unit` is one mounted volume with everything that serves it.  A registered volume without a unit is
+offline; `problems` says why, when it should not be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cloner import CloneManager
+from target.management.events import EventLog
+from target.management.names import LunPath
+from target.management.operations import Operations
+from target.management.refusal import Refused
+from target.management.state import AdminState
+from target.management.store import AdminStore
+from target.nexus import TargetDevice
+from wafl import Lun, SnapshotInfo, Volume, VolumeService
+
+if TYPE_CHECKING:
+    from target.portal import Portal
+
+
+@dataclass(eq=False)
+class Unit:
+    """A mounted volume."""
+
+    name: str
+    volume: Volume
+    service: VolumeService
+    scsi: TargetDevice
+    failed: str = ""
+    """Why the volume accepts nothing any more."""
+    closing: bool = False
+    """On its way out of service: jobs that end now end because of that."""
+
+    def lun(self, path: LunPath) -> Lun:
+        for lun in self.volume.luns():
+            if lun.name == path.lun:
+                return lun
+        raise Refused("no-such-lun", f"there is no LUN {path}; see 'lun show'")
+
+    def snapshot(self, name: str) -> SnapshotInfo:
+        for snapshot in self.volume.snapshots():
+            if snapshot.name == name:
+                return snapshot
+        raise Refused(
+            "no-such-snapshot", f"volume {self.name} has no snapshot {name!r}; see 'lun snap list {self.name}'"
+        )
+
+
+@dataclass(eq=False)
+class Core:
+    directory: Path
+    """The state directory."""
+    store: AdminStore
+    events: EventLog
+    operations: Operations
+    clones: CloneManager
+    cache_bytes: int
+    cp_interval_s: float
+    units: dict[str, Unit] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    portal: Portal | None = None
+    started_at: float = field(default_factory=time.time)
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held over every change that awaits, so that what was checked still holds when it is done."""
+
+    @property
+    def state(self) -> AdminState:
+        return self.store.state
+
+    def target_name(self, volume: str) -> str:
+        return f"{self.state.nodename}:{volume}"
+
+    def unit(self, name: str) -> Unit:
+        """The mounted volume.  Raises Refused: unknown, or offline and why."""
+        self.state.volume(name)
+        unit = self.units.get(name)
+        if unit is None:
+            why = self.problems.get(name)
+            raise Refused(
+                "volume-offline",
+                f"volume {name} is offline{f' ({why})' if why else ''}; bring it online with 'lun vol online {name}'",
+            )
+        return unit
+
+    def find(self, text: str) -> tuple[Unit, Lun, LunPath]:
+        """A LUN of the active file system by its path."""
+        path = LunPath.parse_active(text)
+        unit = self.unit(path.volume)
+        return unit, unit.lun(path), path

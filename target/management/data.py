@@ -1,0 +1,55 @@
+"""Bytes of a LUN through the management socket: import and export.
+
+Meant for a LUN no host is using; a write to a LUN that sessions see is refused, because the hosts' caches
+would not notice it.
+"""
+
+from __future__ import annotations
+
+from target.management import serving
+from target.management.core import Core
+from target.management.names import LunPath
+from target.management.refusal import Refused
+from wafl import Lun
+
+SECTOR_BYTES = 512
+
+
+class Data:
+    def __init__(self, core: Core) -> None:
+        self.core = core
+
+    async def read(self, text: str, offset: int, length: int) -> bytes | None:
+        """The bytes, or None if all of them are unmapped.  Ends at the LUN's end."""
+        _unit, lun, path = self.core.find(text)
+        length = min(length, lun.size_bytes - offset)
+        _check_range(lun, path, offset, length)
+        if not any(mapped for _at, _length, mapped in lun.extents(offset, length)):
+            return None
+        data = bytearray(length)
+        lun.read_into(offset, memoryview(data))
+        return bytes(data)
+
+    async def write(self, text: str, offset: int, data: bytes) -> None:
+        unit, lun, path = self.core.find(text)
+        _check_range(lun, path, offset, len(data))
+        users = serving.sessions_of(unit, lun)
+        if users:
+            raise Refused(
+                "lun-in-use", f"{path} is in use by {', '.join(users)}; log out there before an import", users
+            )
+        if data.count(0) == len(data):
+            lun.unmap(offset, len(data))
+        else:
+            lun.write(offset, memoryview(data))
+
+    async def flush(self, text: str) -> None:
+        unit, _lun, _path = self.core.find(text)
+        await unit.service.commit()
+
+
+def _check_range(lun: Lun, path: LunPath, offset: int, length: int) -> None:
+    if length <= 0 or offset + length > lun.size_bytes:
+        raise Refused("invalid-argument", f"bytes {offset} to {offset + length} are not all within {path}")
+    if offset % SECTOR_BYTES or length % SECTOR_BYTES:
+        raise Refused("invalid-argument", f"offset and length must be multiples of {SECTOR_BYTES}")

@@ -1,0 +1,61 @@
+"""What the iSCSI core asks: which targets there are, who may see them, what a login must prove.
+
+Everything is answered from the settings in memory; nothing here waits.  A target exists while its volume is
+online.  An initiator is told of a target, and let into it, only where something is mapped for it.
+"""
+
+from __future__ import annotations
+
+from target.iscsi.ports import ChapPolicy, LoginRefused, Nexus
+from target.management import serving
+from target.management.core import Core, Unit
+from target.management.state import AuthMethod, ChapAccount
+
+# RFC 7143 11.13.5: class 2 is the initiator's fault.
+INITIATOR_ERROR = 2
+AUTHORIZATION_FAILURE = 2
+NOT_FOUND = 3
+DISCOVERY_SETTING = "discovery_authentication"
+
+
+class Directory:
+    """A `TargetDirectory`."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+
+    def chap_policy(self, initiator: str, target: str | None) -> ChapPolicy:
+        state = self.core.state
+        account = state.account_of(initiator.lower())
+        if account.method is AuthMethod.DENY:
+            raise LoginRefused(INITIATOR_ERROR, AUTHORIZATION_FAILURE, f"{initiator} is denied by its account")
+        if target is None and state.settings.get(DISCOVERY_SETTING) != "1":
+            return ChapPolicy()
+        return _policy(account)
+
+    def visible_targets(self, initiator: str, local_address: tuple[str, int]) -> list[tuple[str, list[str]]]:
+        """An empty list of addresses: the portal fills in those it listens on."""
+        state = self.core.state
+        folded = initiator.lower()
+        return [(self.core.target_name(name), []) for name in sorted(self.core.units) if state.view(folded, name)]
+
+    def open_nexus(self, initiator: str, isid: bytes, target: str, tpgt: int) -> Nexus:
+        unit = self._unit(target)
+        folded = initiator.lower()
+        if unit is None:
+            raise LoginRefused(INITIATOR_ERROR, NOT_FOUND, f"there is no target {target}")
+        if not self.core.state.view(folded, unit.name):
+            raise LoginRefused(INITIATOR_ERROR, AUTHORIZATION_FAILURE, f"nothing of {target} is mapped to {initiator}")
+        return serving.open_nexus(self.core, unit, folded, isid, tpgt)
+
+    def _unit(self, target: str) -> Unit | None:
+        prefix = f"{self.core.state.nodename}:"
+        folded = target.lower()
+        return self.core.units.get(folded.removeprefix(prefix)) if folded.startswith(prefix) else None
+
+
+def _policy(account: ChapAccount) -> ChapPolicy:
+    if account.method is AuthMethod.NONE:
+        return ChapPolicy()
+    outbound = (account.out_user, account.out_secret) if account.out_user else None
+    return ChapPolicy({account.user: account.secret}, outbound)

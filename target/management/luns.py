@@ -1,0 +1,270 @@
+"""LUNs: create, destroy, resize, rename, and the properties hosts can see.
+
+Everything is in the volume; the call returns after a consistency point.  Sessions are told what changed
+(unit attentions) after that, so that no host acts on something a crash could take back.
+"""
+
+from __future__ import annotations
+
+import time
+
+from target.management import models, serving
+from target.management.clones import Clones
+from target.management.core import Core, Unit
+from target.management.events import Severity
+from target.management.names import LunPath, check_ostype
+from target.management.refusal import Refused
+from wafl import Lun
+
+SECTOR_BYTES = 512
+SERIAL_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
+SNAPSHOT_NAME_TRIES = 100
+
+
+class Luns:
+    def __init__(self, core: Core, clones: Clones) -> None:
+        self.core = core
+        self.clones = clones
+
+    # -- looking -----------------------------------------------------------------------------------------
+
+    def list(self, volume: str | None = None) -> list[models.Lun]:
+        units = [self.core.unit(volume)] if volume is not None else list(self.core.units.values())
+        return [
+            self._model(unit, lun) for unit in units for lun in sorted(unit.volume.luns(), key=lambda each: each.name)
+        ]
+
+    def get(self, text: str) -> models.Lun:
+        unit, lun, _path = self.core.find(text)
+        return self._model(unit, lun)
+
+    def _model(self, unit: Unit, lun: Lun) -> models.Lun:
+        backing = lun.backing
+        return models.Lun(
+            path=f"/vol/{unit.name}/{lun.name}",
+            volume=unit.name,
+            name=lun.name,
+            uuid=str(lun.uuid),
+            serial=lun.serial,
+            naa=lun.naa.hex(),
+            ostype=lun.ostype,
+            comment=lun.comment,
+            size_bytes=lun.size_bytes,
+            block_bytes=lun.block_bytes,
+            used_bytes=lun.used_bytes,
+            online=lun.online,
+            reserved=lun.reserved,
+            created_at=lun.created_at,
+            target=self.core.target_name(unit.name),
+            backing=None
+            if backing is None
+            else models.Backing(
+                path=f"/vol/{unit.name}/.snapshot/{backing.snapshot_name}/{backing.lun_name}",
+                snapshot=backing.snapshot_name,
+                snapshot_id=backing.snapshot_id,
+                lun=backing.lun_name,
+                limit_bytes=backing.limit_bytes,
+            ),
+            clone=self.clones.status_of_lun(unit, lun),
+            maps=[models.MapEntry(igroup=m.igroup, lun_id=m.lun_id) for m in self.core.state.maps_of(str(lun.uuid))],
+        )
+
+    # -- making ------------------------------------------------------------------------------------------
+
+    async def create(self, wanted: models.LunCreate) -> models.Lun:
+        path = LunPath.parse_active(wanted.path)
+        if wanted.ostype is not None:
+            check_ostype(wanted.ostype)
+        async with self.core.changing:
+            unit = self.core.unit(path.volume)
+            self._check_free(unit, path)
+            if wanted.backing is not None:
+                lun = await self._create_backed(unit, path, wanted)
+            else:
+                lun = self._create_empty(unit, path, wanted)
+            await unit.service.commit()
+            serving.serve_lun(self.core, unit, lun)
+        origin = f", backed by snapshot {lun.backing.snapshot_name}" if lun.backing else ""
+        self.core.events.emit("lun.created", f"{path} has {lun.size_bytes} bytes{origin}", subject=str(path))
+        return self._model(unit, lun)
+
+    def _check_free(self, unit: Unit, path: LunPath) -> None:
+        if any(lun.name == path.lun for lun in unit.volume.luns()):
+            raise Refused("name-taken", f"there is a LUN {path} already; choose another name")
+
+    def _create_empty(self, unit: Unit, path: LunPath, wanted: models.LunCreate) -> Lun:
+        if wanted.size_bytes is None:
+            raise Refused("invalid-size", f"{path} needs a size")
+        check_size(wanted.size_bytes, wanted.block_bytes)
+        return unit.volume.create_lun(
+            path.lun,
+            wanted.size_bytes,
+            ostype=wanted.ostype or "linux",
+            reserved=wanted.reserved,
+            comment=wanted.comment,
+            block_bytes=wanted.block_bytes,
+        )
+
+    async def _create_backed(self, unit: Unit, path: LunPath, wanted: models.LunCreate) -> Lun:
+        assert wanted.backing is not None
+        if wanted.size_bytes is not None:
+            raise Refused("invalid-argument", f"the size of {path} is its parent's; leave out the size")
+        snapshot, parent = await self._backing(unit, path, wanted.backing)
+        found = next((lun for lun in unit.volume.snapshot_luns(snapshot) if lun.name == parent), None)
+        if found is None:
+            raise Refused(
+                "no-such-lun", f"snapshot {snapshot} of volume {unit.name} has no LUN {parent!r}; see 'lun snap list'"
+            )
+        return unit.volume.create_lun(
+            path.lun,
+            None,
+            ostype=wanted.ostype or found.ostype,
+            reserved=wanted.reserved,
+            comment=wanted.comment,
+            backing=(snapshot, parent),
+        )
+
+    async def _backing(self, unit: Unit, path: LunPath, backing: models.LunBacking) -> tuple[str, str]:
+        """(snapshot, LUN in it); a parent without a snapshot gets one made."""
+        parent = LunPath.parse(backing.path)
+        if parent.volume != unit.name:
+            raise Refused("other-volume", f"{path} and {parent} are on different volumes; blocks are shared within one")
+        if parent.snapshot is not None:
+            if backing.snapshot not in (None, parent.snapshot):
+                raise Refused("invalid-argument", f"{parent} names one snapshot and the request another")
+            return unit.snapshot(parent.snapshot).name, parent.lun
+        if backing.snapshot is not None:
+            return unit.snapshot(backing.snapshot).name, parent.lun
+        unit.lun(parent)
+        name = _free_snapshot_name(unit, parent.lun)
+        await unit.service.create_snapshot(name)
+        return name, parent.lun
+
+    # -- changing ----------------------------------------------------------------------------------------
+
+    async def patch(self, text: str, wanted: models.LunPatch) -> models.Lun:
+        async with self.core.changing:
+            unit, lun, path = self.core.find(text)
+            self._check_patch(unit, lun, path, wanted)
+            told = self._apply(unit, lun, path, wanted)
+            await unit.service.commit()
+            if wanted.path is not None:
+                await self._rename_maps(lun)
+            for tell in told:
+                tell(self.core, unit, lun)
+        for line in _changes(wanted):
+            self.core.events.emit("lun.changed", f"/vol/{unit.name}/{lun.name}: {line}", subject=str(path))
+        return self._model(unit, lun)
+
+    def _check_patch(self, unit: Unit, lun: Lun, path: LunPath, wanted: models.LunPatch) -> None:
+        """Everything that can be refused, before anything is changed."""
+        if wanted.size_bytes is not None:
+            check_size(wanted.size_bytes, lun.block_bytes)
+            if wanted.size_bytes < lun.size_bytes and not wanted.force:
+                raise Refused(
+                    "would-lose-data",
+                    f"{path} has {lun.size_bytes} bytes; what lies behind {wanted.size_bytes} would be lost: use -f",
+                )
+        if wanted.path is not None:
+            new = LunPath.parse_active(wanted.path)
+            if new.volume != path.volume:
+                raise Refused("other-volume", f"a LUN stays in its volume; {new} is on another one")
+            if new.lun != path.lun:
+                self._check_free(unit, new)
+        if wanted.serial is not None and wanted.serial != lun.serial:
+            self._check_serial(unit, lun, path, wanted.serial)
+
+    def _check_serial(self, unit: Unit, lun: Lun, path: LunPath, serial: str) -> None:
+        if not set(serial) <= SERIAL_CHARACTERS:
+            raise Refused("invalid-argument", "a serial number has letters, digits, '-', '_' and '.' only")
+        if lun.online:
+            raise Refused("lun-online", f"hosts know {path} by its serial number; take it offline first")
+        for other in (each for one in self.core.units.values() for each in one.volume.luns()):
+            if other is not lun and other.serial == serial:
+                raise Refused("name-taken", f"LUN {other.name} has serial number {serial} already")
+
+    def _apply(self, unit: Unit, lun: Lun, path: LunPath, wanted: models.LunPatch) -> list[serving.Tell]:
+        told: list[serving.Tell] = []
+        if wanted.path is not None and (new := LunPath.parse_active(wanted.path)).lun != path.lun:
+            unit.volume.rename_lun(path.lun, new.lun)
+        if wanted.size_bytes is not None and wanted.size_bytes != lun.size_bytes:
+            unit.volume.resize_lun(lun.name, wanted.size_bytes)
+            told.append(serving.tell_capacity)
+        if wanted.reserved is not None and wanted.reserved != lun.reserved:
+            lun.set_reserved(wanted.reserved)
+            told.append(serving.tell_identity)
+        if wanted.comment is not None:
+            lun.set_comment(wanted.comment)
+        if wanted.serial is not None and wanted.serial != lun.serial:
+            lun.set_serial(wanted.serial)
+            told.append(serving.tell_identity)
+        if wanted.online is not None and wanted.online != lun.online:
+            lun.set_online(wanted.online)
+            told.append(serving.tell_online)
+        return told
+
+    async def _rename_maps(self, lun: Lun) -> None:
+        """Maps go by UUID; the name in them is only what people see while the volume is offline."""
+        uuid, name = str(lun.uuid), lun.name
+        if self.core.state.maps_of(uuid):
+            await self.core.store.change(
+                lambda cursor: cursor.execute("UPDATE lun_map SET lun_name = ? WHERE lun_uuid = ?", (name, uuid))
+            )
+
+    async def destroy(self, text: str, force: bool) -> None:
+        async with self.core.changing:
+            unit, lun, path = self.core.find(text)
+            if not force:
+                self._check_unused(unit, lun, path)
+            uuid = str(lun.uuid)
+            await self.clones.stop_for_destroy(unit, lun)
+            serving.withdraw_lun(self.core, unit, lun)
+            if self.core.state.maps_of(uuid):
+                # Maps first: a crash in between leaves an unmapped LUN, not a map to nothing.
+                await self.core.store.change(
+                    lambda cursor: cursor.execute("DELETE FROM lun_map WHERE lun_uuid = ?", (uuid,))
+                )
+            unit.volume.destroy_lun(lun.name)
+            await unit.service.commit()
+            unit.service.kick_reclaim()
+        self.core.events.emit("lun.destroyed", f"{path} is gone", subject=str(path), severity=Severity.NOTICE)
+
+    def _check_unused(self, unit: Unit, lun: Lun, path: LunPath) -> None:
+        maps = self.core.state.maps_of(str(lun.uuid))
+        if maps:
+            igroups = [m.igroup for m in maps]
+            raise Refused(
+                "lun-mapped",
+                f"{path} is mapped to {', '.join(igroups)}; unmap it first, or use -f",
+                [f"igroup {igroup}" for igroup in igroups],
+            )
+        users = serving.sessions_of(unit, lun)
+        if users:
+            raise Refused(
+                "lun-in-use", f"{path} is in use by {', '.join(users)}; log out there first, or use -f", users
+            )
+
+
+def check_size(size_bytes: int, block_bytes: int) -> None:
+    if size_bytes <= 0 or size_bytes % SECTOR_BYTES or size_bytes % block_bytes:
+        raise Refused(
+            "invalid-size", f"{size_bytes} bytes is not a LUN's size; it must be a multiple of {block_bytes} and not 0"
+        )
+
+
+def _free_snapshot_name(unit: Unit, parent: str) -> str:
+    taken = {snapshot.name for snapshot in unit.volume.snapshots()}
+    stem = f"clone_{parent.replace('/', '_')[:80]}_{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}"
+    names = [stem, *(f"{stem}_{number}" for number in range(2, SNAPSHOT_NAME_TRIES))]
+    try:
+        return next(name for name in names if name not in taken)
+    except StopIteration:
+        raise Refused("name-taken", f"no free snapshot name like {stem}; name one yourself") from None
+
+
+def _changes(wanted: models.LunPatch) -> list[str]:
+    fields = wanted.model_dump(exclude_none=True, exclude={"force"})
+    words = {"path": "renamed to {}", "size_bytes": "size is {} bytes", "reserved": "space reservation is {}",
+             "comment": "comment changed", "serial": "serial is {}"}  # fmt: skip
+    lines = [words[name].format(value) for name, value in fields.items() if name != "online"]
+    return lines if wanted.online is None else [*lines, "online" if wanted.online else "offline"]

@@ -1,0 +1,334 @@
+"""The objects of the API, as pydantic models: they are its OpenAPI schema.
+
+Sizes are bytes, times are seconds since 1970 (UTC), rates are bytes a second.  A request refuses fields it
+does not know, so that a misspelt one is never ignored.  Secrets exist in requests only.
+
+
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+MAX_SIZE_BYTES = 1 << 62
+"""No volume comes near; it keeps arithmetic within 64 bits."""
+
+Size = Annotated[int, Field(ge=0, le=MAX_SIZE_BYTES)]
+Path = Annotated[str, Field(min_length=1, max_length=1024, examples=["/vol/vol0/lun0"])]
+Name = Annotated[str, Field(min_length=1, max_length=255)]
+Comment = Annotated[str, Field(max_length=254)]
+# RFC 7143 12.1.3: a CHAP secret shorter than 96 bits must not be used without IPsec; the upper end is CHAP_R's.
+Secret = Annotated[SecretStr, Field(min_length=12, max_length=255)]
+User = Annotated[str, Field(min_length=1, max_length=255)]
+Initiator = Annotated[str, Field(min_length=1, max_length=255, examples=["iqn.1993-08.org.debian:01:abcdef"])]
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorBody(BaseModel):
+    error: str = Field(description="Short name of the refusal, stable for scripts")
+    message: str = Field(description="One line that says what to do")
+    holders: list[str] = Field(default=[], description="What stands in the way: LUNs, snapshots, sessions")
+
+
+class DaemonInfo(BaseModel):
+    product: str = "lazylun"
+    version: str
+    api: str = "v1"
+    pid: int
+    nodename: str
+    started_at: float
+    state_directory: str
+
+
+# -- volumes -----------------------------------------------------------------------------------------------
+
+
+class Volume(BaseModel):
+    name: str
+    uuid: str
+    path: str = Field(description="The file or block device that holds the volume")
+    state: Literal["online", "offline", "failed"]
+    problem: str = Field(default="", description="Why it is not online, when it should be")
+    target: str = Field(description="The iSCSI target that serves its LUNs")
+    size_bytes: int = 0
+    used_bytes: int = 0
+    free_bytes: int = 0
+    active_bytes: int = Field(default=0, description="Used by the active file system")
+    snapshot_bytes: int = Field(default=0, description="Held by snapshots alone")
+    reserved_bytes: int = Field(default=0, description="Kept back for consistency points")
+    generation: int = Field(default=0, description="The last durable consistency point")
+    luns: int = 0
+    snapshots: int = 0
+    mount_report: list[str] = []
+
+
+class VolumeCreate(Request):
+    name: Name
+    size_bytes: Size | None = Field(default=None, description="Not needed for a block device: all of it")
+    path: Path | None = Field(default=None, description="File to create, or block device; else in the state directory")
+    adopt: bool = Field(default=False, description="Register the volume that is already at `path`, data and all")
+    force: bool = Field(default=False, description="Format a block device that holds a volume already")
+
+
+class VolumePatch(Request):
+    online: bool | None = None
+    size_bytes: Size | None = None
+
+
+# -- LUNs --------------------------------------------------------------------------------------------------
+
+
+class Backing(BaseModel):
+    path: str = Field(description="Path of the LUN inside the snapshot")
+    snapshot: str
+    snapshot_id: int
+    lun: str
+    limit_bytes: int
+
+
+class MapEntry(BaseModel):
+    igroup: str
+    lun_id: int
+
+
+class CloneStatus(BaseModel):
+    path: str
+    state: str = Field(description="none, created, running, paused, completed, failed or stopped")
+    requested: bool = Field(description="The clone is wanted, also over a restart")
+    backing: str = Field(default="", description="Path of what the LUN still reads through")
+    completed_blocks: int = 0
+    total_blocks: int = 0
+    copied_blocks: int = 0
+    percent: float = 0.0
+    rate_bytes_s: float = 0.0
+    remaining_s: float | None = None
+    limit_bytes_s: int | None = Field(default=None, description="Bandwidth limit, if the job has one")
+    message: str = Field(default="", description="Why it is paused, failed or stopped")
+    operation: str | None = Field(default=None, description="Operation to wait for or cancel")
+
+
+class Lun(BaseModel):
+    path: str
+    volume: str
+    name: str
+    uuid: str
+    serial: str
+    naa: str
+    ostype: str
+    comment: str
+    size_bytes: int
+    block_bytes: int
+    used_bytes: int
+    online: bool
+    reserved: bool
+    created_at: float
+    target: str
+    backing: Backing | None = None
+    clone: CloneStatus | None = Field(default=None, description="The lazy clone, for a LUN that has or had one")
+    maps: list[MapEntry] = []
+
+
+class LunBacking(Request):
+    path: Path = Field(description="A LUN in a snapshot, or a LUN: then a snapshot is made for the purpose")
+    snapshot: Name | None = Field(default=None, description="With a LUN outside a snapshot: the snapshot to use")
+
+
+class LunCreate(Request):
+    path: Path
+    size_bytes: Size | None = Field(default=None, description="Not with `backing`: the size is its parent's")
+    backing: LunBacking | None = None
+    ostype: str | None = Field(default=None, description="Default: linux, or the parent's")
+    reserved: bool = True
+    comment: Comment = ""
+    block_bytes: Literal[512, 4096] = 512
+
+
+class LunPatch(Request):
+    path: Path | None = Field(default=None, description="New path, in the same volume")
+    size_bytes: Size | None = None
+    online: bool | None = None
+    reserved: bool | None = None
+    comment: Comment | None = None
+    serial: Annotated[str, Field(min_length=1, max_length=32)] | None = None
+    force: bool = Field(default=False, description="Allow a resize that cuts data off")
+
+
+# -- snapshots ---------------------------------------------------------------------------------------------
+
+
+class Snapshot(BaseModel):
+    volume: str
+    name: str
+    id: int
+    created_at: float
+    generation: int
+    busy: bool
+    holders: list[str] = []
+    referenced_bytes: int | None = Field(default=None, description="In all its blocks; null in lists")
+    reclaimable_bytes: int | None = Field(default=None, description="What deleting it would give back; null in lists")
+
+
+class SnapshotLun(BaseModel):
+    path: str
+    name: str
+    size_bytes: int
+    ostype: str
+    backing: str = ""
+
+
+class SnapshotCreate(Request):
+    name: Name
+
+
+class SnapshotPatch(Request):
+    name: Name
+
+
+# -- igroups and maps --------------------------------------------------------------------------------------
+
+
+class IgroupMap(BaseModel):
+    path: str
+    lun_id: int
+
+
+class Igroup(BaseModel):
+    name: str
+    ostype: str
+    initiators: list[str]
+    maps: list[IgroupMap] = []
+
+
+class IgroupCreate(Request):
+    name: Name
+    ostype: str = "linux"
+    initiators: Annotated[list[Initiator], Field(max_length=1024)] = []
+
+
+class InitiatorsAdd(Request):
+    initiators: Annotated[list[Initiator], Field(min_length=1, max_length=1024)]
+
+
+class LunMap(BaseModel):
+    path: str
+    igroup: str
+    lun_id: int
+    target: str
+
+
+class MapCreate(Request):
+    path: Path
+    igroup: Name
+    lun_id: int | None = Field(default=None, ge=0, lt=16384, description="Default: the lowest that is free")
+
+
+# -- clones ------------------------------------------------------------------------------------------------
+
+
+class CloneStart(Request):
+    limit_bytes_s: int | None = Field(default=None, ge=1, le=MAX_SIZE_BYTES, description="Bytes a second at most")
+
+
+# -- iSCSI -------------------------------------------------------------------------------------------------
+
+
+class IscsiStatus(BaseModel):
+    nodename: str
+    portals: list[str]
+    targets: list[str]
+    sessions: int
+    connections: int
+    discovery_authentication: bool = Field(description="Discovery asks for the same proof as a normal session")
+
+
+class IscsiPatch(Request):
+    nodename: Initiator | None = None
+    discovery_authentication: bool | None = None
+
+
+class Portal(BaseModel):
+    address: str
+    group: int = Field(description="Target portal group tag")
+    listening: bool
+    configured_by: Literal["command line", "administrator"]
+    problem: str = ""
+
+
+class PortalCreate(Request):
+    address: Annotated[str, Field(min_length=1, max_length=100, examples=["192.0.2.1:3260"])]
+
+
+class Connection(BaseModel):
+    session: str
+    cid: int
+    initiator: str
+    target: str
+    local_address: str
+    peer_address: str
+    header_digest: str = ""
+    data_digest: str = ""
+
+
+class Session(BaseModel):
+    id: str
+    kind: Literal["normal", "discovery"]
+    initiator: str
+    initiator_alias: str = ""
+    isid: str
+    tsih: int
+    target: str
+    authenticated_as: str = ""
+    created_at: float | None = None
+    connections: list[Connection] = []
+    parameters: dict[str, Any] = {}
+
+
+class Account(BaseModel):
+    """A CHAP account as it may be shown: never with its secrets."""
+
+    initiator: str = Field(description="Empty: the default, for initiators without an account")
+    method: Literal["chap", "none", "deny"]
+    user: str = ""
+    mutual: bool = False
+    out_user: str = ""
+
+
+class AccountPut(Request):
+    method: Literal["chap", "none", "deny"] = "chap"
+    user: User | None = None
+    secret: Secret | None = None
+    out_user: User | None = None
+    out_secret: Secret | None = None
+
+
+# -- work and history --------------------------------------------------------------------------------------
+
+
+class Operation(BaseModel):
+    id: str
+    kind: str
+    subject: str
+    state: Literal["running", "done", "failed", "cancelled"]
+    completed: int
+    total: int
+    percent: float
+    message: str
+    created_at: float
+    finished_at: float | None
+    error: ErrorBody | None
+    result: dict[str, Any]
+
+
+class Event(BaseModel):
+    seq: int
+    time: float
+    kind: str
+    severity: Literal["info", "notice", "warning", "error"]
+    subject: str
+    message: str
+    data: dict[str, Any]

@@ -1,0 +1,74 @@
+"""/v1/iscsi: node name, portals, sessions, connections, accounts."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from target.management import models
+from target.management.services import services_of
+
+router = APIRouter(prefix="/v1/iscsi", tags=["iscsi"])
+
+
+@router.get("")
+async def status(request: Request) -> models.IscsiStatus:
+    return services_of(request).iscsi.status()
+
+
+@router.patch("")
+async def patch(request: Request, wanted: models.IscsiPatch) -> models.IscsiStatus:
+    """A new node name renames every target: refused while sessions exist."""
+    return await services_of(request).iscsi.patch(wanted)
+
+
+@router.get("/portals")
+async def portals(request: Request) -> list[models.Portal]:
+    return services_of(request).iscsi.portals()
+
+
+@router.post("/portals", status_code=201)
+async def add_portal(request: Request, wanted: models.PortalCreate) -> models.Portal:
+    return await services_of(request).iscsi.add_portal(wanted.address)
+
+
+@router.delete("/portals/{address}", status_code=204)
+async def remove_portal(request: Request, address: str) -> None:
+    await services_of(request).iscsi.remove_portal(address)
+
+
+@router.get("/sessions")
+async def sessions(request: Request) -> list[models.Session]:
+    return services_of(request).iscsi.sessions()
+
+
+@router.delete("/sessions/{session_id}", status_code=204)
+async def close_session(request: Request, session_id: str) -> None:
+    """End a session; the initiator may log in again."""
+    await services_of(request).iscsi.close_session(session_id)
+
+
+@router.get("/connections")
+async def connections(request: Request) -> list[models.Connection]:
+    return [each for session in services_of(request).iscsi.sessions() for each in session.connections]
+
+
+@router.get("/security")
+async def accounts(request: Request) -> list[models.Account]:
+    """The default first.  Never with secrets."""
+    return services_of(request).security.list()
+
+
+@router.put("/security/{initiator}")
+async def put_account(request: Request, initiator: str, wanted: models.AccountPut) -> models.Account:
+    return await services_of(request).security.put(initiator, wanted)
+
+
+@router.delete("/security/{initiator}", status_code=204)
+async def delete_account(request: Request, initiator: str) -> None:
+    await services_of(request).security.delete(initiator)
+
+
+@router.put("/security-default")
+async def put_default(request: Request, wanted: models.AccountPut) -> models.Account:
+    """For initiators without an account of their own."""
+    return await services_of(request).security.put("", wanted)

@@ -1,0 +1,77 @@
+"""/v1/volumes and the snapshots of each."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from target.management import models
+from target.management.routes_system import operation_model
+from target.management.services import services_of
+
+router = APIRouter(prefix="/v1/volumes")
+
+
+@router.get("", tags=["volumes"])
+async def volumes(request: Request) -> list[models.Volume]:
+    return services_of(request).volumes.list()
+
+
+@router.post("", tags=["volumes"], status_code=201)
+async def create(request: Request, wanted: models.VolumeCreate) -> models.Volume:
+    return await services_of(request).volumes.create(wanted)
+
+
+@router.get("/{volume}", tags=["volumes"])
+async def volume(request: Request, volume: str) -> models.Volume:
+    return services_of(request).volumes.get(volume)
+
+
+@router.patch("/{volume}", tags=["volumes"])
+async def patch(request: Request, volume: str, wanted: models.VolumePatch) -> models.Volume:
+    """Take it online or offline; make it larger."""
+    return await services_of(request).volumes.patch(volume, wanted)
+
+
+@router.delete("/{volume}", tags=["volumes"], status_code=204)
+async def destroy(request: Request, volume: str, force: bool = False) -> None:
+    """Remove it and its file; `force` although it has LUNs."""
+    await services_of(request).volumes.destroy(volume, force)
+
+
+@router.post("/{volume}/check", tags=["volumes"], status_code=202)
+async def check(request: Request, volume: str) -> models.Operation:
+    """Check the whole volume; the operation's result has the findings."""
+    return operation_model(services_of(request).volumes.check(volume))
+
+
+@router.get("/{volume}/snapshots", tags=["snapshots"])
+async def snapshots(request: Request, volume: str) -> list[models.Snapshot]:
+    """Oldest first."""
+    return services_of(request).snapshots.list(volume)
+
+
+@router.post("/{volume}/snapshots", tags=["snapshots"], status_code=201)
+async def create_snapshot(request: Request, volume: str, wanted: models.SnapshotCreate) -> models.Snapshot:
+    return await services_of(request).snapshots.create(volume, wanted.name)
+
+
+@router.get("/{volume}/snapshots/{snapshot}", tags=["snapshots"])
+async def snapshot(request: Request, volume: str, snapshot: str) -> models.Snapshot:
+    """With everything that depends on it."""
+    return services_of(request).snapshots.get(volume, snapshot)
+
+
+@router.get("/{volume}/snapshots/{snapshot}/luns", tags=["snapshots"])
+async def snapshot_luns(request: Request, volume: str, snapshot: str) -> list[models.SnapshotLun]:
+    return services_of(request).snapshots.luns(volume, snapshot)
+
+
+@router.patch("/{volume}/snapshots/{snapshot}", tags=["snapshots"])
+async def rename(request: Request, volume: str, snapshot: str, wanted: models.SnapshotPatch) -> models.Snapshot:
+    return await services_of(request).snapshots.rename(volume, snapshot, wanted.name)
+
+
+@router.delete("/{volume}/snapshots/{snapshot}", tags=["snapshots"], status_code=204)
+async def delete(request: Request, volume: str, snapshot: str) -> None:
+    """Refused with `snapshot-busy` and all holders while something depends on it."""
+    await services_of(request).snapshots.delete(volume, snapshot)

@@ -1,0 +1,34 @@
+"""The services of one daemon, put together."""
+
+from __future__ import annotations
+
+from fastapi import Request
+
+from target.management.access import Igroups, Maps
+from target.management.clones import Clones
+from target.management.core import Core
+from target.management.data import Data
+from target.management.iscsi import Iscsi
+from target.management.luns import Luns
+from target.management.security import Security
+from target.management.snapshots import Snapshots
+from target.management.volumes import Volumes
+
+
+class Services:
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.clones = Clones(core)
+        self.volumes = Volumes(core, self.clones)
+        self.luns = Luns(core, self.clones)
+        self.snapshots = Snapshots(core)
+        self.igroups = Igroups(core)
+        self.maps = Maps(core)
+        self.security = Security(core)
+        self.iscsi = Iscsi(core)
+        self.data = Data(core)
+
+
+def services_of(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services

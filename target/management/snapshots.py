@@ -1,0 +1,91 @@
+"""Snapshots of a volume: take, list, rename, delete, and who depends on one."""
+
+from __future__ import annotations
+
+from target.management import models
+from target.management.core import Core, Unit
+from target.management.refusal import Refused
+from wafl import SnapshotInfo
+
+
+class Snapshots:
+    def __init__(self, core: Core) -> None:
+        self.core = core
+
+    def list(self, volume: str) -> list[models.Snapshot]:
+        unit = self.core.unit(volume)
+        return [self._model(unit, snapshot) for snapshot in sorted(unit.volume.snapshots(), key=lambda each: each.id)]
+
+    def get(self, volume: str, name: str) -> models.Snapshot:
+        unit = self.core.unit(volume)
+        shown = self._model(unit, unit.snapshot(name))
+        space = unit.volume.snapshot_space(name)
+        shown.referenced_bytes, shown.reclaimable_bytes = space.referenced, space.reclaimable
+        return shown
+
+    def _model(self, unit: Unit, snapshot: SnapshotInfo) -> models.Snapshot:
+        return models.Snapshot(
+            volume=unit.name,
+            name=snapshot.name,
+            id=snapshot.id,
+            created_at=snapshot.created_at,
+            generation=snapshot.generation,
+            busy=bool(snapshot.busy_holders),
+            holders=[holder_path(unit, holder) for holder in snapshot.busy_holders],
+        )
+
+    def luns(self, volume: str, name: str) -> list[models.SnapshotLun]:
+        unit = self.core.unit(volume)
+        unit.snapshot(name)
+        return [
+            models.SnapshotLun(
+                path=f"/vol/{volume}/.snapshot/{name}/{lun.name}",
+                name=lun.name,
+                size_bytes=lun.size_bytes,
+                ostype=lun.ostype,
+            )
+            for lun in unit.volume.snapshot_luns(name)
+        ]
+
+    async def create(self, volume: str, name: str) -> models.Snapshot:
+        async with self.core.changing:
+            unit = self.core.unit(volume)
+            if any(snapshot.name == name for snapshot in unit.volume.snapshots()):
+                raise Refused("name-taken", f"volume {volume} has a snapshot {name} already; choose another name")
+            made = await unit.service.create_snapshot(name)
+        self.core.events.emit("snapshot.created", f"snapshot {name} of volume {volume}", subject=f"{volume}:{name}")
+        return self._model(unit, made)
+
+    async def rename(self, volume: str, old: str, new: str) -> models.Snapshot:
+        async with self.core.changing:
+            unit = self.core.unit(volume)
+            unit.snapshot(old)
+            unit.volume.rename_snapshot(old, new)
+            await unit.service.commit()
+        self.core.events.emit(
+            "snapshot.renamed", f"snapshot {old} of volume {volume} is now {new}", subject=f"{volume}:{new}"
+        )
+        return self._model(unit, unit.snapshot(new))
+
+    async def delete(self, volume: str, name: str) -> None:
+        async with self.core.changing:
+            unit = self.core.unit(volume)
+            holders = [holder_path(unit, holder) for holder in unit.snapshot(name).busy_holders]
+            if holders:
+                raise Refused(
+                    "snapshot-busy",
+                    f"snapshot {name} of volume {volume} is in use by {', '.join(holders)}; 'lun clone start' "
+                    "separates a LUN from it; a snapshot among these has to be deleted first",
+                    holders,
+                )
+            unit.volume.delete_snapshot(name)
+            await unit.service.commit()
+            unit.service.kick_reclaim()
+        self.core.events.emit(
+            "snapshot.deleted", f"snapshot {name} of volume {volume} is gone", subject=f"{volume}:{name}"
+        )
+
+
+def holder_path(unit: Unit, holder: str) -> str:
+    """A holder as the volume names it, as a path of the whole system."""
+    return holder if holder.startswith("/vol/") else f"/vol/{unit.name}/{holder}"
