@@ -1,0 +1,367 @@
+"""The checker: is every block of a volume reachable exactly as the maps say, or free, and never both?
+
+It walks the active file system and every snapshot on the device, as the last durable consistency point left
+them, and compares what it reaches with the active map, each snapshot's own map, the summary and the counters;
+then the vtocs with the inodes, and every backing with the snapshot it names.  It never writes, and it never
+stops at the first fault: each one is a Finding.
+
+    check(device)            a volume that nobody has mounted
+    check_mounted(volume)    the last durable state of a mounted one; blocks of it are not reused before the next
+                             consistency point, so guests may have gone on since
+
+A snapshot that is being reclaimed is half gone on purpose: its blocks may or may not be in the summary, and only
+its record is looked at.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from wafl.device import Device
+from wafl.errors import NotAVolume
+from wafl.format import (
+    ACTIVE_MAP_INODE,
+    BLOCK_BYTES,
+    FIRST_DATA_VBN,
+    FIRST_INODE,
+    KNOWN_INCOMPAT,
+    MAX_CHAIN_DEPTH,
+    POINTERS,
+    VTOC_INODE,
+    EntryState,
+    InodeType,
+    decode_text,
+)
+from wafl.offline import Fields, Image, Node, Root
+
+Bits = npt.NDArray[np.bool_]
+
+
+class Severity(IntEnum):
+    NOTE = 0
+    """Worth knowing; nothing is wrong."""
+    WARNING = 1
+    """A spare copy is damaged, or space is lost; no data is at risk."""
+    ERROR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    severity: Severity
+    what: str
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.severity.name.lower()}: {self.where}: {self.what}"
+
+
+def check(device: Device, *, data: bool = True) -> list[Finding]:
+    """All findings about the volume on `device`.  Without `data` only metadata blocks are read."""
+    findings: list[Finding] = []
+    try:
+        image = Image(device, lambda what, where: findings.append(Finding(Severity.ERROR, what, where)))
+    except NotAVolume as error:
+        return [Finding(Severity.ERROR, str(error), "volume")]
+    _Check(image, findings, data).run()
+    return findings
+
+
+@dataclass(slots=True)
+class _View:
+    """One file system: the active one, or a snapshot's."""
+
+    where: str
+    snapshot_id: int
+    generation: int
+    ifile: Root
+    inodes: dict[int, Fields]
+    vtoc: list[Fields]
+    reached: Bits
+    map: Bits
+
+
+class _Check:
+    def __init__(self, image: Image, findings: list[Finding], data: bool) -> None:
+        self.image = image
+        self.findings = findings
+        self.data = data
+        self.blocks = image.blocks
+        self.own = np.zeros(self.blocks, bool)
+        geometry = image.geometry
+        self.own[: geometry.head_blocks] = True
+        self.own[geometry.tail_ring :] = True
+        self.first_free_vbn = geometry.head_blocks
+        self.end_vbn = geometry.tail_ring
+        self.names: dict[int, str] = {}
+
+    def say(self, severity: Severity, what: str, where: str) -> None:
+        self.findings.append(Finding(severity, what, where))
+
+    def wrong(self, what: str, where: str) -> None:
+        self.say(Severity.ERROR, what, where)
+
+    # -- the order of work
+
+    def run(self) -> None:
+        self.check_copies()
+        if self.blocks > self.image.device_blocks:
+            self.wrong(f"{self.blocks} blocks on a device of {self.image.device_blocks}", "fsinfo")
+            return
+        table = self.image.snapshots()
+        self.names = {entry["id"]: decode_text(entry["name"]) for entry in table}
+        own_trees = self.own.copy()
+        for name in ("summary", "snapshot_table"):
+            root = Root.of(self.image.fsinfo, f"{name}_")
+            self.walk(root, name.replace("_", " "), own_trees, self.image.fsinfo["generation"])
+        self.own = own_trees
+        views = [self.view_of_snapshot(entry) for entry in table if entry["state"] == EntryState.LIVE]
+        active = self.active_view()
+        self.check_snapshot_table(table)
+        self.check_active(active)
+        self.check_summary(views, [entry for entry in table if entry["state"] == EntryState.DELETING])
+        for view in (active, *views):
+            self.check_vtoc(view)
+            self.check_backings(view, {other.snapshot_id: other for other in views})
+
+    # -- label, fsinfo
+
+    def check_copies(self) -> None:
+        for vbn, label in self.image.labels.items():
+            if label is None:
+                self.say(Severity.WARNING, "this copy of the label is damaged", f"block {vbn}")
+            elif label != self.image.label:
+                self.say(Severity.WARNING, "the copies of the label differ", f"block {vbn}")
+        if unknown := self.image.label["incompat"] & ~KNOWN_INCOMPAT:
+            self.wrong(f"unknown incompatible features {unknown:#x}", "label")
+        generation = self.image.fsinfo["generation"]
+        newest = {vbn for vbn, slot in self.image.slots.items() if slot and slot["generation"] == generation}
+        for vbn in set(self.image.geometry.fsinfo_vbns(generation)) - newest:
+            self.say(Severity.WARNING, f"this copy of fsinfo {generation} is missing or damaged", f"block {vbn}")
+
+    # -- trees
+
+    def walk(self, root: Root, where: str, reached: Bits, generation: int) -> int:
+        """Mark every block of a tree in `reached`; the number of data blocks in it."""
+        count = 0
+        if root.vbn >= FIRST_DATA_VBN:
+            self.mark(np.array([root.vbn], np.uint64), where, reached)
+        if root.birth > generation:
+            self.wrong(f"root born in {root.birth}, after consistency point {generation}", where)
+        for node in self.image.walk(root, where):
+            children = node.data()
+            self.mark(node.vbns[children], f"{where}, below block {node.vbn}", reached)
+            self.check_node(node, root, where)
+            if node.level == 1:
+                count += children.size
+                if self.data:
+                    self.image.verify_data(node, where)
+        return count
+
+    def mark(self, vbns: npt.NDArray[np.uint64], where: str, reached: Bits) -> None:
+        inside = (vbns >= self.first_free_vbn) & (vbns < self.end_vbn)
+        if not inside.all():
+            self.wrong(f"pointers to {_some(vbns[~inside])}, where no data can be", where)
+            vbns = vbns[inside]
+        again = vbns[reached[vbns]]
+        if again.size or np.unique(vbns).size != vbns.size:
+            self.wrong(f"blocks {_some(again)} are reached twice", where)
+        reached[vbns] = True
+
+    def check_node(self, node: Node, root: Root, where: str) -> None:
+        children = node.data()
+        if (node.births[children] > node.birth).any():
+            self.wrong(f"block {node.vbn} has children younger than itself", where)
+        per_child = POINTERS ** (node.level - 1)
+        # A tree may end inside a pointer block; nothing may be behind that end.
+        first_behind = -(-(root.blocks - node.first_fbn) // per_child)
+        if (children >= first_behind).any():
+            self.wrong(f"block {node.vbn} (level {node.level}) points behind the end of the file", where)
+
+    # -- file systems
+
+    def active_view(self) -> _View:
+        fsinfo = self.image.fsinfo
+        return self.view("active file system", 0, fsinfo["generation"], Root.of(fsinfo, "ifile_"))
+
+    def view_of_snapshot(self, entry: Fields) -> _View:
+        where = f"snapshot {decode_text(entry['name'])!r}"
+        view = self.view(where, entry["id"], entry["generation"], Root.of(entry, "ifile_"))
+        self.compare(view.reached, view.map, "reachable", "in the snapshot's map", where)
+        if (count := int(view.map.sum())) != entry["active_blocks"]:
+            self.wrong(f"its record counts {entry['active_blocks']} blocks, its map {count}", where)
+        return view
+
+    def view(self, where: str, snapshot_id: int, generation: int, ifile: Root) -> _View:
+        reached = np.zeros(self.blocks, bool)
+        self.walk(ifile, f"{where}, inode file", reached, generation)
+        inodes = self.image.inodes(ifile, f"{where}, inode file")
+        for number, inode in sorted(inodes.items()):
+            self.check_inode(number, inode, where, reached, generation)
+        vtoc: list[Fields] = []
+        bits = np.zeros(self.blocks, bool)
+        if VTOC_INODE in inodes:
+            vtoc = self.image.vtoc(Root.of(inodes[VTOC_INODE]), f"{where}, vtoc")
+        if ACTIVE_MAP_INODE in inodes:
+            bits = self.image.map_bits(Root.of(inodes[ACTIVE_MAP_INODE]), f"{where}, active map")
+            if bits[self.blocks :].any():
+                self.wrong("bits behind the end of the volume", f"{where}, active map")
+            bits = bits[: self.blocks]
+        else:
+            self.wrong("there is no active map", where)
+        return _View(where, snapshot_id, generation, ifile, inodes, vtoc, reached, bits)
+
+    def check_inode(self, number: int, inode: Fields, where: str, reached: Bits, generation: int) -> None:
+        here = f"{where}, inode {number}"
+        if inode["number"] != number:
+            self.wrong(f"calls itself {inode['number']}", here)
+        if inode["generation"] >= self.image.fsinfo["next_inode_generation"]:
+            self.wrong(f"generation {inode['generation']} was never given out", here)
+        fixed = {VTOC_INODE: InodeType.VTOC, ACTIVE_MAP_INODE: InodeType.ACTIVE_MAP}
+        wanted = (fixed[number],) if number in fixed else (InodeType.LUN, InodeType.ZOMBIE)
+        if inode["type"] not in wanted or (number not in fixed and number < FIRST_INODE):
+            self.wrong(f"type {inode['type']} does not belong here", here)
+        count = self.walk(Root.of(inode), here, reached, generation)
+        if count != inode["blocks"]:
+            self.wrong(f"counts {inode['blocks']} data blocks and has {count}", here)
+        if self.data and inode["type"] == InodeType.LUN:
+            self.check_end(inode, here)
+
+    def check_end(self, inode: Fields, where: str) -> None:
+        """The bytes of the last block behind the LUN's end are zeros: growing shows them."""
+        used = inode["size_bytes"] % BLOCK_BYTES
+        if not used:
+            return
+        last = inode["size_bytes"] // BLOCK_BYTES
+        for node in self.image.walk(Root.of(inode), where):
+            i = last - node.first_fbn
+            if node.level == 1 and 0 <= i < POINTERS and node.vbns[i] >= FIRST_DATA_VBN:
+                block = self.image.load(int(node.vbns[i]), int(node.crcs[i]), where)
+                if block is not None and any(block[used:]):
+                    self.wrong("bytes behind the end of the LUN are not zeros", where)
+
+    # -- maps and counters
+
+    def compare(self, one: Bits, other: Bits, one_is: str, other_is: str, where: str) -> None:
+        for bits, yes, no in ((one & ~other, one_is, other_is), (other & ~one, other_is, one_is)):
+            if bits.any():
+                self.wrong(f"blocks {_some(np.flatnonzero(bits))} are {yes} but not {no}", where)
+
+    def check_active(self, active: _View) -> None:
+        self.compare(active.reached, active.map, "reachable", "in the active map", active.where)
+        self.check_counter("active_blocks", active.map)
+        if (both := active.map & self.own).any():
+            self.wrong(f"blocks {_some(np.flatnonzero(both))} are the volume's own and in use", active.where)
+
+    def check_summary(self, views: list[_View], deleting: list[Fields]) -> None:
+        bits = self.image.map_bits(Root.of(self.image.fsinfo, "summary_"), "summary")[: self.blocks]
+        must = self.own.copy()
+        for view in views:
+            must |= view.map
+        may = must.copy()
+        for entry in deleting:
+            may |= self.map_of_deleting(entry)
+        if (lacking := must & ~bits).any():
+            self.wrong(f"blocks {_some(np.flatnonzero(lacking))} are in use but not in it", "summary")
+        if (extra := bits & ~may).any():
+            self.wrong(f"blocks {_some(np.flatnonzero(extra))} are in it and nothing uses them", "summary")
+        self.check_counter("summary_blocks", bits)
+
+    def map_of_deleting(self, entry: Fields) -> Bits:
+        where = f"snapshot {decode_text(entry['name'])!r} (being deleted)"
+        inodes = self.image.inodes(Root.of(entry, "ifile_"), where)
+        if ACTIVE_MAP_INODE not in inodes:
+            self.wrong("its map is gone before its record", where)
+            return np.zeros(self.blocks, bool)
+        return self.image.map_bits(Root.of(inodes[ACTIVE_MAP_INODE]), where)[: self.blocks]
+
+    def check_counter(self, name: str, bits: Bits) -> None:
+        if (count := int(bits.sum())) != self.image.fsinfo[name]:
+            self.wrong(f"{name} is {self.image.fsinfo[name]}, the map has {count}", "fsinfo")
+
+    # -- tables
+
+    def check_snapshot_table(self, table: list[Fields]) -> None:
+        where = "snapshot table"
+        self.unique((entry["id"] for entry in table), "snapshot id", where)
+        live = [entry for entry in table if entry["state"] == EntryState.LIVE]
+        self.unique((decode_text(entry["name"]) for entry in live), "snapshot name", where)
+        for entry in table:
+            here = f"{where}, {decode_text(entry['name'])!r}"
+            if entry["id"] >= self.image.fsinfo["next_snapshot_id"]:
+                self.wrong(f"id {entry['id']} was never given out", here)
+            if entry["generation"] > self.image.fsinfo["generation"]:
+                self.wrong(f"made by consistency point {entry['generation']}, which has not been", here)
+
+    def check_vtoc(self, view: _View) -> None:
+        where = f"{view.where}, vtoc"
+        self.unique((decode_text(entry["name"]) for entry in view.vtoc), "LUN name", where)
+        self.unique((str(uuid.UUID(bytes=entry["uuid"])) for entry in view.vtoc), "LUN UUID", where)
+        self.unique((entry["naa"].hex() for entry in view.vtoc), "LUN NAA", where)
+        self.unique((entry["inode"] for entry in view.vtoc), "inode", where)
+        for entry in view.vtoc:
+            self.check_entry(view, entry)
+        luns = {number for number, inode in view.inodes.items() if inode["type"] == InodeType.LUN}
+        for number in sorted(luns - {entry["inode"] for entry in view.vtoc}):
+            self.wrong(f"inode {number} is a LUN that the vtoc does not name", where)
+
+    def check_entry(self, view: _View, entry: Fields) -> None:
+        where = f"{view.where}, LUN {decode_text(entry['name'])!r}"
+        inode = view.inodes.get(entry["inode"])
+        if inode is None or inode["type"] != InodeType.LUN:
+            self.wrong(f"inode {entry['inode']} is not a LUN's", where)
+            return
+        for key, of_inode in (("inode_generation", "generation"), ("size_bytes", "size_bytes")):
+            if entry[key] != inode[of_inode]:
+                self.wrong(f"{key} {entry[key]} differs from the inode's {inode[of_inode]}", where)
+
+    def unique(self, values: Iterable[object], what: str, where: str) -> None:
+        for value, count in Counter(values).items():
+            if count > 1:
+                self.wrong(f"{what} {value} is there {count} times", where)
+
+    # -- backings
+
+    def check_backings(self, view: _View, snapshots: dict[int, _View]) -> None:
+        for entry in view.vtoc:
+            where = f"{view.where}, LUN {decode_text(entry['name'])!r}"
+            seen = {view.snapshot_id}
+            here, depth = entry, 0
+            while here["backing_snapshot"]:
+                if here["backing_limit_bytes"] % BLOCK_BYTES:
+                    self.wrong(f"limit {here['backing_limit_bytes']} is not a whole number of blocks", where)
+                parent = self.parent_of(here, snapshots, where)
+                if parent is None:
+                    break
+                depth += 1
+                if here["backing_snapshot"] in seen or depth > MAX_CHAIN_DEPTH:
+                    self.wrong(f"its chain of backings is circular or deeper than {MAX_CHAIN_DEPTH}", where)
+                    break
+                seen.add(here["backing_snapshot"])
+                here = parent
+
+    def parent_of(self, entry: Fields, snapshots: dict[int, _View], where: str) -> Fields | None:
+        """The vtoc entry, inside its backing snapshot, of what a LUN reads through."""
+        view = snapshots.get(entry["backing_snapshot"])
+        if view is None:
+            self.wrong(f"its backing, snapshot {entry['backing_snapshot']}, is not there", where)
+            return None
+        for parent in view.vtoc:
+            if (parent["inode"], parent["inode_generation"]) == (
+                entry["backing_inode"],
+                entry["backing_inode_generation"],
+            ):
+                return parent
+        self.wrong(f"its backing, inode {entry['backing_inode']} in {view.where}, is not there", where)
+        return None
+
+
+def _some(numbers: npt.NDArray[np.integer]) -> str:
+    shown = ", ".join(str(number) for number in numbers[:8].tolist())
+    return f"{shown} and {numbers.size - 8} more" if numbers.size > 8 else shown

@@ -1,0 +1,249 @@
+"""Reads a volume straight from its device, by the declarations alone: what the checker and the dump stand on.
+
+It shares the format with the mounted volume and nothing else (no buffers, no allocator), so that a fault there
+is not repeated here.  It never writes.  What it cannot read it reports through `Image.trouble` and skips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from crc32c import crc32c
+
+from wafl.device import Device
+from wafl.errors import NotAVolume
+from wafl.format import (
+    BIRTH_PLANE,
+    BLOCK_BYTES,
+    CRC_PLANE,
+    FIRST_DATA_VBN,
+    FSINFO,
+    FSINFO_MAGIC,
+    HEAD_RING_VBN,
+    INODE,
+    LABEL,
+    LABEL_MAGIC,
+    LABEL_VBN,
+    MAX_HEIGHT,
+    POINTERS,
+    RING_SLOTS,
+    SNAPSHOT_ENTRY,
+    TAIL_BLOCKS,
+    VBN_PLANE,
+    VTOC_ENTRY,
+    EntryState,
+    Geometry,
+    Record,
+    unseal,
+)
+
+Fields = dict[str, Any]
+Vbns = npt.NDArray[np.uint64]
+Words = npt.NDArray[np.uint32]
+
+Trouble = Callable[[str, str], None]
+"""(what is wrong, where)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """The root pointer of a tree, and how far it reaches."""
+
+    vbn: int
+    crc: int
+    birth: int
+    height: int
+    size_bytes: int
+
+    @classmethod
+    def of(cls, fields: Fields, prefix: str = "") -> Root:
+        return cls(
+            fields[f"{prefix}root_vbn"],
+            fields[f"{prefix}root_crc"],
+            fields[f"{prefix}root_birth"],
+            fields[f"{prefix}height"],
+            fields[f"{prefix}size_bytes"],
+        )
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.size_bytes // BLOCK_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One pointer block, verified."""
+
+    level: int
+    vbn: int
+    birth: int
+    index: int
+    """Its place among the pointer blocks of its level: it covers fbns from `index * 256**level` on."""
+    vbns: Vbns
+    crcs: Words
+    births: Words
+
+    @property
+    def first_fbn(self) -> int:
+        return self.index * POINTERS**self.level
+
+    def data(self) -> npt.NDArray[np.intp]:
+        """Indices of the pointers that name a block."""
+        return np.flatnonzero(self.vbns >= FIRST_DATA_VBN)
+
+
+class Image:
+    """A volume as its newest valid fsinfo shows it.  Raises NotAVolume if there is none."""
+
+    def __init__(self, device: Device, trouble: Trouble = lambda what, where: None) -> None:
+        self.device = device
+        self.trouble = trouble
+        self.device_blocks = device.size_bytes // BLOCK_BYTES
+        self.labels = {vbn: self._sealed(vbn, LABEL, LABEL_MAGIC) for vbn in self._label_vbns()}
+        self.label = self._choose_label()
+        self.slots = self._read_rings()
+        self.fsinfo = self._choose_fsinfo()
+        self.blocks: int = self.fsinfo["volume_blocks"]
+        self.geometry = Geometry(self.blocks, self.label["nvlog_blocks"])
+        self._good_crc = np.zeros(self.device_blocks, dtype=np.uint32)
+        self._good = np.zeros(self.device_blocks, dtype=bool)
+
+    # -- label and fsinfo
+
+    def _raw(self, vbn: int) -> bytearray | None:
+        block = bytearray(BLOCK_BYTES)
+        if vbn >= self.device_blocks:
+            return None
+        try:
+            self.device.pread(vbn * BLOCK_BYTES, block)
+        except OSError as error:
+            self.trouble(f"cannot be read: {error}", f"block {vbn}")
+            return None
+        return block
+
+    def _sealed(self, vbn: int, record: Record, magic: bytes) -> Fields | None:
+        raw = self._raw(vbn)
+        return None if raw is None else unseal(record, magic, raw)
+
+    def _label_vbns(self) -> tuple[int, int]:
+        return LABEL_VBN, self.device_blocks - 1
+
+    def _choose_label(self) -> Fields:
+        for label in self.labels.values():
+            if label is not None:
+                return label
+        raise NotAVolume("neither copy of the label is valid")
+
+    def _read_rings(self) -> dict[int, Fields | None]:
+        """vbn -> fsinfo, of both rings; None where there is no valid one of this volume."""
+        # The mirror lies at the end of the device as long as the volume has not been moved to a larger one.
+        tail = self.device_blocks - TAIL_BLOCKS
+        slots: dict[int, Fields | None] = {}
+        for first in (HEAD_RING_VBN, tail):
+            for vbn in range(first, first + RING_SLOTS):
+                found = self._sealed(vbn, FSINFO, FSINFO_MAGIC)
+                ours = found is not None and found["uuid"] == self.label["uuid"] and found["vbn"] == vbn
+                slots[vbn] = found if ours else None
+        return slots
+
+    def _choose_fsinfo(self) -> Fields:
+        valid = [slot for slot in self.slots.values() if slot is not None]
+        if not valid:
+            raise NotAVolume("no copy of fsinfo is valid")
+        return max(valid, key=lambda slot: int(slot["generation"]))
+
+    # -- blocks
+
+    def load(self, vbn: int, crc: int, where: str) -> bytearray | None:
+        """A block that its pointer's checksum vouches for; None (reported) otherwise."""
+        raw = self._raw(vbn)
+        if raw is None:
+            self.trouble(f"pointer to block {vbn}, outside the device", where)
+            return None
+        found = crc32c(raw)
+        if found != crc:
+            self.trouble(f"block {vbn}: crc32c {found:08x} where the pointer says {crc:08x}", where)
+            return None
+        return raw
+
+    def walk(self, root: Root, where: str) -> Iterator[Node]:
+        """Every pointer block below `root`, parents first."""
+        if not 1 <= root.height <= MAX_HEIGHT:
+            self.trouble(f"height {root.height}", where)
+            return
+        if root.vbn >= FIRST_DATA_VBN:
+            yield from self._walk(root.height, root.vbn, root.crc, root.birth, 0, where)
+
+    def _walk(self, level: int, vbn: int, crc: int, birth: int, index: int, where: str) -> Iterator[Node]:
+        raw = self.load(vbn, crc, f"{where}, level {level} buffer {index}")
+        if raw is None:
+            return
+        node = Node(
+            level,
+            vbn,
+            birth,
+            index,
+            np.frombuffer(raw, "<u8", offset=VBN_PLANE.start, count=POINTERS),
+            np.frombuffer(raw, "<u4", offset=CRC_PLANE.start, count=POINTERS),
+            np.frombuffer(raw, "<u4", offset=BIRTH_PLANE.start, count=POINTERS),
+        )
+        yield node
+        if level == 1:
+            return
+        for i in node.data().tolist():
+            child = int(node.vbns[i]), int(node.crcs[i]), int(node.births[i])
+            yield from self._walk(level - 1, *child, index * POINTERS + i, where)
+
+    def verify_data(self, node: Node, where: str) -> None:
+        """Check the contents of the blocks that a level-1 buffer names; each block once."""
+        for i in node.data().tolist():
+            vbn, crc = int(node.vbns[i]), int(node.crcs[i])
+            if vbn < self.device_blocks and self._good[vbn] and self._good_crc[vbn] == crc:
+                continue
+            if self.load(vbn, crc, f"{where}, block {node.first_fbn + i}") is not None:
+                self._good[vbn], self._good_crc[vbn] = True, crc
+
+    def contents(self, root: Root, where: str) -> bytearray:
+        """A whole file (inode file, vtoc, map): holes and what cannot be read are zeros."""
+        data = bytearray(root.blocks * BLOCK_BYTES)
+        for node in self.walk(root, where):
+            if node.level != 1:
+                continue
+            for i in node.data().tolist():
+                fbn = node.first_fbn + i
+                block = self.load(int(node.vbns[i]), int(node.crcs[i]), f"{where}, block {fbn}")
+                if block is not None and fbn < root.blocks:
+                    data[fbn * BLOCK_BYTES : (fbn + 1) * BLOCK_BYTES] = block
+        return data
+
+    # -- tables
+
+    def records(self, record: Record, root: Root, where: str) -> list[tuple[int, Fields]]:
+        """(slot, fields) of each record of a table that is not all zeros."""
+        data = self.contents(root, where)
+        used = [at for at in range(0, len(data), record.size) if any(data[at : at + record.size])]
+        return [(at // record.size, record.unpack(data, at)) for at in used]
+
+    def inodes(self, ifile: Root, where: str) -> dict[int, Fields]:
+        """Inode number -> inode, those in use."""
+        return {slot: inode for slot, inode in self.records(INODE, ifile, where) if inode["type"]}
+
+    def vtoc(self, root: Root, where: str) -> list[Fields]:
+        entries = self.records(VTOC_ENTRY, root, where)
+        return [entry for _, entry in entries if entry["state"] != EntryState.FREE]
+
+    def snapshots(self) -> list[Fields]:
+        entries = self.records(SNAPSHOT_ENTRY, Root.of(self.fsinfo, "snapshot_table_"), "snapshot table")
+        return [entry for _, entry in entries if entry["state"] != EntryState.FREE]
+
+    def map_bits(self, root: Root, where: str) -> npt.NDArray[np.bool_]:
+        """A map file as one bool a block of the volume."""
+        bits = np.unpackbits(np.frombuffer(self.contents(root, where), np.uint8), bitorder="little").astype(bool)
+        if bits.size < self.blocks:
+            bits = np.concatenate([bits, np.zeros(self.blocks - bits.size, bool)])
+        return bits
+

@@ -1,0 +1,120 @@
+"""The `wafl` command: mkfs, check and dump of a volume that no daemon has mounted.
+
+Exit status: 0 done and nothing wrong, 1 refused, or faults found, 2 usage.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wafl.check import Finding, Severity, check
+from wafl.device import FileDevice
+from wafl.dump import describe, lines
+from wafl.errors import WaflError
+from wafl.volume import Volume
+
+UNITS = {"k": 10, "m": 20, "g": 30, "t": 40}
+
+
+class Size(click.ParamType):
+    """512, 10k, 4m, 20g, 1t."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = str(value).strip().lower()
+        shift = UNITS.get(text[-1:], 0)
+        digits = text[:-1] if shift else text
+        if not (digits.isascii() and digits.isdigit()):
+            self.fail(f"{value!r} is not a size such as 512, 10k, 4m, 20g or 1t", param, ctx)
+        return int(digits) << shift
+
+
+class _Refusing(click.Group):
+    """Turns an expected error into one line on stderr and status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except WaflError as error:
+            reason = f"{error.name}: {error}"
+        except OSError as error:
+            reason = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+        click.echo(f"wafl: {reason}", err=True)
+        sys.exit(1)
+
+
+@click.group(cls=_Refusing)
+@click.version_option(package_name="lazylun", prog_name="wafl")
+def main() -> None:
+    """Make, check and show volumes that no daemon has mounted."""
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("-n", "--name", help="Name of the volume; default: the file's, without its suffix.")
+@click.option("-s", "--size", type=Size(), help="Create a file of this size (512, 10k, 4m, 20g, 1t).")
+@click.option("-f", "--force", is_flag=True, help="Format what holds a volume already.")
+def mkfs(path: Path, name: str | None, size: int | None, force: bool) -> None:
+    """Make a volume in a new file (with --size) or on a block device or existing file."""
+    with closing(FileDevice.open(path, create_bytes=size)) as device:
+        if size is None and not force and _holds_volume(device):
+            raise click.ClickException(f"{path} holds a volume already; --force destroys it")
+        Volume.format(device, name=name or path.stem, now=time.time())
+        click.echo(f"{path}: volume {name or path.stem}, {device.size_bytes} bytes")
+
+
+@main.command("check")
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("--metadata-only", is_flag=True, help="Do not read the blocks that hold LUN data.")
+@click.option("--json", "as_json", is_flag=True, help="Findings as JSON.")
+def check_command(path: Path, metadata_only: bool, as_json: bool) -> None:
+    """Prove that every block is reachable exactly as the maps say, or free; list what is wrong."""
+    with closing(FileDevice.open(path, read_only=True)) as device:
+        findings = check(device, data=not metadata_only)
+    if as_json:
+        click.echo(json.dumps([_as_json(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            click.echo(str(finding))
+        click.echo(f"{path}: {_summary(findings)}", err=bool(findings))
+    sys.exit(any(finding.severity is Severity.ERROR for finding in findings))
+
+
+@main.command()
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("--trees", is_flag=True, help="Count the pointers of each tree, level by level.")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def dump(path: Path, trees: bool, as_json: bool) -> None:
+    """Show label, fsinfo, snapshots, LUNs and trees."""
+    with closing(FileDevice.open(path, read_only=True)) as device:
+        described = describe(device, trees=trees)
+    click.echo(json.dumps(described, indent=2) if as_json else "\n".join(lines(described)))
+
+
+def _holds_volume(device: FileDevice) -> bool:
+    try:
+        describe(device)
+    except WaflError:
+        return False
+    return True
+
+
+def _as_json(finding: Finding) -> dict[str, str]:
+    return {"severity": finding.severity.name.lower(), "what": finding.what, "where": finding.where}
+
+
+def _summary(findings: list[Finding]) -> str:
+    if not findings:
+        return "clean"
+    counts = {severity: sum(f.severity is severity for f in findings) for severity in reversed(Severity)}
+    return ", ".join(f"{count} {severity.name.lower()}s" for severity, count in counts.items() if count)
