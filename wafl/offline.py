@@ -154,7 +154,8 @@ class Image:
         valid = [slot for slot in self.slots.values() if slot is not None]
         if not valid:
             raise NotAVolume("no copy of fsinfo is valid")
-        return max(valid, key=lambda slot: int(slot["generation"]))
+        newest: Fields = max(valid, key=lambda slot: int(slot["generation"]))
+        return newest
 
     # -- blocks
 
