@@ -81,34 +81,34 @@ class Client:
             self._http = httpx.Client(transport=transport, base_url="http://lund", timeout=TIMEOUT_S, trust_env=False)
         return self._http
 
-    def get(self, path: str, **params: Any) -> Any:
-        return self._json("GET", path, params=_clean(params))
+    def get(self, url: str, /, **params: Any) -> Any:
+        return self._json("GET", url, params=_clean(params))
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        return self._json("POST", path, json=_clean(body or {}))
+    def post(self, url: str, body: Mapping[str, Any] | None = None) -> Any:
+        return self._json("POST", url, json=_clean(body or {}))
 
-    def put(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        return self._json("PUT", path, json=_clean(body or {}))
+    def put(self, url: str, body: Mapping[str, Any] | None = None) -> Any:
+        return self._json("PUT", url, json=_clean(body or {}))
 
-    def patch(self, path: str, body: Mapping[str, Any]) -> Any:
-        return self._json("PATCH", path, json=_clean(body))
+    def patch(self, url: str, body: Mapping[str, Any]) -> Any:
+        return self._json("PATCH", url, json=_clean(body))
 
-    def delete(self, path: str, **params: Any) -> Any:
-        return self._json("DELETE", path, params=_clean(params))
+    def delete(self, url: str, /, **params: Any) -> Any:
+        return self._json("DELETE", url, params=_clean(params))
 
-    def put_bytes(self, path: str, data: bytes, **params: Any) -> Any:
+    def put_bytes(self, url: str, data: bytes, /, **params: Any) -> Any:
         headers = {"Content-Type": "application/octet-stream"}
-        return self._json("PUT", path, content=data, params=_clean(params), headers=headers)
+        return self._json("PUT", url, content=data, params=_clean(params), headers=headers)
 
-    def get_bytes(self, path: str, **params: Any) -> bytes:
-        return self._request("GET", path, params=_clean(params)).content
+    def get_bytes(self, url: str, /, **params: Any) -> bytes:
+        return self._request("GET", url, params=_clean(params)).content
 
-    def lines(self, path: str, **params: Any) -> Iterator[dict[str, Any]]:
+    def lines(self, url: str, /, **params: Any) -> Iterator[dict[str, Any]]:
         """A stream of JSON lines, as they come."""
         import httpx
 
         try:
-            with self.http.stream("GET", path, params=_clean(params), timeout=httpx.Timeout(30, read=None)) as answer:
+            with self.http.stream("GET", url, params=_clean(params), timeout=httpx.Timeout(30, read=None)) as answer:
                 if answer.status_code >= 400:
                     answer.read()
                     raise _refusal(answer)

@@ -6,3 +6,6 @@ from target.cli import clones, events, igroups, iscsi, luns, snapshots, transfer
 from target.cli.root import main
 
 __all__ = ["clones", "events", "igroups", "iscsi", "luns", "main", "snapshots", "transfer", "volumes"]
+
+if __name__ == "__main__":
+    main()

@@ -38,7 +38,7 @@ def _want_json(ctx: click.Context, _param: click.Parameter, value: bool) -> None
         context.out.as_json = True
 
 
-class LunPathType(click.ParamType):
+class LunPathType(click.ParamType):  # type: ignore[type-arg]
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:

@@ -41,7 +41,7 @@ def format_size(size: float | None) -> str:
     return f"{size:.3g}p"
 
 
-class SizeType(click.ParamType):
+class SizeType(click.ParamType):  # type: ignore[type-arg]
     name = "size"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:

@@ -16,7 +16,7 @@ class Igroups:
     def __init__(self, core: Core) -> None:
         self.core = core
 
-    def list(self) -> list[models.Igroup]:
+    def all(self) -> list[models.Igroup]:
         return [self._model(group) for group in self.core.state.igroups.values()]
 
     def get(self, name: str) -> models.Igroup:
@@ -118,7 +118,7 @@ class Maps:
     def __init__(self, core: Core) -> None:
         self.core = core
 
-    def list(self) -> list[models.LunMap]:
+    def all(self) -> list[models.LunMap]:
         return [self._model(entry) for entry in self.core.state.maps]
 
     def _model(self, entry: LunMap) -> models.LunMap:

@@ -34,7 +34,7 @@ class Clones:
 
     # -- looking -----------------------------------------------------------------------------------------
 
-    def list(self) -> list[models.CloneStatus]:
+    def all(self) -> list[models.CloneStatus]:
         """Every LUN that has a job or a backing."""
         shown = []
         for unit in self.core.units.values():
@@ -42,27 +42,27 @@ class Clones:
             for lun in sorted(unit.volume.luns(), key=lambda each: each.name):
                 job = jobs.get(str(lun.uuid))
                 if job is not None or lun.backing is not None:
-                    shown.append(self._model(job or self.core.clones.status(unit.service, lun.name)))
+                    shown.append(self._model(unit, job or self.core.clones.status(unit.service, lun.name)))
         return shown
 
     def get(self, text: str) -> models.CloneStatus:
         unit, lun, _path = self.core.find(text)
-        return self._model(self.core.clones.status(unit.service, lun.name))
+        return self._model(unit, self.core.clones.status(unit.service, lun.name))
 
     def status_of_lun(self, unit: Unit, lun: Lun) -> models.CloneStatus | None:
         """For listings: of LUNs with a job only, because counting what others lack would read their trees."""
         for status in self.core.clones.show(unit.service):
             if status.lun_uuid == str(lun.uuid):
-                return self._model(status)
+                return self._model(unit, status)
         return None
 
-    def _model(self, status: CloneStatus) -> models.CloneStatus:
+    def _model(self, unit: Unit, status: CloneStatus) -> models.CloneStatus:
         operation = self._operations.get(status.lun_uuid)
         return models.CloneStatus(
-            path=status.path,
+            path=f"/vol/{unit.name}/{status.lun}",
             state="none" if status.state is None else status.state.value,
             requested=status.requested,
-            backing=f"/vol/{status.volume}/{status.backing}" if status.backing else "",
+            backing=f"/vol/{unit.name}/{status.backing}" if status.backing else "",
             completed_blocks=status.completed_blocks,
             total_blocks=status.total_blocks,
             copied_blocks=status.copied_blocks,

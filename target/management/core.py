@@ -10,20 +10,16 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cloner import CloneManager
 from target.management.events import EventLog
 from target.management.names import LunPath
 from target.management.operations import Operations
 from target.management.refusal import Refused
+from target.management.serving import Served
 from target.management.state import AdminState
 from target.management.store import AdminStore
-from target.nexus import TargetDevice
 from wafl import Lun, SnapshotInfo, Volume, VolumeService
-
-if TYPE_CHECKING:
-    from target.portal import Portal
 
 
 @dataclass(eq=False)
@@ -33,7 +29,6 @@ class Unit:
     name: str
     volume: Volume
     service: VolumeService
-    scsi: TargetDevice
     failed: str = ""
     """Why the volume accepts nothing any more."""
     closing: bool = False
@@ -65,8 +60,9 @@ class Core:
     cache_bytes: int
     cp_interval_s: float
     units: dict[str, Unit] = field(default_factory=dict)
+    served: dict[str, Served] = field(default_factory=dict)
+    """What hosts see; outlives a mount."""
     problems: dict[str, str] = field(default_factory=dict)
-    portal: Portal | None = None
     started_at: float = field(default_factory=time.time)
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held over every change that awaits, so that what was checked still holds when it is done."""

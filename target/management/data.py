@@ -33,7 +33,7 @@ class Data:
     async def write(self, text: str, offset: int, data: bytes) -> None:
         unit, lun, path = self.core.find(text)
         _check_range(lun, path, offset, len(data))
-        users = serving.sessions_of(unit, lun)
+        users = serving.sessions_of(self.core, unit, lun)
         if users:
             raise Refused(
                 "lun-in-use", f"{path} is in use by {', '.join(users)}; log out there before an import", users

@@ -28,7 +28,7 @@ class Luns:
 
     # -- looking -----------------------------------------------------------------------------------------
 
-    def list(self, volume: str | None = None) -> list[models.Lun]:
+    def all(self, volume: str | None = None) -> list[models.Lun]:
         units = [self.core.unit(volume)] if volume is not None else list(self.core.units.values())
         return [
             self._model(unit, lun) for unit in units for lun in sorted(unit.volume.luns(), key=lambda each: each.name)
@@ -238,7 +238,7 @@ class Luns:
                 f"{path} is mapped to {', '.join(igroups)}; unmap it first, or use -f",
                 [f"igroup {igroup}" for igroup in igroups],
             )
-        users = serving.sessions_of(unit, lun)
+        users = serving.sessions_of(self.core, unit, lun)
         if users:
             raise Refused(
                 "lun-in-use", f"{path} is in use by {', '.join(users)}; log out there first, or use -f", users

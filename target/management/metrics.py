@@ -38,7 +38,7 @@ class LundCollector(Collector):
         yield from self._daemon()
 
     def _volumes(self) -> Iterator[Metric]:
-        volumes = self.services.volumes.list()
+        volumes = self.services.volumes.all()
         online = GaugeMetricFamily("lund_volume_online", "1 if the volume serves its LUNs", labels=["volume"])
         for volume in volumes:
             online.add_metric([volume.name], volume.state == "online")
@@ -63,7 +63,7 @@ class LundCollector(Collector):
                 key = [f"/vol/{unit.name}/{lun.name}", str(lun.uuid)]
                 size.add_metric(key, lun.size_bytes)
                 used.add_metric(key, lun.used_bytes)
-                for name, value in serving.counters_of(unit, lun).items():
+                for name, value in serving.counters_of(self.services.core, unit, lun).items():
                     counters[name].add_metric(key, value)
         yield size
         yield used

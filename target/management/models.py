@@ -284,8 +284,10 @@ class Session(BaseModel):
     target: str
     authenticated_as: str = ""
     created_at: float | None = None
+    tasks: int = Field(default=0, description="Commands in progress")
     connections: list[Connection] = []
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default={}, description="What was negotiated")
+    counters: dict[str, int] = {}
 
 
 class Account(BaseModel):

@@ -143,8 +143,8 @@ class PortalAddress:
 
 def _split_port(text: str) -> tuple[str, str]:
     if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        return host, rest.removeprefix(":") or str(ISCSI_PORT)
+        host, bracket, rest = text[1:].partition("]")
+        return host, rest.removeprefix(":") or (str(ISCSI_PORT) if bracket else "")
     if text.count(":") > 1:
         return text, str(ISCSI_PORT)
     host, colon, port = text.partition(":")

@@ -12,7 +12,7 @@ router = APIRouter(prefix="/v1")
 
 @router.get("/igroups", tags=["igroups"])
 async def igroups(request: Request) -> list[models.Igroup]:
-    return services_of(request).igroups.list()
+    return services_of(request).igroups.all()
 
 
 @router.post("/igroups", tags=["igroups"], status_code=201)
@@ -44,7 +44,7 @@ async def remove_initiator(request: Request, igroup: str, initiator: str, force:
 
 @router.get("/maps", tags=["maps"])
 async def maps(request: Request) -> list[models.LunMap]:
-    return services_of(request).maps.list()
+    return services_of(request).maps.all()
 
 
 @router.post("/maps", tags=["maps"], status_code=201)

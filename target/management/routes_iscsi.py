@@ -55,7 +55,7 @@ async def connections(request: Request) -> list[models.Connection]:
 @router.get("/security")
 async def accounts(request: Request) -> list[models.Account]:
     """The default first.  Never with secrets."""
-    return services_of(request).security.list()
+    return services_of(request).security.all()
 
 
 @router.put("/security/{initiator}")

@@ -23,7 +23,7 @@ def _path(volume: str, lun: str) -> str:
 @router.get("/luns", tags=["luns"])
 async def luns(request: Request, volume: str | None = None) -> list[models.Lun]:
     """Of all volumes that are online, or of one."""
-    return services_of(request).luns.list(volume)
+    return services_of(request).luns.all(volume)
 
 
 @router.post("/luns", tags=["luns"], status_code=201)
@@ -55,7 +55,7 @@ async def destroy(request: Request, volume: str, lun: str, force: bool = False) 
 @router.get("/clones", tags=["clones"])
 async def clones(request: Request) -> list[models.CloneStatus]:
     """Every LUN that has a clone job, or could have one."""
-    return services_of(request).clones.list()
+    return services_of(request).clones.all()
 
 
 @router.get("/clones/{volume}/{lun:path}", tags=["clones"])

@@ -13,7 +13,7 @@ router = APIRouter(prefix="/v1/volumes")
 
 @router.get("", tags=["volumes"])
 async def volumes(request: Request) -> list[models.Volume]:
-    return services_of(request).volumes.list()
+    return services_of(request).volumes.all()
 
 
 @router.post("", tags=["volumes"], status_code=201)
@@ -47,7 +47,7 @@ async def check(request: Request, volume: str) -> models.Operation:
 @router.get("/{volume}/snapshots", tags=["snapshots"])
 async def snapshots(request: Request, volume: str) -> list[models.Snapshot]:
     """Oldest first."""
-    return services_of(request).snapshots.list(volume)
+    return services_of(request).snapshots.all(volume)
 
 
 @router.post("/{volume}/snapshots", tags=["snapshots"], status_code=201)

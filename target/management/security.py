@@ -22,7 +22,7 @@ class Security:
     def __init__(self, core: Core) -> None:
         self.core = core
 
-    def list(self) -> list[models.Account]:
+    def all(self) -> list[models.Account]:
         """The default first."""
         named = sorted((a for a in self.core.state.accounts.values() if a.initiator), key=lambda a: a.initiator)
         return [_model(account) for account in (self.core.state.default_account, *named)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import Request
 
+from target.iscsi.registry import Registry
 from target.management.access import Igroups, Maps
 from target.management.clones import Clones
 from target.management.core import Core
@@ -13,10 +14,11 @@ from target.management.luns import Luns
 from target.management.security import Security
 from target.management.snapshots import Snapshots
 from target.management.volumes import Volumes
+from target.portal import Portal
 
 
 class Services:
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, portal: Portal, registry: Registry) -> None:
         self.core = core
         self.clones = Clones(core)
         self.volumes = Volumes(core, self.clones)
@@ -25,7 +27,7 @@ class Services:
         self.igroups = Igroups(core)
         self.maps = Maps(core)
         self.security = Security(core)
-        self.iscsi = Iscsi(core)
+        self.iscsi = Iscsi(core, portal, registry)
         self.data = Data(core)
 
 

@@ -12,7 +12,7 @@ class Snapshots:
     def __init__(self, core: Core) -> None:
         self.core = core
 
-    def list(self, volume: str) -> list[models.Snapshot]:
+    def all(self, volume: str) -> list[models.Snapshot]:
         unit = self.core.unit(volume)
         return [self._model(unit, snapshot) for snapshot in sorted(unit.volume.snapshots(), key=lambda each: each.id)]
 

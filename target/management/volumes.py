@@ -44,7 +44,7 @@ class Volumes:
 
     # -- looking -----------------------------------------------------------------------------------------
 
-    def list(self) -> list[models.Volume]:
+    def all(self) -> list[models.Volume]:
         return [self._model(record) for record in self.core.state.volumes.values()]
 
     def get(self, name: str) -> models.Volume:
@@ -103,12 +103,9 @@ class Volumes:
 
     async def _mount(self, record: VolumeRecord) -> Unit:
         volume = await asyncio.to_thread(_open_volume, record, self.core.cache_bytes)
-        unit = Unit(
-            record.name,
-            volume,
-            wafl.VolumeService(volume, cp_interval_s=self.core.cp_interval_s),
-            TargetDevice(self.core.target_name(record.name)),
-        )
+        unit = Unit(record.name, volume, wafl.VolumeService(volume, cp_interval_s=self.core.cp_interval_s))
+        if record.name not in self.core.served:
+            self.core.served[record.name] = serving.Served(TargetDevice(self.core.target_name(record.name)))
         unit.service.on_failure = lambda error: self._volume_failed(unit, error)
         unit.service.start()
         self.core.units[record.name] = unit
@@ -144,7 +141,7 @@ class Volumes:
     async def _unmount(self, unit: Unit) -> None:
         unit.closing = True
         await self.core.clones.forget(unit.service)
-        serving.stop_serving(self.core, unit)
+        serving.suspend(self.core, unit)
         try:
             await unit.service.stop()
             await asyncio.to_thread(unit.volume.close)
@@ -161,7 +158,7 @@ class Volumes:
             if not wanted.adopt:
                 await asyncio.to_thread(_format_at, name, path, wanted.size_bytes, wanted.force)
             try:
-                uuid = await asyncio.to_thread(_uuid_at, path)
+                uuid = await asyncio.to_thread(_uuid_at, path, name)
                 record = VolumeRecord(name, uuid, str(path), True)
                 await self.core.store.change(lambda cursor: _register(cursor, record))
             except BaseException:
@@ -237,6 +234,7 @@ class Volumes:
                 )
             if unit is None and not force:
                 raise Refused("volume-offline", f"volume {name} is offline: what is in it cannot be seen; use -f")
+            serving.withdraw_volume(self.core, name)
             if unit is not None:
                 await self._unmount(unit)
             await self.core.store.change(lambda cursor: cursor.execute("DELETE FROM volume WHERE name = ?", (name,)))
@@ -284,16 +282,20 @@ def _open_volume(record: VolumeRecord, cache_bytes: int) -> wafl.Volume:
     return volume
 
 
-def _uuid_at(path: Path) -> str:
+def _uuid_at(path: Path, name: str | None = None) -> str:
+    """The volume's identity.  With a name, refuses a volume that is called otherwise: LUN paths and targets have it."""
     device = wafl.FileDevice.open(path)
     try:
         volume = wafl.Volume.mount(device, read_only=True)
-        uuid = str(volume.uuid)
     except BaseException:
         device.close()
         raise
-    volume.close()
-    return uuid
+    try:
+        if name is not None and volume.name != name:
+            raise Refused("invalid-name", f"{path} holds a volume called {volume.name}; adopt it under that name")
+        return str(volume.uuid)
+    finally:
+        volume.close()
 
 
 def _format_at(name: str, path: Path, size_bytes: int | None, force: bool) -> None:

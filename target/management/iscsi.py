@@ -1,0 +1,228 @@
+"""The iSCSI service as an administrator sees it: node name, portals, sessions.
+
+Portals come from the command line or the configuration file (fixed for this run) and from
+`lun iscsi portal add` (kept in the settings).  If there are none at all, the target listens everywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from target.iscsi.registry import Registry
+from target.iscsi.session import SessionInfo
+from target.management import models
+from target.management.core import Core
+from target.management.directory import DISCOVERY_SETTING
+from target.management.events import Severity
+from target.management.names import PortalAddress, check_nodename
+from target.management.refusal import Refused
+from target.management.state import PORTAL_LIMIT
+from target.management.store import set_setting
+from target.nexus import TargetDevice
+from target.portal import Portal
+
+log = logging.getLogger("lund.iscsi")
+
+PORTAL_GROUP = 1
+EVERYWHERE = (PortalAddress("0.0.0.0"), PortalAddress("::"))
+DISCOVERY_SESSION = "_discovery"
+"""Stands where a session's id has its volume; no volume can be called so."""
+
+
+@dataclass
+class Listener:
+    wanted: PortalAddress
+    fixed: bool
+    actual: PortalAddress | None = None
+    """With the real port; None while it cannot listen."""
+    problem: str = ""
+
+
+class Iscsi:
+    def __init__(self, core: Core, portal: Portal, registry: Registry) -> None:
+        self.core = core
+        self.portal = portal
+        self.registry = registry
+        self.listeners: dict[PortalAddress, Listener] = {}
+
+    # -- portals -----------------------------------------------------------------------------------------
+
+    async def start(self, fixed: list[PortalAddress]) -> None:
+        """Listen.  An address from the command line that cannot be bound is fatal, one from the settings is not."""
+        for address in fixed:
+            await self._listen(Listener(address, True))
+        for address in self.core.state.portals:
+            if address not in self.listeners:
+                try:
+                    await self._listen(Listener(address, False))
+                except Refused as refused:
+                    self.listeners[address] = Listener(address, False, problem=refused.message)
+                    self.core.events.emit(
+                        "iscsi.portal.failed", refused.message, subject=str(address), severity=Severity.ERROR
+                    )
+        if not fixed and not self.core.state.portals:
+            await self._listen_everywhere()
+
+    async def _listen_everywhere(self) -> None:
+        await self._listen(Listener(EVERYWHERE[0], True))
+        try:
+            await self._listen(Listener(EVERYWHERE[1], True))
+        except Refused as refused:
+            # A machine without IPv6 is no reason not to start.
+            log.info("%s", refused.message)
+
+    async def _listen(self, listener: Listener) -> None:
+        wanted = listener.wanted
+        before = set(self.portal.listening)
+        try:
+            await self.portal.start(wanted.host, wanted.port)
+        except OSError as error:
+            raise Refused(
+                "address-unavailable", f"cannot listen on {wanted}: {error.strerror or error}; choose another address"
+            ) from None
+        (bound,) = set(self.portal.listening) - before
+        listener.actual = PortalAddress(wanted.host, bound[1])
+        self.listeners[wanted] = listener
+        self.core.events.emit("iscsi.portal.started", f"listening on {listener.actual}", subject=str(listener.actual))
+
+    def portals(self) -> list[models.Portal]:
+        return [self._portal_model(listener) for listener in self.listeners.values()]
+
+    def _portal_model(self, listener: Listener) -> models.Portal:
+        origin: Literal["command line", "administrator"] = "command line" if listener.fixed else "administrator"
+        return models.Portal(
+            address=str(listener.actual or listener.wanted),
+            group=PORTAL_GROUP,
+            listening=listener.actual is not None,
+            configured_by=origin,
+            problem=listener.problem,
+        )
+
+    async def add_portal(self, text: str) -> models.Portal:
+        address = PortalAddress.parse(text)
+        async with self.core.changing:
+            known = self._find(address)
+            if known is not None and known.actual is not None:
+                raise Refused("name-taken", f"the target listens on {address} already")
+            if len(self.listeners) >= PORTAL_LIMIT:
+                raise Refused("limit-reached", f"{PORTAL_LIMIT} portals are the limit")
+            listener = Listener(address, False)
+            await self._listen(listener)
+            insert = "INSERT OR IGNORE INTO portal VALUES (?, ?)"
+            await self.core.store.change(lambda cursor: cursor.execute(insert, (address.host, address.port)))
+        return self._portal_model(listener)
+
+    async def remove_portal(self, text: str) -> None:
+        address = PortalAddress.parse(text)
+        async with self.core.changing:
+            listener = self._find(address)
+            if listener is None:
+                raise Refused("no-such-portal", f"the target does not listen on {address}; see 'lun iscsi portal show'")
+            if listener.fixed:
+                raise Refused(
+                    "portal-fixed", f"{address} comes from lund's command line or configuration file; remove it there"
+                )
+            wanted = listener.wanted
+            delete = "DELETE FROM portal WHERE host = ? AND port = ?"
+            await self.core.store.change(lambda cursor: cursor.execute(delete, (wanted.host, wanted.port)))
+            if listener.actual is not None:
+                await self.portal.close(listener.actual.host, listener.actual.port)
+            del self.listeners[wanted]
+        self.core.events.emit("iscsi.portal.stopped", f"not listening on {address} any more", subject=str(address))
+
+    def _find(self, address: PortalAddress) -> Listener | None:
+        return next((each for each in self.listeners.values() if address in (each.wanted, each.actual)), None)
+
+    # -- status and settings -----------------------------------------------------------------------------
+
+    def status(self) -> models.IscsiStatus:
+        sessions = self.registry.sessions()
+        return models.IscsiStatus(
+            nodename=self.core.state.nodename,
+            portals=[str(each.actual) for each in self.listeners.values() if each.actual is not None],
+            targets=[self.core.target_name(name) for name in self.core.state.volumes],
+            sessions=len(sessions),
+            connections=sum(len(session.connections) for session in sessions),
+            discovery_authentication=self.core.state.settings.get(DISCOVERY_SETTING) == "1",
+        )
+
+    async def patch(self, wanted: models.IscsiPatch) -> models.IscsiStatus:
+        async with self.core.changing:
+            if wanted.nodename is not None:
+                await self._rename(check_nodename(wanted.nodename))
+            if wanted.discovery_authentication is not None:
+                value = "1" if wanted.discovery_authentication else "0"
+                await self.core.store.change(lambda cursor: set_setting(cursor, DISCOVERY_SETTING, value))
+        return self.status()
+
+    async def _rename(self, nodename: str) -> None:
+        """Targets are named after the node: their names change with it, so nobody may be using them."""
+        if nodename == self.core.state.nodename:
+            return
+        users = sorted({session.initiator for session in self.registry.sessions() if session.target is not None})
+        if users:
+            raise Refused(
+                "sessions-open", f"the targets' names would change under {', '.join(users)}; log out there first", users
+            )
+        await self.core.store.change(lambda cursor: set_setting(cursor, "nodename", nodename))
+        for volume, served in self.core.served.items():
+            served.device = TargetDevice(self.core.target_name(volume))
+        self.core.events.emit("iscsi.nodename.changed", f"the node name is {nodename}", subject=nodename)
+
+    # -- sessions ----------------------------------------------------------------------------------------
+
+    def sessions(self) -> list[models.Session]:
+        return [self._session_model(info) for info in self.registry.sessions()]
+
+    def _session_id(self, info: SessionInfo) -> str:
+        volume = DISCOVERY_SESSION if info.target is None else info.target.rpartition(":")[2]
+        return f"{volume}.{info.tsih}"
+
+    def _session_model(self, info: SessionInfo) -> models.Session:
+        session_id = self._session_id(info)
+        age_s = asyncio.get_running_loop().time() - info.opened_at
+        return models.Session(
+            id=session_id,
+            kind="discovery" if info.target is None else "normal",
+            initiator=info.initiator,
+            initiator_alias=info.initiator_alias,
+            isid=info.isid,
+            tsih=info.tsih,
+            target=info.target or "",
+            authenticated_as=info.chap_name,
+            created_at=time.time() - age_s,
+            tasks=info.tasks,
+            counters=dict(info.counters),
+            parameters={key: _plain(value) for key, value in info.parameters.items()},
+            connections=[
+                models.Connection(
+                    session=session_id,
+                    cid=each.cid,
+                    initiator=info.initiator,
+                    target=info.target or "",
+                    local_address=each.local,
+                    peer_address=each.peer,
+                    header_digest=each.header_digest,
+                    data_digest=each.data_digest,
+                )
+                for each in info.connections
+            ],
+        )
+
+    async def close_session(self, session_id: str) -> None:
+        for info in self.registry.sessions():
+            if self._session_id(info) == session_id:
+                self.registry.disconnect(info.target, info.tsih, "closed by the administrator")
+                text = f"session {session_id} of {info.initiator} was closed by the administrator"
+                self.core.events.emit("iscsi.session.disconnected", text, subject=session_id)
+                return
+        raise Refused("no-such-session", f"there is no session {session_id[:100]!r}; see 'lun iscsi session show'")
+
+
+def _plain(value: Any) -> Any:
+    """A negotiated value as JSON can have it."""
+    return value if isinstance(value, bool | int | str) else str(value)

@@ -1,0 +1,197 @@
+"""What hosts see of the volumes: one target device a volume, one logical unit a LUN, and telling sessions of changes.
+
+A LogicalUnit is kept for as long as its LUN is known, also while the volume is offline: sessions stay, and
+their commands are answered NOT READY until it is back.  Everything here is immediate and awaits nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from target.iscsi.ports import Nexus
+from target.lun_store import LunStore
+from target.management.state import AdminState
+from target.nexus import LogicalUnit, TargetDevice, open_nexuses_of
+from target.scsi.sense import Asc
+from target.scsi.store import BlockStore, FlushDone, StoreOffline
+from wafl import Lun
+
+if TYPE_CHECKING:
+    from target.management.core import Core, Unit
+
+COUNTERS = {
+    "reads": "Read commands of hosts",
+    "writes": "Write commands of hosts",
+    "read_bytes": "Bytes read by hosts",
+    "write_bytes": "Bytes written by hosts",
+}
+
+
+@dataclass(eq=False)
+class Served:
+    """The SCSI side of one volume; it outlives the mount."""
+
+    device: TargetDevice
+    luns: dict[str, LogicalUnit] = field(default_factory=dict)
+    """By the LUN's UUID."""
+
+
+class GoneStore:
+    """Stands in for a LUN whose volume is offline: the same identity, and nothing behind it."""
+
+    online = False
+
+    def __init__(self, store: BlockStore) -> None:
+        self.size_bytes = store.size_bytes
+        self.logical_block_bytes = store.logical_block_bytes
+        self.physical_block_bytes = store.physical_block_bytes
+        self.read_only = store.read_only
+        self.thin = store.thin
+        self.serial = store.serial
+        self.naa = store.naa
+        self.uuid_bytes = store.uuid_bytes
+
+    def _offline(self) -> StoreOffline:
+        return StoreOffline("the volume is offline")
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        raise self._offline()
+
+    def read_into_nowait(self, offset: int, view: memoryview) -> bool:
+        raise self._offline()
+
+    def write(self, offset: int, data: memoryview) -> None:
+        raise self._offline()
+
+    def unmap(self, offset: int, length: int) -> None:
+        raise self._offline()
+
+    def flush(self, done: FlushDone) -> None:
+        raise self._offline()
+
+    def extents(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        raise self._offline()
+
+
+# -- which logical units there are -------------------------------------------------------------------------
+
+
+def serve_lun(core: Core, unit: Unit, lun: Lun) -> None:
+    """A LUN is there: new, or back after its volume was offline."""
+    served = core.served[unit.name]
+    store = LunStore(lun, unit.service)
+    known = served.luns.get(str(lun.uuid))
+    if known is not None:
+        known.replace_store(store)
+        return
+    served.luns[str(lun.uuid)] = LogicalUnit(store)
+    refresh(core, unit.name)
+
+
+def withdraw_lun(core: Core, unit: Unit, lun: Lun) -> None:
+    """Before a LUN is destroyed: no session finds it any more."""
+    core.served[unit.name].luns.pop(str(lun.uuid), None)
+    refresh(core, unit.name)
+
+
+def suspend(core: Core, unit: Unit) -> None:
+    """Before a volume goes offline: its LUNs are NOT READY."""
+    served = core.served.get(unit.name)
+    for logical_unit in served.luns.values() if served is not None else ():
+        logical_unit.replace_store(GoneStore(logical_unit.store))
+
+
+def withdraw_volume(core: Core, name: str) -> None:
+    """Before a volume is destroyed: sessions find nothing."""
+    served = core.served.pop(name, None)
+    if served is not None:
+        served.device.refresh(lambda initiator: {})
+
+
+# -- who sees what -----------------------------------------------------------------------------------------
+
+
+def lun_map(core: Core, volume: str, initiator: str) -> Mapping[int, LogicalUnit]:
+    served = core.served.get(volume)
+    luns = served.luns if served is not None else {}
+    return {lun_id: luns[uuid] for lun_id, uuid in core.state.view(initiator, volume).items() if uuid in luns}
+
+
+def refresh(core: Core, volume: str) -> None:
+    """Give every session of the volume's target the map it has now; hosts whose map differs get 3F/0E."""
+    served = core.served[volume]
+    if served.device.nexuses:
+        served.device.refresh(lambda initiator: lun_map(core, volume, initiator))
+
+
+def tell_maps(core: Core, before: AdminState) -> None:
+    """Igroups or maps changed."""
+    if before.maps != core.state.maps or before.igroups != core.state.igroups:
+        for volume in core.served:
+            refresh(core, volume)
+
+
+def open_nexus(core: Core, unit: Unit, initiator: str, isid: bytes, tpgt: int) -> Nexus:
+    return core.served[unit.name].device.open_nexus(
+        initiator, isid, lun_map(core, unit.name, initiator), _noted_close(core, unit.name), tpgt
+    )
+
+
+def _noted_close(core: Core, volume: str) -> Callable[[Nexus], None]:
+    def closed(nexus: Nexus) -> None:
+        text = f"a session of {core.target_name(volume)} ended"
+        core.events.emit("iscsi.session.closed", text, subject=volume)
+
+    return closed
+
+
+# -- telling sessions that a LUN is not what it was --------------------------------------------------------
+
+Tell = Callable[["Core", "Unit", Lun], None]
+
+
+def _logical_unit(core: Core, unit: Unit, lun: Lun) -> LogicalUnit:
+    return core.served[unit.name].luns[str(lun.uuid)]
+
+
+def tell_capacity(core: Core, unit: Unit, lun: Lun) -> None:
+    """2A/09."""
+    _logical_unit(core, unit, lun).capacity_changed()
+
+
+def tell_identity(core: Core, unit: Unit, lun: Lun) -> None:
+    """3F/03: what INQUIRY and its VPD pages say."""
+    _logical_unit(core, unit, lun).establish(Asc.INQUIRY_DATA_HAS_CHANGED)
+
+
+def tell_online(core: Core, unit: Unit, lun: Lun) -> None:
+    """The next command finds it ready, or not ready."""
+    _logical_unit(core, unit, lun).state_changed()
+
+
+# -- questions ---------------------------------------------------------------------------------------------
+
+
+def lun_by_uuid(unit: Unit, uuid: str) -> Lun | None:
+    return next((lun for lun in unit.volume.luns() if str(lun.uuid) == uuid), None)
+
+
+def sessions_of(core: Core, unit: Unit, lun: Lun) -> list[str]:
+    """Initiators whose sessions see the LUN."""
+    return list(dict.fromkeys(nexus.initiator for nexus in open_nexuses_of(_logical_unit(core, unit, lun))))
+
+
+def sessions_from(core: Core, initiator: str) -> list[str]:
+    """Targets that an initiator is logged in to; of anybody, for '*'."""
+    return [
+        served.device.name
+        for served in core.served.values()
+        if any(initiator in ("*", nexus.initiator) for nexus in served.device.nexuses)
+    ]
+
+
+def counters_of(core: Core, unit: Unit, lun: Lun) -> dict[str, int]:
+    counters = _logical_unit(core, unit, lun).counters
+    return {name: getattr(counters, name) for name in COUNTERS}
