@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from construct import Array, Const, Int8ub, Int16ub, Int32ub, Int64ub, Padding, Struct
+from construct import Const, GreedyRange, Int8ub, Int16ub, Int32ub, Int64ub, Padding, Struct
 
 from target.scsi.cdb import Fields
 from target.scsi.cdbs import NDOB, WRITE_SAME_UNMAP
@@ -38,7 +38,7 @@ LBPME, LBPRZ = 0x8000, 0x4000
 # SBC-3 5.5.2
 LBA_STATUS = Struct("lba" / Int64ub, "blocks" / Int32ub, "status" / Int8ub, Padding(3))
 LBA_STATUS_LIST = Struct(
-    "parameter_data_length" / Int32ub, Padding(4), "descriptors" / Array(lambda this: len(this.descriptors), LBA_STATUS)
+    "parameter_data_length" / Int32ub, Padding(4), "descriptors" / GreedyRange(LBA_STATUS)
 )
 MAPPED, DEALLOCATED = 0, 1
 MAX_LBA_STATUS_BLOCKS = 0xFFFFFFFF

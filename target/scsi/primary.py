@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from construct import Array, GreedyBytes, Int8ub, Int16ub, Int32ub, Int64ub, Padding, Prefixed, Struct
+from construct import GreedyBytes, GreedyRange, Int8ub, Int16ub, Int32ub, Int64ub, Padding, Prefixed, Struct
 
 from target.scsi.cdb import Cdb, Fields
 from target.scsi.cdbs import INQUIRY, REPORT_LUNS, REQUEST_SENSE
@@ -18,7 +18,7 @@ DESC = 0x01
 MINIMUM_LUN_LIST_BYTES = 16
 
 # SPC-4 6.33
-LUN_LIST = Struct("lun_list_length" / Int32ub, Padding(4), "luns" / Array(lambda this: len(this.luns), Int64ub))
+LUN_LIST = Struct("lun_list_length" / Int32ub, Padding(4), "luns" / GreedyRange(Int64ub))
 # SPC-4 7.3.1
 LOG_PAGE = Struct("page_code" / Int8ub, "subpage_code" / Int8ub, "parameters" / Prefixed(Int16ub, GreedyBytes))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from construct import Array, Const, GreedyBytes, Int8ub, Int16ub, Int32ub, Int64ub, Padding, Prefixed, Struct
+from construct import Const, GreedyBytes, GreedyRange, Int8ub, Int16ub, Int32ub, Int64ub, Padding, Prefixed, Struct
 
 from target.scsi.reservation import (
     Notice,
@@ -24,7 +24,7 @@ from target.scsi.unit import LogicalUnit
 
 # SPC-4 6.15.2
 READ_KEYS = Struct(
-    "generation" / Int32ub, "additional_length" / Int32ub, "keys" / Array(lambda this: len(this.keys), Int64ub)
+    "generation" / Int32ub, "additional_length" / Int32ub, "reservation_keys" / GreedyRange(Int64ub)
 )
 # SPC-4 6.15.3.2
 READ_RESERVATION_HEADER = Struct("generation" / Int32ub, "additional_length" / Int32ub)
@@ -96,7 +96,9 @@ def _refuse_under_reserve_6(task: Task) -> Reservations:
 def read_keys(task: Task) -> Reply:
     reservations = _refuse_under_reserve_6(task)
     keys = list(reservations.keys.values())
-    built = READ_KEYS.build({"generation": reservations.generation, "additional_length": 8 * len(keys), "keys": keys})
+    built = READ_KEYS.build({
+        "generation": reservations.generation, "additional_length": 8 * len(keys), "reservation_keys": keys,
+    })
     return data_in(built, task.fields["allocation_length"])
 
 
