@@ -1,0 +1,193 @@
+"""One session: the I_T nexus as iSCSI sees it (RFC 7143 4.4.1, 6.3).
+
+Owns the command window, the tasks, and the way into the device server; knows its connections but not how they talk.
+One connection a session is allowed today (MaxConnections=1); tasks name their connection, and the window belongs to
+the session, so that more of them need no other structure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from target.iscsi import limits
+from target.iscsi.buffers import BufferPool
+from target.iscsi.keys import Value
+from target.iscsi.ports import Nexus
+from target.iscsi.tasks import State, Task, TransferTags, iter_lun
+from target.iscsi.window import CommandWindow
+
+if TYPE_CHECKING:
+    from target.iscsi.connection import Connection
+    from target.iscsi.registry import Target
+
+
+@dataclass(slots=True)
+class Counters:
+    """What management shows of a session."""
+
+    reads: int = 0
+    writes: int = 0
+    others: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    rejects: int = 0
+    digest_errors: int = 0
+    aborted: int = 0
+
+
+@dataclass(frozen=True)
+class ConnectionInfo:
+    cid: int
+    peer: str
+    local: str
+    header_digest: str
+    data_digest: str
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """A session as management lists it."""
+
+    target: str | None
+    """None: a discovery session."""
+    tsih: int
+    isid: str
+    initiator: str
+    initiator_alias: str
+    chap_name: str
+    opened_at: float
+    """On the clock of the loop."""
+    connections: tuple[ConnectionInfo, ...]
+    parameters: dict[str, Value]
+    counters: dict[str, int]
+    tasks: int
+    """Commands in progress."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who logged in, and as what."""
+
+    initiator: str
+    isid: bytes
+    target: str | None
+    tpgt: int
+    alias: str = ""
+    chap_name: str = ""
+
+
+@dataclass(eq=False)
+class Session:
+    """Created by the registry when a leading login ends well."""
+
+    identity: Identity
+    tsih: int
+    opened_at: float
+    pool: BufferPool
+    window: CommandWindow
+    parameters: dict[str, Value]
+    target: Target | None = None
+    nexus: Nexus | None = None
+    connections: dict[int, Connection] = field(default_factory=dict)
+    tasks: dict[int, Task] = field(default_factory=dict)
+    counters: Counters = field(default_factory=Counters)
+    tags: TransferTags = field(default_factory=TransferTags)
+    immediate_outstanding: int = 0
+    data_bytes: int = 0
+    """Data-Out buffers that R2Ts may be outstanding for."""
+    starved: list[Task] = field(default_factory=list)
+    closed: bool = False
+
+    @property
+    def discovery(self) -> bool:
+        return self.identity.target is None
+
+    # --- tasks
+
+    def begin(self, task: Task) -> None:
+        self.tasks[task.itt] = task
+        if task.immediate:
+            self.immediate_outstanding += 1
+        else:
+            self.window.outstanding += 1
+
+    def finish(self, task: Task) -> None:
+        """The task is answered or dropped: its places are free again."""
+        if task.state is State.GONE:
+            return
+        if task.state is State.STARVED:
+            self.starved.remove(task)
+        task.state = State.GONE
+        if self.tasks.get(task.itt) is task:
+            del self.tasks[task.itt]
+        if task.immediate:
+            self.immediate_outstanding -= 1
+        else:
+            self.window.outstanding -= 1
+        self.free_buffer(task)
+
+    def allocate_buffer(self, task: Task) -> None:
+        task.pooled = self.pool.take(task.length)
+        task.buffer = memoryview(task.pooled)[: task.length]
+        self.data_bytes += len(task.pooled)
+
+    def free_buffer(self, task: Task) -> None:
+        pooled = task.release()
+        if pooled is not None:
+            self.data_bytes -= len(pooled)
+            if not task.pinned:
+                self.pool.give(pooled)
+        while self.starved and self.data_bytes < limits.SESSION_DATA_BYTES:
+            waiting = self.starved.pop(0)
+            waiting.state = State.GATHERING
+            self.allocate_buffer(waiting)
+            waiting.connection.ask_for_data(waiting)
+            waiting.connection.wake()
+
+    def drop_tasks(self, lun: int | None = None) -> int:
+        """Silently drop the tasks that iSCSI holds for a logical unit, or all: the device server's own are its own
+        business.  Answers already made go out."""
+        dropped = 0
+        for task in iter_lun(self.tasks, lun):
+            if task.state is not State.ANSWERING:
+                self.finish(task)
+                dropped += 1
+        self.counters.aborted += dropped
+        return dropped
+
+    # --- life
+
+    def close(self, reason: str) -> None:
+        """The session ends: nexus loss for SCSI, every connection closes.  Safe to call twice."""
+        if self.closed:
+            return
+        self.closed = True
+        self.starved.clear()
+        for task in list(self.tasks.values()):
+            self.finish(task)
+        if self.nexus is not None:
+            self.nexus.close()
+        if self.target is not None:
+            self.target.forget(self)
+        for connection in list(self.connections.values()):
+            connection.close(reason)
+        self.connections.clear()
+
+    def info(self) -> SessionInfo:
+        """What management lists."""
+        identity = self.identity
+        counters: dict[str, Any] = asdict(self.counters)
+        return SessionInfo(
+            target=identity.target,
+            tsih=self.tsih,
+            isid=identity.isid.hex(),
+            initiator=identity.initiator,
+            initiator_alias=identity.alias,
+            chap_name=identity.chap_name,
+            opened_at=self.opened_at,
+            connections=tuple(c.info() for c in self.connections.values()),
+            parameters=dict(self.parameters),
+            counters=counters,
+            tasks=len(self.tasks),
+        )

@@ -1,0 +1,105 @@
+"""Which addresses of this machine a listener answers on, followed as they change (pyroute2).
+
+A listener on one address answers on that one.  A listener on the wildcard answers on every address of its family; the
+kernel is asked for them over rtnetlink and tells of changes, so that SendTargets never gives out an address that went
+away.  Loopback addresses are given out only to whoever came over loopback or when there is nothing else; link-local
+IPv6 addresses never (they mean nothing without an interface).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+WILDCARDS = {"0.0.0.0": 4, "::": 6}
+RTMGRP_IPV4_IFADDR = 0x10
+RTMGRP_IPV6_IFADDR = 0x100
+
+
+def format_address(host: str, port: int, tpgt: int) -> str:
+    """TargetAddress (RFC 7143 13.8): host:port,tag with IPv6 in brackets."""
+    return f"[{host}]:{port},{tpgt}" if ":" in host else f"{host}:{port},{tpgt}"
+
+
+def expand(listening: list[tuple[str, int]], machine: set[str], tpgt: int) -> list[str]:
+    """TargetAddress values of listeners, wildcards replaced by the machine's addresses of the family."""
+    found: list[str] = []
+    for host, port in listening:
+        family = WILDCARDS.get(host)
+        hosts = [host] if family is None else _useful(machine, family)
+        found += [format_address(h, port, tpgt) for h in hosts]
+    return list(dict.fromkeys(found))
+
+
+def _useful(machine: set[str], family: int) -> list[str]:
+    chosen = sorted(
+        (a for a in map(ipaddress.ip_address, machine) if a.version == family and not a.is_link_local),
+        key=lambda a: (a.is_loopback, int(a)),
+    )
+    public = [str(a) for a in chosen if not a.is_loopback]
+    return public or [str(a) for a in chosen]
+
+
+class MachineAddresses:
+    """The machine's addresses, kept current while started.  `changed` is called after each change."""
+
+    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+        self.current: set[str] = set()
+        self._changed = changed
+        self._socket: socket.socket | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Read the addresses and listen for changes.  A machine that refuses rtnetlink is read once."""
+        try:
+            notices = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+            notices.bind((0, RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))
+        except OSError as error:
+            log.warning("address changes are not followed: %s", error)
+        else:
+            self._socket, self._loop = notices, loop
+            loop.add_reader(notices.fileno(), self._notice)
+        self.refresh()
+
+    def stop(self) -> None:
+        if self._socket is not None and self._loop is not None:
+            self._loop.remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+
+    def refresh(self) -> None:
+        """Ask the kernel again."""
+        addresses = read_addresses()
+        if addresses != self.current:
+            self.current = addresses
+            self._changed()
+
+    def _notice(self) -> None:
+        """Something changed: what, is asked anew, so that a lost notice does no harm."""
+        assert self._socket is not None
+        try:
+            while self._socket.recv(65536):
+                pass
+        except OSError:
+            pass
+        self.refresh()
+
+
+def read_addresses() -> set[str]:
+    """All IPv4 and IPv6 addresses of the machine."""
+    # imported here: pyroute2 takes a quarter of a second, and only a wildcard listener needs it
+    from pyroute2 import IPRoute
+
+    with IPRoute() as route:
+        return {_address(message) for message in route.get_addr()} - {""}
+
+
+def _address(message: Any) -> str:
+    # IFA_LOCAL is this side of a point-to-point link; IPv6 and most IPv4 addresses have IFA_ADDRESS alone or alike
+    return str(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS") or "")

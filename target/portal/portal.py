@@ -1,0 +1,145 @@
+"""Listeners, and the limits on the connections that they accept."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from dataclasses import dataclass
+
+from target.iscsi import limits
+from target.iscsi.connection import Host
+from target.iscsi.ports import TargetDirectory
+from target.iscsi.registry import Registry
+from target.portal.addresses import WILDCARDS, MachineAddresses, expand
+from target.portal.logs import RateLimited
+from target.portal.transport import IscsiTransport
+
+log = logging.getLogger("target.portal")
+
+BACKLOG = 256
+
+
+@dataclass(frozen=True)
+class PortalConfig:
+    """What an operator may set."""
+
+    tpgt: int = 1
+    """Target portal group tag: one group, whatever the number of listeners."""
+    login_timeout_s: float = limits.LOGIN_TIMEOUT_S
+    nop_interval_s: float = limits.NOP_INTERVAL_S
+    nop_timeout_s: float = limits.NOP_TIMEOUT_S
+    connections_max: int = limits.CONNECTIONS
+    logging_in_max: int = limits.CONNECTIONS_LOGGING_IN
+
+
+class Portal:
+    """The portal group of one process: any number of listeners, and their connections."""
+
+    def __init__(self, directory: TargetDirectory, registry: Registry, config: PortalConfig | None = None) -> None:
+        self.registry = registry
+        self.config = config or PortalConfig()
+        self.connections: set[IscsiTransport] = set()
+        self._host = Host(
+            directory=directory,
+            registry=registry,
+            entropy=os.urandom,
+            addresses=self.addresses,
+            tpgt=self.config.tpgt,
+            login_timeout_s=self.config.login_timeout_s,
+            nop_interval_s=self.config.nop_interval_s,
+            nop_timeout_s=self.config.nop_timeout_s,
+        )
+        self._servers: dict[tuple[str, int], asyncio.Server] = {}
+        self._machine = MachineAddresses(self._addresses_changed)
+        self._following = False
+        self._stopping = False
+        self._notices: RateLimited | None = None
+
+    @property
+    def listening(self) -> list[tuple[str, int]]:
+        """(address, port) of each listener; the port is the real one."""
+        return list(self._servers)
+
+    def addresses(self) -> list[str]:
+        """TargetAddress values: every address that the listeners answer on."""
+        return expand(self.listening, self._machine.current, self.config.tpgt)
+
+    async def start(self, address: str, port: int) -> tuple[str, int]:
+        """Listen on one numeric address (or a wildcard).  (address, real port).  Raises OSError."""
+        loop = asyncio.get_running_loop()
+        self._notices = self._notices or RateLimited(log, loop.time)
+        listener = _bind(address, port)
+        server = await loop.create_server(self._accepted, sock=listener, backlog=BACKLOG)
+        bound = (address, int(listener.getsockname()[1]))
+        self._servers[bound] = server
+        if address in WILDCARDS and not self._following:
+            self._following = True
+            self._machine.start(loop)
+        log.info("listening on %s port %d", *bound)
+        return bound
+
+    async def close_listener(self, address: str, port: int) -> None:
+        """Stop listening on one address; connections that came by it stay."""
+        server = self._servers.pop((address, port))
+        server.close()
+
+    async def stop(self, logout_time_s: float = 0) -> None:
+        """Close the listeners, give initiators `logout_time_s` to log out if asked to, close every connection."""
+        self._stopping = True
+        for server in self._servers.values():
+            server.close()
+        self._servers.clear()
+        if self._following:
+            self._machine.stop()
+            self._following = False
+        if logout_time_s and self.connections:
+            await self._ask_for_logout(logout_time_s)
+        for connection in list(self.connections):
+            connection.abort("the target is shutting down")
+        while self.connections:
+            await asyncio.sleep(0)
+        self._stopping = False
+
+    async def _ask_for_logout(self, time_s: float) -> None:
+        for transport in self.connections:
+            if transport.logged_in:
+                transport.core.request_logout(int(time_s))
+        deadline = asyncio.get_running_loop().time() + time_s
+        while self.connections and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.05)
+
+    def _accepted(self) -> IscsiTransport:
+        assert self._notices is not None
+        loop = asyncio.get_running_loop()
+        return IscsiTransport(self._host, loop, self._admit, self.connections.discard, self._notices)
+
+    def _admit(self, transport: IscsiTransport) -> str | None:
+        """Why a new connection is refused, or None."""
+        if self._stopping:
+            return "the target is shutting down"
+        if len(self.connections) >= self.config.connections_max:
+            return f"{self.config.connections_max} connections are open"
+        if sum(not c.logged_in for c in self.connections) >= self.config.logging_in_max:
+            return f"{self.config.logging_in_max} connections have not logged in yet"
+        self.connections.add(transport)
+        return None
+
+    def _addresses_changed(self) -> None:
+        log.info("the portals answer on %s", ", ".join(self.addresses()) or "no address")
+
+
+def _bind(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.setblocking(False)
+        listener.bind((address, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener

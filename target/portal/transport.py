@@ -1,0 +1,195 @@
+"""One TCP connection: an asyncio.BufferedProtocol around the sans-I/O connection (DESIGN 6.2).
+
+One `recv_into`, every whole PDU of it, one write; nothing per command happens here.  While answers pile up in the
+transport beyond `HIGH_WATER_BYTES`, the socket is not read and no further command is taken, so memory stays bounded
+and MaxCmdSN stands still.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import cast
+
+from target.iscsi import limits
+from target.iscsi.connection import Closed, Connection, Event, Host, LoggedIn, LoginFailed
+from target.portal.logs import RateLimited
+
+log = logging.getLogger("target.portal")
+
+HIGH_WATER_BYTES = 2 * limits.OUTPUT_BYTES
+LOW_WATER_BYTES = limits.OUTPUT_BYTES // 2
+
+
+class IscsiTransport(asyncio.BufferedProtocol):
+    """The adapter between one asyncio transport and one Connection."""
+
+    core: Connection
+
+    def __init__(
+        self, host: Host, loop: asyncio.AbstractEventLoop, admit: Callable[[IscsiTransport], str | None],
+        ended: Callable[[IscsiTransport], None], notices: RateLimited,
+    ) -> None:  # fmt: skip
+        self._host = host
+        self._loop = loop
+        self._admit = admit
+        self._ended = ended
+        self._notices = notices
+        self._congested = False
+        self._reading = True
+        self._pumping = False
+        self._wake_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport
+        self.peer = ("", 0)
+        self.logged_in = False
+
+    # --- asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.peer = (transport.get_extra_info("peername") or ("", 0))[:2]
+        local = (transport.get_extra_info("sockname") or ("", 0))[:2]
+        self.core = Connection(self._host, self.peer, local, self._loop.time())
+        self.core.wake = self._wake
+        refusal = self._admit(self)
+        if refusal is not None:
+            self._notices.warning(self.peer[0], "%s: connection refused: %s", self._name, refusal)
+            self._transport.abort()
+            return
+        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES, low=LOW_WATER_BYTES)
+        self._arm_timer()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.core.receive_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            self.core.received(nbytes, self._loop.time())
+            self._send()
+        except Exception as error:
+            self._crashed(error)
+
+    def eof_received(self) -> bool:
+        return False  # close; nothing useful can follow
+
+    def pause_writing(self) -> None:
+        self._congested = True
+
+    def resume_writing(self) -> None:
+        self._congested = False
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            self.core.lost(f"connection lost: {exc}" if exc else "closed by the initiator")
+            self._tell()
+        except Exception as error:
+            log.exception("%s: closing failed: %r", self._name, error)
+        self._ended(self)
+
+    # --- our side
+
+    @property
+    def _name(self) -> str:
+        host, port = self.peer
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def _send(self) -> None:
+        """Send what is ready; take up what waited for room; close when that is due."""
+        core, transport = self.core, self._transport
+        self._pumping = True
+        while True:
+            data = core.data_to_send()
+            if data and not self._congested:
+                transport.write(data)
+                # asyncio has sent it or keeps a reference to the rest, uvloop sends at the end of the loop's round
+                core.data_sent(kept=transport.get_write_buffer_size() > 0)
+            if not core.blocked or self._congested or core.closing is not None:
+                break
+            core.resume(self._loop.time())
+        self._pumping = False
+        if core.closing is None:
+            self._pause_or_resume_reading()
+        else:
+            self._close()
+        if core.has_events:
+            self._tell()
+
+    def _pause_or_resume_reading(self) -> None:
+        wanted = not self.core.blocked
+        if wanted is not self._reading:
+            self._reading = wanted
+            if wanted:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    def _close(self) -> None:
+        if not self._transport.is_closing():
+            # close() still sends what is in the transport; a peer that does not take it meets the timer
+            self._transport.close()
+
+    def _wake(self) -> None:
+        """The core has something to say, or may go on; once a round of the loop is enough."""
+        if not self._wake_due and not self._pumping:
+            self._wake_due = True
+            self._loop.call_soon(self._woken)
+
+    def _woken(self) -> None:
+        self._wake_due = False
+        try:
+            if self.core.blocked and not self._congested:
+                self.core.resume(self._loop.time())
+            self._send()
+        except Exception as error:
+            self._crashed(error)
+
+    def _arm_timer(self) -> None:
+        self._timer = self._loop.call_at(self.core.deadline, self._tick)
+
+    def _tick(self) -> None:
+        """Deadlines move without touching the timer: it is armed again when it finds that it came too early."""
+        try:
+            self.core.tick(self._loop.time())
+            self._send()
+            if self.core.closing is not None and self.core.timed_out:
+                self._transport.abort()
+            else:
+                self._arm_timer()
+        except Exception as error:
+            self._crashed(error)
+
+    def _tell(self) -> None:
+        while (event := self.core.next_event()) is not None:
+            self._log_event(event)
+
+    def _log_event(self, event: Event) -> None:
+        if isinstance(event, LoggedIn):
+            self.logged_in = True
+            who = event.identity
+            where = who.target or "discovery"
+            log.info("%s: %s logged in to %s (TSIH %d)", self._name, who.initiator, where, event.tsih)
+        elif isinstance(event, LoginFailed):
+            self._notices.warning(
+                self.peer[0], "%s: login of %s refused (status %04xh): %s", self._name, event.who, event.status,
+                event.detail,
+            )  # fmt: skip
+        elif isinstance(event, Closed) and event.fault:
+            self._notices.warning(self.peer[0], "%s: connection closed: %s", self._name, event.reason)
+        elif self.logged_in:
+            log.info("%s: connection closed: %s", self._name, event.reason)
+
+    def _crashed(self, error: Exception) -> None:
+        """A fault of ours: one connection pays for it."""
+        self._pumping = False
+        self._notices.exception(self.peer[0], error, "%s: connection closed after an internal error", self._name)
+        self.abort("internal error")
+
+    def abort(self, reason: str) -> None:
+        """End the connection without ceremony."""
+        self.core.close(reason)
+        self._transport.abort()
