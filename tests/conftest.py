@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
+
+if TYPE_CHECKING:
+    from tests.support.volumes import Workshop
 
 IN_CI = bool(os.environ.get("LAZYLUN_CI") or os.environ.get("CI"))
 
@@ -34,6 +37,16 @@ def need() -> Callable[[str, bool], None]:
             unavailable(f"needs {what}")
 
     return check
+
+
+@pytest.fixture
+def workshop() -> Iterator[Workshop]:
+    """Volumes in memory; each one must check clean when the test ends."""
+    from tests.support.volumes import Workshop
+
+    shop = Workshop()
+    yield shop
+    shop.finish()
 
 
 class Scheduling(LoadScopeScheduling):

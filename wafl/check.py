@@ -202,8 +202,11 @@ class _Check:
         reached = np.zeros(self.blocks, bool)
         self.walk(ifile, f"{where}, inode file", reached, generation)
         inodes = self.image.inodes(ifile, f"{where}, inode file")
-        for number, inode in sorted(inodes.items()):
-            self.check_inode(number, inode, where, reached, generation)
+        counts = {
+            number: self.check_inode(number, inode, where, reached, generation)
+            for number, inode in sorted(inodes.items())
+        }
+        self.check_counts(inodes, counts, where)
         vtoc: list[Fields] = []
         bits = np.zeros(self.blocks, bool)
         if VTOC_INODE in inodes:
@@ -217,7 +220,8 @@ class _Check:
             self.wrong("there is no active map", where)
         return _View(where, snapshot_id, generation, ifile, inodes, vtoc, reached, bits)
 
-    def check_inode(self, number: int, inode: Fields, where: str, reached: Bits, generation: int) -> None:
+    def check_inode(self, number: int, inode: Fields, where: str, reached: Bits, generation: int) -> int:
+        """The inode's fields and its tree; the number of data blocks in it."""
         here = f"{where}, inode {number}"
         if inode["number"] != number:
             self.wrong(f"calls itself {inode['number']}", here)
@@ -228,10 +232,20 @@ class _Check:
         if inode["type"] not in wanted or (number not in fixed and number < FIRST_INODE):
             self.wrong(f"type {inode['type']} does not belong here", here)
         count = self.walk(Root.of(inode), here, reached, generation)
-        if count != inode["blocks"]:
-            self.wrong(f"counts {inode['blocks']} data blocks and has {count}", here)
         if self.data and inode["type"] == InodeType.LUN:
             self.check_end(inode, here)
+        return count
+
+    def check_counts(self, inodes: dict[int, Fields], counts: dict[int, int], where: str) -> None:
+        """A LUN counts its own data blocks and those that wait in its graveyards."""
+        buried: Counter[tuple[int, int]] = Counter()
+        for number, inode in inodes.items():
+            if inode["type"] == InodeType.ZOMBIE and inode["owner"]:
+                buried[inode["owner"], inode["owner_generation"]] += counts[number]
+        for number, inode in inodes.items():
+            has = counts[number] + buried[number, inode["generation"]]
+            if inode["type"] == InodeType.LUN and inode["blocks"] != has:
+                self.wrong(f"counts {inode['blocks']} data blocks and has {has}", f"{where}, inode {number}")
 
     def check_end(self, inode: Fields, where: str) -> None:
         """The bytes of the last block behind the LUN's end are zeros: growing shows them."""

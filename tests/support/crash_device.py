@@ -105,8 +105,7 @@ def _left(volatile: list[Write], leftover: Leftover, rng: random.Random) -> list
 
 def _some(volatile: list[Write], rng: random.Random) -> list[Write]:
     share = rng.random()
-    kept = [write for write in volatile if rng.random() < share]
-    return kept
+    return [write for write in volatile if rng.random() < share]
 
 
 def _torn(volatile: list[Write], rng: random.Random) -> list[Write]:

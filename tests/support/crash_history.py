@@ -1,0 +1,171 @@
+"""Histories on a crash device: what was done, where each consistency point was durable, and what must be there.
+
+A `History` drives a volume and a model side by side.  At each consistency point it notes the model as of the
+freeze; `verdict` mounts what a crash may leave and says what is wrong with it:
+
+- the volume mounts, with the generation of the last durable consistency point, or of the one under way;
+- every LUN and snapshot is as the model was then, byte for byte;
+- the checker finds no error;
+- it can go on: a mount, a write and another consistency point work.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from tests.support.crash_device import CrashDevice, CrashState, Leftover, MemoryDevice
+from tests.support.offline_reader import Unreadable, differences
+from tests.support.volume_model import ModelVolume
+from tests.support.volumes import EPOCH, MIB, pattern, problems
+from wafl import Lun, Step, Volume, WaflError
+
+ALL_LEFTOVERS = tuple(Leftover)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A consistency point: what it holds, and the records between which it became durable."""
+
+    generation: int
+    begun: int
+    durable: int
+    model: ModelVolume
+
+
+@dataclass
+class History:
+    size_bytes: int = 4 * MIB
+    device: CrashDevice = field(init=False)
+    volume: Volume = field(init=False)
+    model: ModelVolume = field(default_factory=ModelVolume)
+    marks: list[Mark] = field(default_factory=list)
+    skip_sync: Callable[[int], bool] = lambda number: False
+    """Sabotage: the number-th sync within a consistency point is left out."""
+
+    def __post_init__(self) -> None:
+        self.device = CrashDevice(self.size_bytes)
+        Volume.format(self.device, name="crash", now=EPOCH)
+        self.volume = Volume.mount(self.device)
+        self.marks.append(Mark(self.volume.generation, 0, self.device.journal.position, self.model.copy()))
+        self._seed = 0
+
+    # -- guests
+
+    def create(self, name: str, size_bytes: int) -> Lun:
+        self.model.create_lun(name, size_bytes)
+        return self.volume.create_lun(name, size_bytes)
+
+    def create_backed(self, name: str, snapshot: str, parent: str) -> Lun:
+        self.model.create_backed(name, snapshot, parent)
+        return self.volume.create_lun(name, None, backing=(snapshot, parent))
+
+    def write(self, name: str, offset: int, length: int) -> None:
+        self._seed += 1
+        data = pattern(self._seed, length)
+        self.volume.lun(name).write(offset, data)
+        self.model.luns[name].write(offset, data)
+
+    def unmap(self, name: str, offset: int, length: int) -> None:
+        self.volume.lun(name).unmap(offset, length)
+        self.model.luns[name].unmap(offset, length)
+
+    def resize(self, name: str, size_bytes: int) -> None:
+        self.volume.resize_lun(name, size_bytes)
+        self.model.luns[name].resize(size_bytes)
+
+    def destroy(self, name: str) -> None:
+        self.volume.destroy_lun(name)
+        del self.model.luns[name]
+
+    def delete_snapshot(self, name: str) -> None:
+        self.volume.delete_snapshot(name)
+        self.model.delete_snapshot(name)
+
+    def fill(self, name: str) -> int:
+        """Fill what LUN `name` misses; the number of blocks."""
+        lun, filled = self.volume.lun(name), 0
+        index = lun.next_missing(0)
+        while index is not None:
+            while (plan := lun.plan_fill(index)) is not None:
+                try:
+                    filled += lun.install_fill(plan, plan.read())
+                finally:
+                    plan.release()
+            index = lun.next_missing(index + 1)
+        return filled
+
+    def detach(self, name: str) -> None:
+        self.volume.lun(name).detach()
+        self.model.luns[name].backing = None
+
+    # -- consistency points
+
+    def checkpoint(self, between: Callable[[], None] | None = None, snapshot: str | None = None) -> None:
+        """One consistency point; `between` is guest work that goes on meanwhile (and belongs to the next one)."""
+        if snapshot is not None:
+            self.volume.request_snapshot(snapshot)
+            self.model.take_snapshot(snapshot)
+        frozen, begun, syncs = self.model.copy(), self.device.journal.position, 0
+        for step in self.volume.checkpoint():
+            if step is Step.SYNC:
+                syncs += 1
+                if not self.skip_sync(syncs):
+                    self.device.sync()
+            if between is not None:
+                between()
+        self.marks.append(Mark(self.volume.generation, begun, self.device.journal.position, frozen))
+
+    def reclaim(self) -> None:
+        for step in self.volume.reclaim():
+            if step is Step.SYNC:
+                self.device.sync()
+
+    # -- the oracle
+
+    def states(self, points: Iterable[int] | None = None, seed: int = 0) -> Iterable[CrashState]:
+        """Crash states from the first durable consistency point on."""
+        first = self.marks[0].durable
+        chosen = sorted(points) if points is not None else range(first, self.device.journal.position + 1)
+        return self.device.journal.states([point for point in chosen if point >= first], ALL_LEFTOVERS, seed)
+
+    def some_points(self, count: int, seed: int) -> list[int]:
+        """`count` places to crash, chosen at random, and every place right around a consistency point's end."""
+        first, last = self.marks[0].durable, self.device.journal.position
+        near = {point for mark in self.marks for point in range(mark.durable - 3, mark.durable + 1)}
+        chosen = random.Random(seed).sample(range(first, last + 1), min(count, last + 1 - first))
+        return sorted(point for point in {*chosen, *near} if point >= first)
+
+    def verdict(self, state: CrashState) -> str | None:
+        """What is wrong with a crash state, or None."""
+        allowed = self._allowed(state.point)
+        device = MemoryDevice(state.image)
+        try:
+            volume = Volume.mount(device)
+            mark = allowed.get(volume.generation)
+            if mark is None:
+                return f"{state}: mounted generation {volume.generation}, expected one of {sorted(allowed)}"
+            wrong = differences(device, mark.model) or [str(finding) for finding in problems(device)]
+            if not wrong:
+                _go_on(volume)
+                wrong = [f"after going on: {finding}" for finding in problems(device)]
+        except (WaflError, Unreadable) as error:
+            return f"{state}: {type(error).__name__}: {error}"
+        return f"{state}, generation {mark.generation}: {wrong[0]}" if wrong else None
+
+    def _allowed(self, point: int) -> dict[int, Mark]:
+        """The last consistency point that was durable by `point`, and the one that was being written then."""
+        durable = [mark for mark in self.marks if mark.durable <= point][-1:]
+        under_way = [mark for mark in self.marks if mark.begun <= point < mark.durable]
+        return {mark.generation: mark for mark in durable + under_way}
+
+
+def _go_on(volume: Volume) -> None:
+    """A mounted crash state is a volume like any other: reclaim ends, writes and consistency points work."""
+    lun = volume.create_lun("after-the-crash", MIB // 4)
+    lun.write(4096, pattern(7, 8192))
+    for steps in (volume.reclaim(), volume.checkpoint(), volume.checkpoint()):
+        for step in steps:
+            if step is Step.SYNC:
+                volume.device.sync()

@@ -1,0 +1,135 @@
+"""What every LUN reads, in the active file system and in every snapshot, worked out from the device alone.
+
+Slow and simple on purpose: one block at a time down the tree, and down the chain of backings, with none of the
+volume's own code but the record declarations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tests.support.volume_model import BLOCK, ZEROS, ModelLun, ModelVolume
+from wafl.format import FIRST_DATA_VBN, HOLE, POINTERS, VTOC_INODE, EntryState, decode_text
+from wafl.offline import Fields, Image, Root
+
+SMALL_BLOCKS = 1024
+"""LUNs up to this size are read whole; of larger ones the touched blocks, their neighbours and the ends."""
+
+
+class Unreadable(AssertionError):
+    pass
+
+
+def _trouble(what: str, where: str) -> None:
+    raise Unreadable(f"{where}: {what}")
+
+
+@dataclass
+class View:
+    """One file system: inodes by number, vtoc entries by LUN name."""
+
+    snapshot_id: int
+    inodes: dict[int, Fields]
+    luns: dict[str, Fields] = field(default_factory=dict)
+
+
+class OfflineReader:
+    def __init__(self, device: object) -> None:
+        self.image = Image(device, _trouble)  # type: ignore[arg-type]
+        self._nodes: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.active = self._view(0, Root.of(self.image.fsinfo, "ifile_"))
+        self.snapshots: dict[str, View] = {}
+        for entry in self.image.snapshots():
+            if entry["state"] == EntryState.LIVE:
+                self.snapshots[decode_text(entry["name"])] = self._view(entry["id"], Root.of(entry, "ifile_"))
+        self._by_id = {view.snapshot_id: view for view in self.snapshots.values()}
+
+    @property
+    def generation(self) -> int:
+        return int(self.image.fsinfo["generation"])
+
+    def _view(self, snapshot_id: int, ifile: Root) -> View:
+        inodes = self.image.inodes(ifile, "inode file")
+        entries = self.image.vtoc(Root.of(inodes[VTOC_INODE]), "vtoc")
+        return View(snapshot_id, inodes, {decode_text(entry["name"]): entry for entry in entries})
+
+    def pointer(self, root: Root, fbn: int) -> tuple[int, int]:
+        """(vbn or mark, crc) of one block of a file."""
+        if fbn >= POINTERS**root.height:
+            return HOLE, 0
+        vbn, crc = root.vbn, root.crc
+        for level in range(root.height, 0, -1):
+            if vbn < FIRST_DATA_VBN:
+                return vbn, 0
+            vbns, crcs = self._node(vbn, crc)
+            slot = fbn // POINTERS ** (level - 1) % POINTERS
+            vbn, crc = int(vbns[slot]), int(crcs[slot])
+        return vbn, crc
+
+    def _node(self, vbn: int, crc: int) -> tuple[np.ndarray, np.ndarray]:
+        if vbn not in self._nodes:
+            raw = self.image.load(vbn, crc, f"pointer block {vbn}")
+            assert raw is not None
+            self._nodes[vbn] = np.frombuffer(raw, "<u8", POINTERS), np.frombuffer(raw, "<u4", POINTERS, 2048)
+        return self._nodes[vbn]
+
+    def block(self, view: View, entry: Fields, fbn: int) -> bytes:
+        """One block of a LUN as a host reads it."""
+        while True:
+            vbn, crc = self.pointer(Root.of(view.inodes[entry["inode"]]), fbn)
+            if vbn >= FIRST_DATA_VBN:
+                raw = self.image.load(vbn, crc, f"LUN {decode_text(entry['name'])!r}, block {fbn}")
+                assert raw is not None
+                return bytes(raw)
+            below = entry["backing_snapshot"]
+            if vbn != HOLE or not below or fbn * BLOCK >= entry["backing_limit_bytes"]:
+                return ZEROS
+            if below not in self._by_id:
+                raise Unreadable(f"LUN {decode_text(entry['name'])!r}: backing snapshot {below} is not there")
+            view = self._by_id[below]
+            entry = next(e for e in view.luns.values() if e["inode"] == entry["backing_inode"])
+
+
+def differences(device: object, model: ModelVolume) -> list[str]:
+    """How the volume on `device` differs from `model`: names, sizes, backings, bytes."""
+    reader = OfflineReader(device)
+    found: list[str] = []
+    expected = {snapshot.name: snapshot.luns for snapshot in model.snapshots.values()}
+    if reader.snapshots.keys() != expected.keys():
+        found.append(f"snapshots {sorted(reader.snapshots)}, should be {sorted(expected)}")
+    views = [("", reader.active, model.luns)]
+    views += [(name, reader.snapshots[name], expected[name]) for name in expected if name in reader.snapshots]
+    for name, view, luns in views:
+        found += _view_differences(reader, model, f"snapshot {name}: " if name else "", view, luns)
+    return found
+
+
+def _view_differences(
+    reader: OfflineReader, model: ModelVolume, where: str, view: View, luns: dict[str, ModelLun]
+) -> Iterator[str]:
+    if view.luns.keys() != luns.keys():
+        yield f"{where}LUNs {sorted(view.luns)}, should be {sorted(luns)}"
+    for name in view.luns.keys() & luns.keys():
+        entry, lun = view.luns[name], luns[name]
+        if entry["size_bytes"] != lun.size_bytes:
+            yield f"{where}LUN {name} has {entry['size_bytes']} bytes, should have {lun.size_bytes}"
+            continue
+        backing = model.snapshots[lun.backing].name if lun.backing in model.snapshots else None
+        by_id = {other.snapshot_id: snapshot for snapshot, other in reader.snapshots.items()}
+        if by_id.get(entry["backing_snapshot"]) != backing:
+            yield f"{where}LUN {name} is backed by {entry['backing_snapshot']}, should be by {backing}"
+        for fbn in interesting_blocks(lun):
+            end = min(BLOCK, lun.size_bytes - fbn * BLOCK)
+            if reader.block(view, entry, fbn)[:end] != lun.blocks.get(fbn, ZEROS)[:end]:
+                yield f"{where}LUN {name}, block {fbn}: wrong bytes"
+
+
+def interesting_blocks(lun: ModelLun) -> list[int]:
+    blocks = -(-lun.size_bytes // BLOCK)
+    if blocks <= SMALL_BLOCKS:
+        return list(range(blocks))
+    near = {fbn + step for fbn in lun.blocks for step in (-1, 0, 1)} | {0, blocks // 2, blocks - 1}
+    return sorted(fbn for fbn in near if 0 <= fbn < blocks)

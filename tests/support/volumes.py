@@ -1,0 +1,97 @@
+"""Volumes in memory for tests, and the rule that a volume is checked after every test that touched one.
+
+    def test_something(workshop: Workshop) -> None:
+        volume = workshop.format()
+        ...
+        checkpoint(volume)
+
+When the test ends, each volume still mounted passes a consistency point, is closed, and its checker must find
+nothing.  The fixture lives in tests/conftest.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from tests.support.crash_device import MemoryDevice
+from wafl import Step, Volume
+from wafl.check import Finding, Severity, check
+
+MIB = 1 << 20
+EPOCH = 1_700_000_000.0
+
+
+def checkpoint(volume: Volume, between: Callable[[], None] = lambda: None) -> None:
+    """One consistency point, start to end; `between` runs at every place where guests could."""
+    run_steps(volume, volume.checkpoint(), between)
+
+
+def reclaim(volume: Volume) -> None:
+    """Give back all that destroyed LUNs and deleted snapshots held, and make it allocatable."""
+    run_steps(volume, volume.reclaim())
+    checkpoint(volume)
+    checkpoint(volume)
+
+
+def run_steps(volume: Volume, steps: Iterator[Step], between: Callable[[], None] = lambda: None) -> None:
+    for step in steps:
+        between()
+        if step is Step.SYNC:
+            volume.device.sync()
+            between()
+
+
+def take_snapshot(volume: Volume, name: str) -> None:
+    volume.request_snapshot(name)
+    checkpoint(volume)
+
+
+def problems(device: MemoryDevice) -> list[Finding]:
+    """What the checker says but for notes."""
+    return [finding for finding in check(device) if finding.severity > Severity.NOTE]
+
+
+def pattern(seed: int, length: int) -> bytes:
+    """`length` bytes, never zero, that differ by `seed` in every 16 bytes."""
+    unit = b"%015d|" % (seed % 10**15)
+    return (unit * (length // len(unit) + 1))[:length]
+
+
+class Workshop:
+    def __init__(self) -> None:
+        self._mounted: list[Volume] = []
+
+    def format(self, size_bytes: int = 16 * MIB, name: str = "vol0") -> Volume:
+        device = MemoryDevice(bytearray(size_bytes))
+        Volume.format(device, name=name, now=EPOCH)
+        return self.mount(device)
+
+    def mount(self, device: MemoryDevice) -> Volume:
+        volume = Volume.mount(device)
+        self._mounted.append(volume)
+        return volume
+
+    def remount(self, volume: Volume) -> Volume:
+        """Close in order and mount again."""
+        device = volume.device
+        self.close(volume)
+        return self.mount(device)  # type: ignore[arg-type]
+
+    def crash(self, volume: Volume) -> Volume:
+        """Mount what the last consistency point left, the rest of the writes in place but unreachable."""
+        self._mounted.remove(volume)
+        return self.mount(MemoryDevice(bytearray(volume.device.image)))  # type: ignore[attr-defined]
+
+    def close(self, volume: Volume) -> None:
+        self._mounted.remove(volume)
+        volume.close()
+        found = problems(volume.device)  # type: ignore[arg-type]
+        assert not found, "\n".join(map(str, found))
+
+    def abandon(self, volume: Volume) -> None:
+        """The test damaged this one on purpose."""
+        self._mounted.remove(volume)
+
+    def finish(self) -> None:
+        for volume in list(self._mounted):
+            self.close(volume)

@@ -1,0 +1,368 @@
+"""A Hypothesis state machine: every operation of a volume, in any order, against a plain model.
+
+After each consistency point the device is read with the offline reader, which shares no code with the volume, and
+compared with the model byte by byte; the checker must find nothing; holders and space are compared with brute
+force.  A bug found here becomes a plain test in test_model_regressions.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.support.crash_device import MemoryDevice
+from tests.support.offline_reader import differences, interesting_blocks
+from tests.support.volume_model import BLOCK, ModelLun, ModelVolume
+from tests.support.volumes import EPOCH, MIB, pattern, problems, run_steps
+from wafl import Lun, NameTaken, NoSpace, SnapshotBusy, Volume, WaflError
+
+VOLUME_BYTES = 8 * MIB
+SECTOR = 512
+LUN_NAMES = ["a", "b", "c/d", "e"]
+SNAPSHOT_NAMES = ["s1", "s2", "s3", "s4"]
+# Both sides of a block, of a level-1 buffer and of a level-2 buffer.
+SIZES = [SECTOR, BLOCK, BLOCK + SECTOR, MIB - SECTOR, MIB, MIB + BLOCK, 2 * MIB + SECTOR, 256 * MIB, 257 * MIB + SECTOR]
+CHAIN_LIMIT_OF_TEST = 4
+
+names = st.sampled_from(LUN_NAMES)
+snapshot_names = st.sampled_from(SNAPSHOT_NAMES)
+sizes = st.sampled_from(SIZES)
+picks = st.integers(0, 1 << 30)
+fractions = st.floats(0, 1)
+lengths = st.sampled_from([SECTOR, BLOCK - SECTOR, BLOCK, 3 * SECTOR, 2 * BLOCK, 5 * BLOCK + SECTOR, 40 * BLOCK, MIB])
+
+
+class VolumeMachine(RuleBasedStateMachine):
+    volume: Volume
+    device: MemoryDevice
+
+    @initialize()
+    def format(self) -> None:
+        self.device = MemoryDevice(bytearray(VOLUME_BYTES))
+        Volume.format(self.device, name="model", now=EPOCH)
+        self.volume = Volume.mount(self.device)
+        self.model = ModelVolume()
+        self.durable, self.durable_generation = self.model.copy(), self.volume.generation
+        self.seed = 0
+
+    def teardown(self) -> None:
+        if hasattr(self, "volume"):
+            self.checkpoint()
+            self.volume.close()
+            self.compare_durable()
+
+    # -- helpers
+
+    def attempt(self, action: Callable[[], object]) -> bool:
+        """Do it, unless the volume is full; then it must have changed nothing, which the comparisons will see."""
+        try:
+            action()
+        except NoSpace:
+            assert self.volume.space().available < VOLUME_BYTES // 3, "no space, with a third of the volume available"
+            return False
+        return True
+
+    def pick_lun(self, pick: int) -> tuple[str, Lun, ModelLun]:
+        name = sorted(self.model.luns)[pick % len(self.model.luns)]
+        return name, self.volume.lun(name), self.model.luns[name]
+
+    def pick_snapshot(self, pick: int) -> str:
+        found = sorted(snapshot.name for snapshot in self.model.snapshots.values())
+        return found[pick % len(found)]
+
+    def place(self, size: int, fraction: float, length: int) -> tuple[int, int]:
+        """A sector-aligned range within `size`; half of the time one that begins on a block."""
+        offset = int(fraction * size) // SECTOR * SECTOR
+        if int(fraction * 1e6) % 2:
+            offset -= offset % BLOCK
+        offset = min(offset, size - SECTOR)
+        return offset, min(length, size - offset)
+
+    def has_luns(self) -> bool:
+        return bool(self.model.luns)
+
+    def has_snapshots(self) -> bool:
+        return bool(self.model.snapshots)
+
+    # -- LUNs
+
+    @rule(name=names, size=sizes)
+    def create(self, name: str, size: int) -> None:
+        if name in self.model.luns:
+            with pytest.raises(NameTaken):
+                self.volume.create_lun(name, size)
+        elif self.attempt(lambda: self.volume.create_lun(name, size)):
+            self.model.create_lun(name, size)
+
+    @precondition(has_snapshots)
+    @rule(name=names, snapshot=picks, parent=picks, size=st.none() | sizes)
+    def create_backed(self, name: str, snapshot: int, parent: int, size: int | None) -> None:
+        source = self.pick_snapshot(snapshot)
+        parents = sorted(self.model.snapshot(source).luns.items())
+        if name in self.model.luns or not parents:
+            return
+        parent_name, parent_lun = parents[parent % len(parents)]
+        if self.model.depth(parent_lun) >= CHAIN_LIMIT_OF_TEST:
+            return
+        if self.attempt(lambda: self.volume.create_lun(name, size, backing=(source, parent_name))):
+            self.model.create_backed(name, source, parent_name, size)
+
+    @precondition(has_luns)
+    @rule(pick=picks, fraction=fractions, length=lengths)
+    def write(self, pick: int, fraction: float, length: int) -> None:
+        _, lun, model = self.pick_lun(pick)
+        offset, length = self.place(model.size_bytes, fraction, length)
+        self.seed += 1
+        data = pattern(self.seed, length)
+        if self.attempt(lambda: lun.write(offset, data)):
+            model.write(offset, data)
+
+    @precondition(has_luns)
+    @rule(pick=picks, fraction=fractions, length=lengths | st.just(300 * MIB))
+    def unmap(self, pick: int, fraction: float, length: int) -> None:
+        _, lun, model = self.pick_lun(pick)
+        offset, length = self.place(model.size_bytes, fraction, length)
+        if self.attempt(lambda: lun.unmap(offset, length)):
+            model.unmap(offset, length)
+
+    @precondition(has_luns)
+    @rule(pick=picks, fraction=fractions, length=lengths)
+    def read(self, pick: int, fraction: float, length: int) -> None:
+        _, lun, model = self.pick_lun(pick)
+        offset, length = self.place(model.size_bytes, fraction, length)
+        found = bytearray(length)
+        lun.read_into(offset, memoryview(found))
+        assert found == model.read(offset, length)
+
+    @precondition(has_luns)
+    @rule(pick=picks, size=sizes)
+    def resize(self, pick: int, size: int) -> None:
+        name, _, model = self.pick_lun(pick)
+        if self.attempt(lambda: self.volume.resize_lun(name, size)):
+            model.resize(size)
+
+    @precondition(has_luns)
+    @rule(pick=picks)
+    def destroy(self, pick: int) -> None:
+        name, _, _ = self.pick_lun(pick)
+        if self.attempt(lambda: self.volume.destroy_lun(name)):
+            del self.model.luns[name]
+
+    @precondition(has_luns)
+    @rule(pick=picks, new=names)
+    def rename(self, pick: int, new: str) -> None:
+        name, lun, _ = self.pick_lun(pick)
+        before = lun.uuid, lun.serial, lun.naa
+        if new in self.model.luns:
+            with pytest.raises(NameTaken):
+                self.volume.rename_lun(name, new)
+            return
+        self.volume.rename_lun(name, new)
+        self.model.luns[new] = self.model.luns.pop(name)
+        renamed = self.volume.lun(new)
+        assert (renamed.uuid, renamed.serial, renamed.naa) == before
+
+    # -- snapshots
+
+    @rule(name=snapshot_names)
+    def take_snapshot(self, name: str) -> None:
+        if any(snapshot.name == name for snapshot in self.model.snapshots.values()):
+            with pytest.raises(NameTaken):
+                self.volume.request_snapshot(name)
+        elif self.attempt(lambda: self.volume.request_snapshot(name)):
+            self.model.take_snapshot(name)
+            self.checkpoint()
+
+    @precondition(has_snapshots)
+    @rule(pick=picks)
+    def delete_snapshot(self, pick: int) -> None:
+        name = self.pick_snapshot(pick)
+        if self.model.holders(name):
+            with pytest.raises(SnapshotBusy) as refusal:
+                self.volume.delete_snapshot(name)
+            assert set(refusal.value.holders) == self.expected_holders(name)
+        elif self.attempt(lambda: self.volume.delete_snapshot(name)):
+            self.model.delete_snapshot(name)
+
+    @precondition(has_snapshots)
+    @rule(pick=picks, new=snapshot_names)
+    def rename_snapshot(self, pick: int, new: str) -> None:
+        old = self.pick_snapshot(pick)
+        if any(snapshot.name == new for snapshot in self.model.snapshots.values()):
+            with pytest.raises(NameTaken):
+                self.volume.rename_snapshot(old, new)
+            return
+        self.volume.rename_snapshot(old, new)
+        self.model.rename_snapshot(old, new)
+
+    # -- cloning
+
+    @precondition(has_luns)
+    @rule(pick=picks, start=st.integers(0, 3), blocks=st.sampled_from([1, 7, 256]), race=st.integers(0, 3))
+    def fill(self, pick: int, start: int, blocks: int, race: int) -> None:
+        """One fill; between its read and its install a guest may write, unmap or shrink."""
+        name, lun, model = self.pick_lun(pick)
+        index = lun.next_missing(start)
+        plan = None if index is None else lun.plan_fill(index, 0, blocks)
+        if plan is None or index is None:
+            return
+        try:
+            data = plan.read()
+            at = min(index * MIB + (self.seed % 300) * BLOCK, model.size_bytes - SECTOR)
+            self.seed += 1
+            if race == 1 and self.attempt(lambda: lun.write(at, pattern(self.seed, SECTOR))):
+                model.write(at, pattern(self.seed, SECTOR))
+            if race == 2 and self.attempt(lambda: lun.unmap(index * MIB, model.size_bytes - index * MIB)):
+                model.unmap(index * MIB, model.size_bytes - index * MIB)
+            if race == 3 and self.attempt(lambda: self.volume.resize_lun(name, SECTOR)):
+                model.resize(SECTOR)
+            self.attempt(lambda: lun.install_fill(plan, data))
+        finally:
+            plan.release()
+
+    @precondition(has_luns)
+    @rule(pick=picks, whole=st.booleans())
+    def detach(self, pick: int, whole: bool) -> None:
+        name, lun, model = self.pick_lun(pick)
+        if model.backing is None:
+            return
+        if whole and not self.attempt(lambda: self.fill_all(lun)):
+            return
+        if lun.fills_durable and not self.misses_something(lun):
+            lun.detach()
+            model.backing = None
+            assert self.volume.lun(name).backing is None
+        else:
+            with pytest.raises(WaflError):
+                lun.detach()
+
+    def fill_all(self, lun: Lun) -> None:
+        index = lun.next_missing(0)
+        while index is not None:
+            while (plan := lun.plan_fill(index)) is not None:
+                try:
+                    lun.install_fill(plan, plan.read())
+                finally:
+                    plan.release()
+            index = lun.next_missing(index + 1)
+        self.checkpoint()
+
+    def misses_something(self, lun: Lun) -> bool:
+        index = lun.next_missing(0)
+        while index is not None:
+            plan = lun.plan_fill(index)
+            if plan is not None:
+                plan.release()
+                return True
+            index = lun.next_missing(index + 1)
+        return False
+
+    # -- consistency points, crashes
+
+    @rule()
+    def checkpoint(self) -> None:
+        self.checkpoint_with(lambda: None)
+
+    def checkpoint_with(self, guest: Callable[[], None]) -> None:
+        frozen, before = self.model.copy(), self.volume.generation
+        run_steps(self.volume, self.volume.checkpoint(), guest)
+        if self.volume.generation != before + 1:
+            # A guest that found no room made the volume take another one meanwhile.
+            self.checkpoint()
+            return
+        self.durable, self.durable_generation = frozen, before + 1
+        self.compare_durable()
+
+    @precondition(has_luns)
+    @rule(pick=picks, count=st.integers(1, 6), blocks=st.sampled_from([1, 3, 64]), unmap=st.booleans())
+    def checkpoint_under_load(self, pick: int, count: int, blocks: int, unmap: bool) -> None:
+        """Guests go on while a consistency point is written; what they do belongs to the next one."""
+        _, lun, model = self.pick_lun(pick)
+
+        def guest() -> None:
+            nonlocal count
+            if count > 0:
+                count -= 1
+                self.seed += 1
+                fraction = self.seed % 97 / 97
+                offset, length = self.place(model.size_bytes, fraction, blocks * BLOCK)
+                data = pattern(self.seed, length)
+                if unmap and self.attempt(lambda: lun.unmap(offset, length)):
+                    model.unmap(offset, length)
+                elif not unmap and self.attempt(lambda: lun.write(offset, data)):
+                    model.write(offset, data)
+
+        self.checkpoint_with(guest)
+
+    @rule()
+    def reclaim(self) -> None:
+        self.attempt(lambda: run_steps(self.volume, self.volume.reclaim()))
+
+    @rule()
+    def crash(self) -> None:
+        """The last consistency point is back, whatever was written since."""
+        if self.volume.generation != self.durable_generation:
+            self.checkpoint()
+        self.device = MemoryDevice(bytearray(self.device.image))
+        self.volume = Volume.mount(self.device)
+        self.model = self.durable.copy()
+        self.compare_live()
+
+    @rule()
+    def close_and_mount(self) -> None:
+        self.volume.close()
+        self.durable = self.model.copy()
+        self.compare_durable()
+        self.volume = Volume.mount(self.device)
+        self.durable_generation = self.volume.generation
+        assert self.volume.mount_report == []
+        self.compare_live()
+
+    # -- comparisons
+
+    def compare_durable(self) -> None:
+        assert differences(self.device, self.durable) == []
+        assert [str(finding) for finding in problems(self.device)] == []
+
+    def compare_live(self) -> None:
+        for name, model in self.model.luns.items():
+            lun = self.volume.lun(name)
+            assert lun.size_bytes == model.size_bytes
+            for fbn in interesting_blocks(model):
+                length = min(BLOCK, model.size_bytes - fbn * BLOCK)
+                found = bytearray(length)
+                lun.read_into(fbn * BLOCK, memoryview(found))
+                assert found == model.read(fbn * BLOCK, length), f"LUN {name}, block {fbn}"
+
+    def expected_holders(self, name: str) -> set[str]:
+        return {f".snapshot/{view}/{lun}" if view else lun for view, lun in self.model.holders(name)}
+
+    @invariant()
+    def the_lists_are_the_models(self) -> None:
+        if not hasattr(self, "volume"):
+            return
+        assert {lun.name for lun in self.volume.luns()} == self.model.luns.keys()
+        listed = {info.name: set(info.busy_holders) for info in self.volume.snapshots()}
+        assert listed == {s.name: self.expected_holders(s.name) for s in self.model.snapshots.values()}
+
+    @invariant()
+    def space_adds_up(self) -> None:
+        if not hasattr(self, "volume"):
+            return
+        space = self.volume.space()
+        parts = space.active + space.snapshots + space.volume_own + space.freeing + space.free
+        assert space.total == VOLUME_BYTES == parts
+        assert 0 <= space.available <= space.free
+
+
+TestVolumeMachine = VolumeMachine.TestCase
+TestVolumeMachine.settings = settings(
+    max_examples=40,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+)
