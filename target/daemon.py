@@ -67,9 +67,11 @@ class Daemon:
             cp_interval_s=config.volumes.checkpoint_s,
         )
         registry = Registry()
-        self.portal = Portal(Directory(self.core), registry)
+        self.directory = Directory(self.core)
+        self.portal = Portal(self.directory, registry)
         self.services = Services(self.core, self.portal, registry)
-        self.server = ManagementServer(make_app(self.services), management)
+        self.app = make_app(self.services)
+        self.server = ManagementServer(self.app, management)
 
     def _first_start(self) -> None:
         """The node name is made once and kept: hosts know their targets by it."""

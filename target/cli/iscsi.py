@@ -79,7 +79,7 @@ def portal_add(ctx: Context, address: str) -> None:
 @command(portal, "remove")
 @click.argument("address", metavar="ADDR[:PORT]")
 def portal_remove(ctx: Context, address: str) -> None:
-    """Stop listening; sessions through it end."""
+    """Stop listening; connections that came through it stay."""
     ctx.out.done(ctx.client.delete(f"/v1/iscsi/portals/{segment(address)}"), f"not listening on {address} any more")
 
 

@@ -1,20 +1,20 @@
 """What the iSCSI core asks: which targets there are, who may see them, what a login must prove.
 
-Everything is answered from the settings in memory; nothing here waits.  A target exists while its volume is
-online.  An initiator is told of a target, and let into it, only where something is mapped for it.
+Everything is answered from the settings in memory; nothing here waits.  A target exists for every registered volume;
+while the volume is offline its LUNs are not ready.  An initiator is told of a target, and let into it, only where
+something is mapped for it.
 """
 
 from __future__ import annotations
 
 from target.iscsi.ports import ChapPolicy, LoginRefused, Nexus
 from target.management import serving
-from target.management.core import Core, Unit
+from target.management.core import Core
 from target.management.state import AuthMethod, ChapAccount
 
-# RFC 7143 11.13.5: class 2 is the initiator's fault.
-INITIATOR_ERROR = 2
-AUTHORIZATION_FAILURE = 2
-NOT_FOUND = 3
+# RFC 7143 11.13.5: class 2 is the initiator's fault, class 3 the target's.
+INITIATOR_ERROR, AUTHORIZATION_FAILURE, NOT_FOUND = 2, 2, 3
+TARGET_ERROR, SERVICE_UNAVAILABLE = 3, 1
 DISCOVERY_SETTING = "discovery_authentication"
 
 
@@ -37,21 +37,24 @@ class Directory:
         """An empty list of addresses: the portal fills in those it listens on."""
         state = self.core.state
         folded = initiator.lower()
-        return [(self.core.target_name(name), []) for name in sorted(self.core.units) if state.view(folded, name)]
+        return [(self.core.target_name(name), []) for name in state.volumes if state.view(folded, name)]
 
     def open_nexus(self, initiator: str, isid: bytes, target: str, tpgt: int) -> Nexus:
-        unit = self._unit(target)
+        volume = self._volume(target)
         folded = initiator.lower()
-        if unit is None:
+        if volume is None:
             raise LoginRefused(INITIATOR_ERROR, NOT_FOUND, f"there is no target {target}")
-        if not self.core.state.view(folded, unit.name):
+        if not self.core.state.view(folded, volume):
             raise LoginRefused(INITIATOR_ERROR, AUTHORIZATION_FAILURE, f"nothing of {target} is mapped to {initiator}")
-        return serving.open_nexus(self.core, unit, folded, isid, tpgt)
+        if volume not in self.core.served:
+            # Hosts try again after this status, and give up after "not found".
+            raise LoginRefused(TARGET_ERROR, SERVICE_UNAVAILABLE, f"volume {volume} is offline")
+        return serving.open_nexus(self.core, volume, folded, isid, tpgt)
 
-    def _unit(self, target: str) -> Unit | None:
-        prefix = f"{self.core.state.nodename}:"
-        folded = target.lower()
-        return self.core.units.get(folded.removeprefix(prefix)) if folded.startswith(prefix) else None
+    def _volume(self, target: str) -> str | None:
+        nodename, _, volume = target.lower().rpartition(":")
+        known = nodename == self.core.state.nodename and volume in self.core.state.volumes
+        return volume if known else None
 
 
 def _policy(account: ChapAccount) -> ChapPolicy:

@@ -77,15 +77,13 @@ class Iscsi:
 
     async def _listen(self, listener: Listener) -> None:
         wanted = listener.wanted
-        before = set(self.portal.listening)
         try:
-            await self.portal.start(wanted.host, wanted.port)
+            _host, port = await self.portal.start(wanted.host, wanted.port)
         except OSError as error:
             raise Refused(
                 "address-unavailable", f"cannot listen on {wanted}: {error.strerror or error}; choose another address"
             ) from None
-        (bound,) = set(self.portal.listening) - before
-        listener.actual = PortalAddress(wanted.host, bound[1])
+        listener.actual = PortalAddress(wanted.host, port)
         self.listeners[wanted] = listener
         self.core.events.emit("iscsi.portal.started", f"listening on {listener.actual}", subject=str(listener.actual))
 
@@ -130,7 +128,7 @@ class Iscsi:
             delete = "DELETE FROM portal WHERE host = ? AND port = ?"
             await self.core.store.change(lambda cursor: cursor.execute(delete, (wanted.host, wanted.port)))
             if listener.actual is not None:
-                await self.portal.close(listener.actual.host, listener.actual.port)
+                await self.portal.close_listener(listener.actual.host, listener.actual.port)
             del self.listeners[wanted]
         self.core.events.emit("iscsi.portal.stopped", f"not listening on {address} any more", subject=str(address))
 

@@ -39,6 +39,7 @@ async def daemon(request: Request) -> models.DaemonInfo:
 
 def operation_model(operation: Operation) -> models.Operation:
     error = operation.error
+    body = None if error is None else models.ErrorBody(error=error.name, message=error.message, holders=error.holders)
     return models.Operation(
         id=operation.id,
         kind=operation.kind,
@@ -50,7 +51,7 @@ def operation_model(operation: Operation) -> models.Operation:
         message=operation.message,
         created_at=operation.created_at,
         finished_at=operation.finished_at,
-        error=error and models.ErrorBody(error=error.name, message=error.message, holders=error.holders),
+        error=body,
         result=operation.result,
     )
 

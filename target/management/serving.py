@@ -14,6 +14,7 @@ from target.iscsi.ports import Nexus
 from target.lun_store import LunStore
 from target.management.state import AdminState
 from target.nexus import LogicalUnit, TargetDevice, open_nexuses_of
+from target.nexus import Nexus as OpenNexus
 from target.scsi.sense import Asc
 from target.scsi.store import BlockStore, FlushDone, StoreOffline
 from wafl import Lun
@@ -133,16 +134,18 @@ def tell_maps(core: Core, before: AdminState) -> None:
             refresh(core, volume)
 
 
-def open_nexus(core: Core, unit: Unit, initiator: str, isid: bytes, tpgt: int) -> Nexus:
-    return core.served[unit.name].device.open_nexus(
-        initiator, isid, lun_map(core, unit.name, initiator), _noted_close(core, unit.name), tpgt
-    )
+def open_nexus(core: Core, volume: str, initiator: str, isid: bytes, tpgt: int) -> Nexus:
+    device = core.served[volume].device
+    seen = lun_map(core, volume, initiator)
+    text = f"{initiator} logged in to {device.name} and sees {len(seen)} LUNs"
+    core.events.emit("iscsi.session.opened", text, subject=initiator)
+    return device.open_nexus(initiator, isid, seen, _noted_close(core), tpgt)
 
 
-def _noted_close(core: Core, volume: str) -> Callable[[Nexus], None]:
-    def closed(nexus: Nexus) -> None:
-        text = f"a session of {core.target_name(volume)} ended"
-        core.events.emit("iscsi.session.closed", text, subject=volume)
+def _noted_close(core: Core) -> Callable[[OpenNexus], None]:
+    def closed(nexus: OpenNexus) -> None:
+        text = f"the session of {nexus.initiator} with {nexus.target_name} ended"
+        core.events.emit("iscsi.session.closed", text, subject=nexus.initiator)
 
     return closed
 
