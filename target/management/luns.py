@@ -192,7 +192,6 @@ class Luns:
             told.append(serving.tell_capacity)
         if wanted.reserved is not None and wanted.reserved != lun.reserved:
             lun.set_reserved(wanted.reserved)
-            told.append(serving.tell_identity)
         if wanted.comment is not None:
             lun.set_comment(wanted.comment)
         if wanted.serial is not None and wanted.serial != lun.serial:

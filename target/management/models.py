@@ -154,7 +154,7 @@ class LunPatch(Request):
     online: bool | None = None
     reserved: bool | None = None
     comment: Comment | None = None
-    serial: Annotated[str, Field(min_length=1, max_length=32)] | None = None
+    serial: Annotated[str, Field(min_length=1, max_length=31)] | None = None
     force: bool = Field(default=False, description="Allow a resize that cuts data off")
 
 

@@ -1,0 +1,91 @@
+"""A wafl LUN as the block store that `target.scsi` asks for.
+
+It adds nothing but names: wafl's errors become the store's, each with its own sense code.  What a host reads or
+writes goes through one call more than in wafl itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NoReturn
+
+from target.scsi.store import FlushDone, MediumError, SpaceExhausted, StoreError
+from wafl import BLOCK_BYTES, BackingLost, CorruptVolume, Lun, NoSpace, VolumeService, WaflError
+
+
+class LunStore:
+    """`target.scsi.store.BlockStore` over one LUN of a mounted volume."""
+
+    physical_block_bytes = BLOCK_BYTES
+    thin = True
+    """Every LUN takes UNMAP and tells what is mapped; a space reservation is the volume's own matter."""
+    read_only = False
+
+    def __init__(self, lun: Lun, service: VolumeService) -> None:
+        self.lun = lun
+        self.logical_block_bytes = lun.block_bytes
+        self.naa = lun.naa
+        self.uuid_bytes = lun.uuid_bytes
+        self._flush = service.flush
+        self._read_into = lun.read_into
+        self._read_into_nowait = lun.read_into_nowait
+        self._write = lun.write
+
+    @property
+    def size_bytes(self) -> int:
+        return self.lun.size_bytes
+
+    @property
+    def online(self) -> bool:
+        return self.lun.online
+
+    @property
+    def serial(self) -> str:
+        return self.lun.serial
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        try:
+            self._read_into(offset, view)
+        except (WaflError, OSError) as error:
+            fail(offset, error)
+
+    def read_into_nowait(self, offset: int, view: memoryview) -> bool:
+        try:
+            return self._read_into_nowait(offset, view)
+        except (WaflError, OSError) as error:
+            fail(offset, error)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        try:
+            self._write(offset, data)
+        except (WaflError, OSError) as error:
+            fail(offset, error)
+
+    def unmap(self, offset: int, length: int) -> None:
+        try:
+            self.lun.unmap(offset, length)
+        except (WaflError, OSError) as error:
+            fail(offset, error)
+
+    def flush(self, done: FlushDone) -> None:
+        self._flush(done)
+
+    def extents(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        try:
+            yield from self.lun.extents(offset, length)
+        except (WaflError, OSError) as error:
+            fail(offset, error)
+
+
+def fail(offset: int, error: Exception) -> NoReturn:
+    """The store's error for one of wafl's or of the device's."""
+    raise store_error(offset, error) from error
+
+
+def store_error(offset: int, error: Exception) -> StoreError:
+    if isinstance(error, NoSpace):
+        return SpaceExhausted(str(error))
+    # CorruptVolume and BackingLost name the place; so does everything else the device could not do: a host must see an
+    # error, never zeros.
+    named = isinstance(error, CorruptVolume | BackingLost)
+    return MediumError(offset, str(error) if named else f"{type(error).__name__}: {error}")
