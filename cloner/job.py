@@ -186,9 +186,9 @@ class Job:
 
     async def _wait_for_room(self, step: WaitForRoom) -> None:
         self._leave_slot()
-        self._move(JobState.PAUSED, f"the volume is full: goes on when {step.free_bytes >> 10} KiB are free")
+        self._move(JobState.PAUSED, f"the volume is full: goes on when {step.available_bytes >> 10} KiB are free")
         self._tell("paused", self.message)
-        while self.service.volume.space().free < step.free_bytes:
+        while self.service.volume.space().available < step.available_bytes:
             await self._nap(ROOM_LOOK_S)
         self._move(JobState.RUNNING)
         self._tell("resumed", "there is room again")

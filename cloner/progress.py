@@ -33,12 +33,8 @@ class Progress:
         self.total_blocks = missing_blocks
         self._samples.append((now, 0))
 
-    def passed(self, blocks: int) -> None:
-        """`blocks` that were missing are not any more."""
-        self.completed_blocks = min(self.total_blocks, self.completed_blocks + blocks)
-
     def still_missing(self, blocks: int) -> None:
-        """A count over the whole LUN: corrects for what guests wrote.  Never backwards."""
+        """What the LUN still misses, by its own count.  Never backwards."""
         self.completed_blocks = max(self.completed_blocks, self.total_blocks - blocks)
 
     def copied(self, blocks: int, now: float) -> None:

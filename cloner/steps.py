@@ -58,7 +58,7 @@ class Commit:
 class WaitForRoom:
     """Pause until the volume has this many bytes free."""
 
-    free_bytes: int
+    available_bytes: int
 
 
 Step = Turn | Read | Commit | WaitForRoom
@@ -138,7 +138,6 @@ def _fill_level_one(work: Work, index: int) -> Generator[Step, Any, bool]:
 
 def _fill(work: Work, plan: FillPlan) -> Generator[Step, Any, int | None]:
     """Carry out one plan: blocks really filled, or None if there was no space and now may be."""
-    wanted_blocks = plan.blocks
     filled: int | None = None
     try:
         data = yield Read(plan)
@@ -151,7 +150,7 @@ def _fill(work: Work, plan: FillPlan) -> Generator[Step, Any, int | None]:
     if filled is None:
         yield from _make_room(work)
         return None
-    work.progress.passed(wanted_blocks)
+    work.progress.still_missing(work.lun.missing_blocks())
     work.progress.copied(filled, work.now())
     return filled
 
@@ -166,21 +165,21 @@ def _sync_now_and_then(work: Work, filled_bytes: int) -> Generator[Step, Any, No
 
 def _make_room(work: Work) -> Generator[Step, Any, None]:
     """A consistency point gives back what was freed since the last one; if that is nothing, wait for more."""
-    before = work.volume.space().free
+    before = work.volume.space().available
     yield Commit()
     work.unsynced_bytes = 0
-    if work.volume.space().free <= before:
+    if work.volume.space().available <= before:
         yield WaitForRoom(before + ROOM_BYTES)
     _check_wanted(work)
 
 
 def _leave_guests_their_room(work: Work) -> Generator[Step, Any, None]:
     reserve = guest_reserve_bytes(work.volume)
-    if work.volume.space().free >= reserve + ROOM_BYTES:
+    if work.volume.space().available >= reserve + ROOM_BYTES:
         return
     yield Commit()
     work.unsynced_bytes = 0
-    if work.volume.space().free < reserve + ROOM_BYTES:
+    if work.volume.space().available < reserve + ROOM_BYTES:
         # A little more than the line, so that a job does not pause and resume for every block.
         yield WaitForRoom(reserve + 2 * ROOM_BYTES)
     _check_wanted(work)

@@ -16,12 +16,12 @@ def begun(total: int) -> Progress:
     return progress
 
 
-@given(st.integers(0, 1000), st.lists(st.tuples(st.booleans(), st.integers(0, 1200))))
-def test_percent_never_goes_back(total: int, moves: list[tuple[bool, int]]) -> None:
+@given(st.integers(0, 1000), st.lists(st.integers(0, 1200)))
+def test_percent_never_goes_back(total: int, counts: list[int]) -> None:
     progress = begun(total)
     last = progress.percent
-    for is_count, blocks in moves:
-        progress.still_missing(blocks) if is_count else progress.passed(blocks)
+    for blocks in counts:
+        progress.still_missing(blocks)
         assert progress.percent >= last
         assert progress.completed_blocks <= total
         last = progress.percent
@@ -29,13 +29,13 @@ def test_percent_never_goes_back(total: int, moves: list[tuple[bool, int]]) -> N
 
 def test_everything_filled_is_not_yet_one_hundred_percent() -> None:
     progress = begun(10)
-    progress.passed(10)
+    progress.still_missing(0)
     assert progress.percent == UNFINISHED_PERCENT
 
 
 def test_a_durable_detach_is_one_hundred_percent() -> None:
     progress = begun(10)
-    progress.passed(4)
+    progress.still_missing(6)
     progress.detached()
     assert (progress.percent, progress.completed_blocks) == (100.0, 10)
 
@@ -49,7 +49,7 @@ def test_the_rate_is_that_of_the_last_seconds() -> None:
 
 def test_time_left_is_what_is_missing_over_the_rate() -> None:
     progress = begun(110)
-    progress.passed(10)
+    progress.still_missing(100)
     progress.copied(10, 1.0)
     assert progress.remaining_s(1.0) == 10.0
 

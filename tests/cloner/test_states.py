@@ -19,7 +19,7 @@ def test_every_move_is_legal_or_refused(state: JobState, to: JobState) -> None:
 
 
 def test_nothing_leaves_an_end_state() -> None:
-    assert ENDED == {JobState.COMPLETED, JobState.FAILED, JobState.STOPPED}
+    assert {JobState.COMPLETED, JobState.FAILED, JobState.STOPPED} == ENDED
 
 
 def test_only_a_running_job_completes() -> None:
