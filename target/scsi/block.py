@@ -176,13 +176,11 @@ def compare_and_write(task: Task) -> Reply | None:
     lu = task.lu
     lba, blocks = task.extent
     length = blocks << lu.shift
-    if len(task.data_out) < 2 * length:
-        raise illegal(Asc.INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT)
     _compare(task, task.data_out[:length])
     lu.counters.writes += 1
     lu.counters.write_bytes += length
     if length:
-        lu.store.write(lba << lu.shift, task.data_out[length : 2 * length])
+        lu.store.write(lba << lu.shift, task.data_out[length:])
     return _written(task)
 
 

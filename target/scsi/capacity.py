@@ -165,10 +165,8 @@ def write_same(task: Task) -> Reply:
         raise invalid_field(1, 3)
     if not blocks:
         raise invalid_field(10 if fields["opcode"] == 0x93 else 7)
-    if len(task.data_out) < task.wanted:
-        raise illegal(Asc.INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT)
     lu.counters.writes += 1
-    block = bytes(task.data_out[: task.wanted])
+    block = bytes(task.data_out)
     if not any(block):
         lu.store.unmap(lba << lu.shift, blocks << lu.shift)
     else:

@@ -47,7 +47,7 @@ def _verify(name: str, cdb: Cdb) -> Command:
 
 def _write_same(name: str, cdb: Cdb, out: DataOut) -> Command:
     return Command(
-        name, cdb, capacity.write_same, WRITE, block.extent, MAX_WRITE_SAME_BYTES, out, writes=True
+        name, cdb, capacity.write_same, WRITE, block.extent, MAX_WRITE_SAME_BYTES, out, writes=True, exact=True
     )
 
 
@@ -149,6 +149,7 @@ COMMANDS: tuple[Command, ...] = (
         limit_blocks=MAX_COMPARE_AND_WRITE_BLOCKS,
         data_out=block.twice_blocks_out,
         writes=True,
+        exact=True,
     ),
     Command(
         "ORWRITE(16)",

@@ -121,6 +121,8 @@ def _checked(task: Task, cdb: bytes) -> Reply | None:
         task.extent = _extent(command, fields, lu)
     if command.data_out is not None:
         task.wanted = _wanted(command, fields, lu)
+        if command.exact and len(task.data_out) != task.wanted:
+            raise invalid_field(LENGTH_AT.get(command.cdb.length, 4))
     return command.handler(task)
 
 
@@ -167,6 +169,6 @@ def data_out_length(nexus: ITNexus, field: int, cdb: bytes) -> int:
         fields = command.cdb.parse(cdb)
         if command.extent is not None:
             _extent(command, fields, itl.lu)
-        return _wanted(command, fields, itl.lu)
+        return _wanted(command, fields, itl.lu) + (itl.lu.block_bytes if command.exact else 0)
     except CheckCondition:
         return 0

@@ -64,6 +64,9 @@ class Command:
     data_out: DataOut | None = None
     """Bytes of Data-Out that the CDB asks for."""
     limit_blocks: int | None = None
+    exact: bool = False
+    """A Data-Out of another length than the CDB asks for is an error (elsewhere it is a residual): half a comparison
+    or half a pattern means nothing.  One block more than wanted is taken, so that too much is noticed."""
     blocked_by_attention: bool = True
     """False for INQUIRY, REPORT LUNS and REQUEST SENSE only (SAM-5 5.14)."""
     needs_ready: bool = True
@@ -93,8 +96,9 @@ class Task:
 
     def after_flush(self, reply: Reply) -> None:
         """Put the task aside; it ends with `reply` once everything written is durable."""
-        self.nexus.tasks[self.tag] = self
+        # the store does not call back before it returns, and may raise
         self.lu.store.flush(lambda error: self._flushed(error, reply))
+        self.nexus.tasks[self.tag] = self
 
     def _flushed(self, error: BaseException | None, reply: Reply) -> None:
         if error is not None:

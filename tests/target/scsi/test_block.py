@@ -385,9 +385,11 @@ def test_compare_and_write_over_the_announced_length_is_refused() -> None:
     assert key_asc(host.send(compare_and_write(0, 129), bytes(2 * 129 * 512))) == BAD_CDB_FIELD
 
 
-def test_compare_and_write_with_half_its_data_does_nothing() -> None:
+@pytest.mark.parametrize(("blocks", "data"), [(1, 512), (1, 1536), (3, 2048), (0, 512)])
+def test_compare_and_write_takes_exactly_twice_its_blocks(blocks: int, data: int) -> None:
     host, _, store = one_host()
-    assert host.send(compare_and_write(0, 1), bytes(512)).status == 2
+    assert host.nexus.data_out_length(0, compare_and_write(0, blocks)) == (2 * blocks + 1) * 512
+    assert key_asc(host.send(compare_and_write(0, blocks), bytes(data))) == BAD_CDB_FIELD
     assert not store.pieces
 
 

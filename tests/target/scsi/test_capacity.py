@@ -256,9 +256,7 @@ def test_unmap_with_data_that_is_not_zeros_writes_it() -> None:
 
 def test_ndob_takes_no_data_and_writes_zeros() -> None:
     host, store = filled()
-    cdb = same_16(0, 8, NDOB)
-    assert host.nexus.data_out_length(0, cdb) == 0
-    assert host.send(cdb).status == 0
+    assert host.send(same_16(0, 8, NDOB)).status == 0
     assert store.contents(0, 4096) == bytes(4096)
 
 
@@ -288,7 +286,11 @@ def test_the_unmap_bit_on_a_unit_that_is_not_thin_is_refused() -> None:
     assert key_asc(host.send(same_16(0, 8, UNMAP), bytes(512))) == BAD_CDB_FIELD
 
 
-def test_write_same_without_its_block_does_nothing() -> None:
+@pytest.mark.parametrize("data", [b"", bytes(256), bytes(1024)])
+@pytest.mark.parametrize("make", [same_10, same_16])
+def test_write_same_takes_exactly_one_block(make, data: bytes) -> None:  # type: ignore[no-untyped-def]
     host, store = filled()
-    assert host.send(same_16(0, 8)).status == 2
+    cdb = make(0, 8).ljust(16, b"\0")
+    assert host.nexus.data_out_length(0, cdb) == 1024
+    assert key_asc(host.send(cdb, data)) == BAD_CDB_FIELD
     assert store.contents(0, 512) == b"x" * 512

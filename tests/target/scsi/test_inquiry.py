@@ -99,7 +99,7 @@ def test_page_b0_tells_the_limits_of_a_thin_unit() -> None:
     assert int.from_bytes(data[8:12], "big") == 16384
     assert int.from_bytes(data[20:24], "big") == 1 << 20
     assert int.from_bytes(data[28:32], "big") == 8
-    assert int.from_bytes(data[36:44], "big") == 65536
+    assert int.from_bytes(data[36:44], "big") == 32768
 
 
 def test_page_b0_counts_in_the_blocks_of_the_unit() -> None:
