@@ -85,7 +85,7 @@ def fail(offset: int, error: Exception) -> NoReturn:
 def store_error(offset: int, error: Exception) -> StoreError:
     if isinstance(error, NoSpace):
         return SpaceExhausted(str(error))
-    # CorruptVolume and BackingLost name the place; so does everything else the device could not do: a host must see an
-    # error, never zeros.
-    named = isinstance(error, CorruptVolume | BackingLost)
-    return MediumError(offset, str(error) if named else f"{type(error).__name__}: {error}")
+    if isinstance(error, CorruptVolume | BackingLost | OSError):
+        return MediumError(offset, str(error))
+    # A failed or read-only volume, a LUN destroyed under a session: not the medium's fault.
+    return StoreError(str(error))

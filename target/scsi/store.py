@@ -38,18 +38,35 @@ FlushDone = Callable[[BaseException | None], None]
 class BlockStore(Protocol):
     """One LUN's bytes and identity."""
 
-    size_bytes: int
-    logical_block_bytes: int
-    """512 or 4096."""
-    physical_block_bytes: int
-    online: bool
-    read_only: bool
-    thin: bool
-    serial: str
-    """Unit serial number (VPD 80h); stays with the LUN for life."""
-    naa: bytes
-    """8 or 16 bytes, the first nibble 3h or 6h (VPD 83h); unique for ever."""
-    uuid_bytes: bytes
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def logical_block_bytes(self) -> int:
+        """512 or 4096."""
+
+    @property
+    def physical_block_bytes(self) -> int: ...
+
+    @property
+    def online(self) -> bool: ...
+
+    @property
+    def read_only(self) -> bool: ...
+
+    @property
+    def thin(self) -> bool: ...
+
+    @property
+    def serial(self) -> str:
+        """Unit serial number (VPD 80h); stays with the LUN for life."""
+
+    @property
+    def naa(self) -> bytes:
+        """8 or 16 bytes, the first nibble 3h or 6h (VPD 83h); unique for ever."""
+
+    @property
+    def uuid_bytes(self) -> bytes: ...
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill `view`; may wait for the disk.  Raises StoreError."""
