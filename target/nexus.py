@@ -37,8 +37,7 @@ from target.scsi.cdbs import DPO, READ_10, READ_16, WRITE_10, WRITE_16
 from target.scsi.it_nexus import ITNexus, lun_field, lun_id
 from target.scsi.router import data_out_length, perform
 from target.scsi.sense import Asc, CheckCondition, SenseKey, Status
-from target.scsi.store import StoreError
-from target.scsi.task import Access, Reply
+from target.scsi.task import Access, ReaderFailed, Reply
 from target.scsi.task_management import (
     ServiceResponse,
     abort_task,
@@ -142,7 +141,7 @@ class Nexus(ITNexus):
         try:
             if not read(offset, out if edtl == room else out[:edtl]):
                 return -1
-        except StoreError:
+        except Exception:  # whatever it was, the router meets it again and says what it is
             return -1
         counters.reads += 1
         counters.read_bytes += edtl
@@ -166,7 +165,7 @@ class Nexus(ITNexus):
             return False
         try:
             write(offset, data)
-        except StoreError:
+        except Exception:  # as above
             return False
         counters.writes += 1
         counters.write_bytes += length
@@ -180,9 +179,9 @@ class Nexus(ITNexus):
             return
         shift, size, store = lu.shift, lu.blocks << lu.shift, lu.store
         if itl.open_for(Access.READ):
-            self._readable[field] = (shift, size, store.read_into_nowait, lu.counters)
+            self._readable[field] = (shift, size, getattr(store, "plain_read", store.read_into_nowait), lu.counters)
         if itl.open_for(Access.WRITE):
-            self._writable[field] = (shift, size, store.write, lu.counters)
+            self._writable[field] = (shift, size, getattr(store, "plain_write", store.write), lu.counters)
 
     # --- every command ------------------------------------------------------------------------------------------
 
@@ -233,8 +232,8 @@ def failing_in_transport_terms(reader: SegmentReader) -> SegmentReader:
     def read(offset: int, view: memoryview) -> None:
         try:
             reader(offset, view)
-        except CheckCondition as condition:
-            raise DataInFailed(Response(Status.CHECK_CONDITION, condition.encode())) from condition
+        except ReaderFailed as failed:
+            raise DataInFailed(response_to(failed.reply)) from failed
 
     return read
 

@@ -11,7 +11,7 @@ from target.scsi.cdbs import BYTCHK, FUA, IMMED
 from target.scsi.limits import OPTIMAL_TRANSFER_BYTES
 from target.scsi.sense import Asc, CheckCondition, SenseKey, illegal, invalid_field
 from target.scsi.store import StoreError
-from target.scsi.task import Access, Reply, Task, store_failure
+from target.scsi.task import Access, ReaderFailed, Reply, Task, store_failure
 from target.scsi.unit import LogicalUnit
 
 # --- extents and lengths, for the command table -----------------------------------------------------------------------
@@ -71,7 +71,7 @@ class ExtentReader:
             else:
                 lu.store.read_into(self.base + offset, view)
         except StoreError as error:
-            raise store_failure(error, lu.block_bytes) from error
+            raise ReaderFailed(lu.failed(store_failure(error, lu.block_bytes))) from error
 
     def _unaligned(self, offset: int, view: memoryview, mask: int) -> None:
         """A MaxRecvDataSegmentLength or EDTL that is no multiple of the block."""

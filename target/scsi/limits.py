@@ -29,8 +29,8 @@ MAX_PARAMETER_LIST_BYTES = 64 << 10
 MAX_LBA_STATUS_DESCRIPTORS = 1024
 """GET LBA STATUS returns fewer than asked for rather than walk a fragmented LUN to its end."""
 
-MAX_LBA_STATUS_STEPS = 16384
-"""Extents looked at for one GET LBA STATUS."""
+MAX_LBA_STATUS_STEPS = 512
+"""Extents looked at for one GET LBA STATUS: each may cost a wait for the disk."""
 
 MAX_UNIT_ATTENTIONS = 16
 """Pending on one I_T_L nexus; they are distinct codes, so this is never reached by the codes there are."""

@@ -77,20 +77,16 @@ def perform(
         reply = _checked(task, cdb)
         wanted = task.wanted
     except CheckCondition as condition:
-        reply = _failed(itl.lu, condition)
+        reply = itl.lu.failed(condition)
         wanted = _taken(task, data_out)
     except StoreError as error:
-        reply = _failed(itl.lu, store_failure(error, itl.lu.block_bytes))
+        reply = itl.lu.failed(store_failure(error, itl.lu.block_bytes))
         wanted = _taken(task, data_out)
     except ReservationConflict:
         reply = Reply(Status.RESERVATION_CONFLICT)
     if reply is not None:
         reply.wanted = wanted
     return reply
-
-
-def _failed(lu: LogicalUnit, condition: CheckCondition) -> Reply:
-    return Reply(Status.CHECK_CONDITION, condition.encode(lu.modes.descriptor_sense))
 
 
 def _taken(task: Task | None, data_out: memoryview) -> int:

@@ -26,9 +26,17 @@ class Reply:
     sense: bytes = b""
     data: bytes | memoryview = b""
     reader: SegmentReader | None = None
-    """Raises CheckCondition."""
+    """Raises ReaderFailed."""
     length: int = 0
     wanted: int = 0
+
+
+class ReaderFailed(Exception):
+    """A reader could not deliver; `reply` takes the place of GOOD status."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__("Data-In failed")
+        self.reply = reply
 
 
 ReplyDone = Callable[[Reply], None]
@@ -102,7 +110,7 @@ class Task:
 
     def _flushed(self, error: BaseException | None, reply: Reply) -> None:
         if error is not None:
-            reply = self.failed(flush_failure(error))
+            reply = self.lu.failed(flush_failure(error))
         self.finish(reply)
 
     def finish(self, reply: Reply) -> None:
@@ -111,9 +119,6 @@ class Task:
             del self.nexus.tasks[self.tag]
             reply.wanted = self.wanted
             self.done(reply)
-
-    def failed(self, condition: CheckCondition) -> Reply:
-        return Reply(Status.CHECK_CONDITION, condition.encode(self.lu.modes.descriptor_sense))
 
     def parameter_list(self, minimum: int = 0) -> memoryview:
         """The Data-Out of a command with a PARAMETER LIST LENGTH; shorter than announced is an error."""

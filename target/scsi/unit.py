@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from target.scsi.limits import MAX_UNIT_ATTENTIONS
 from target.scsi.mode_pages import ModeParameters
 from target.scsi.reservation import Reservations
-from target.scsi.sense import Asc, CheckCondition, SenseKey
+from target.scsi.sense import Asc, CheckCondition, SenseKey, Status
 from target.scsi.store import BlockStore
-from target.scsi.task import Access
+from target.scsi.task import Access, Reply
 
 if TYPE_CHECKING:
     from target.scsi.it_nexus import ITNexus
@@ -51,6 +51,10 @@ class LogicalUnit:
     @property
     def write_protected(self) -> bool:
         return self.store.read_only or self.modes.software_write_protect
+
+    def failed(self, condition: CheckCondition) -> Reply:
+        """CHECK CONDITION in the sense format that the unit is set to (D_SENSE)."""
+        return Reply(Status.CHECK_CONDITION, condition.encode(self.modes.descriptor_sense))
 
     # --- what management tells us -------------------------------------------------------------------------------
 

@@ -207,6 +207,17 @@ def test_a_medium_error_names_the_lba() -> None:
     assert information(failed.value.response) == 16
 
 
+def test_a_medium_error_keeps_to_the_sense_format_of_the_unit() -> None:
+    host, lu, store = one_host()
+    store.bad.add(0)
+    lu.modes.descriptor_sense = True
+    response = host.send(read_16(0, 8))
+    assert response.reader is not None
+    with pytest.raises(DataInFailed) as failed:
+        response.reader(0, memoryview(bytearray(4096)))
+    assert failed.value.response.sense[0] == 0x72
+
+
 def test_no_space_is_a_space_allocation_failure() -> None:
     host, _, store = one_host()
     store.full = True
