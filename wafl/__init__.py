@@ -4,6 +4,8 @@ This package knows no SCSI, no network and nothing of clone jobs.  These names a
 package imports them from here and nothing from the modules.
 """
 
+from wafl.check import Finding, Severity, check
+from wafl.checkpoint import Checkpoint
 from wafl.device import Device, FileDevice
 from wafl.errors import (
     BackingLost,
@@ -25,8 +27,13 @@ from wafl.errors import (
     VolumeLocked,
     WaflError,
 )
+from wafl.fill import FillPlan
 from wafl.format import BLOCK_BYTES, LEVEL_ONE_BYTES, MAX_CHAIN_DEPTH, MAX_LUNS, MAX_SNAPSHOTS, POINTERS
+from wafl.lun import Lun
+from wafl.service import VolumeService
 from wafl.types import Backing, LunRecord, SnapshotInfo, SnapshotSpace, Space, Step
+from wafl.views import View
+from wafl.volume import Volume
 
 __all__ = [
     "BLOCK_BYTES",
@@ -38,12 +45,16 @@ __all__ = [
     "Backing",
     "BackingLost",
     "ChainTooDeep",
+    "Checkpoint",
     "CorruptVolume",
     "Device",
     "FileDevice",
+    "FillPlan",
+    "Finding",
     "InvalidName",
     "InvalidSize",
     "LimitReached",
+    "Lun",
     "LunBusy",
     "LunRecord",
     "NameTaken",
@@ -52,13 +63,18 @@ __all__ = [
     "NoSuchSnapshot",
     "NotAVolume",
     "ReadOnlyVolume",
+    "Severity",
     "SnapshotBusy",
     "SnapshotInfo",
     "SnapshotSpace",
     "Space",
     "Step",
     "UnsupportedFeature",
+    "View",
+    "Volume",
     "VolumeFailed",
     "VolumeLocked",
+    "VolumeService",
     "WaflError",
+    "check",
 ]

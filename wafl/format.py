@@ -44,8 +44,8 @@ ZERO = 1
 FIRST_DATA_VBN = 2
 """Pointers from here on name a block (in practice the first nine blocks are never pointed at)."""
 
-MAX_HEIGHT = 5
-"""Level-5 blocks cover 4 PiB: enough for the maps of any volume and for a graveyard of level-4 subtrees."""
+MAX_HEIGHT = 6
+"""Level-5 blocks cover 4 PiB; level 6 lets a graveyard hold more than 256 level-4 subtrees."""
 MAX_GENERATION = 2**32 - 2
 """Births are 32 bits (docs/decisions/0003): the volume stops before they wrap."""
 
@@ -232,7 +232,8 @@ VtocEntry = c.Struct(
     "backing_inode_generation" / c.Int64ul,
     "backing_limit_bytes" / c.Int64ul,
     "missing_blocks" / c.Int64ul,
-    "reserved" / c.Bytes(344),
+    "backing_name" / _text(256),
+    "reserved" / c.Bytes(88),
 )
 
 SnapshotEntry = c.Struct(

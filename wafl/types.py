@@ -25,9 +25,10 @@ class Backing:
     inode_generation: int
     limit_bytes: int
     """Holes from here on read zeros; a multiple of 4096."""
-    snapshot_name: str = ""
-    lun_name: str = ""
-    """The parent's name inside the snapshot; empty if the backing is lost."""
+    snapshot_name: str = field(default="", compare=False)
+    """Empty if the snapshot is lost."""
+    lun_name: str = field(default="", compare=False)
+    """The parent's name inside the snapshot."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,257 @@
+"""Which blocks are in use, and which one is next.
+
+Three bit arrays, one bit a block:
+
+- `active`: reachable from the active file system's inode file (the active map);
+- `summary`: in use by anything else: a snapshot, or the volume itself (docs/decisions/0002);
+- `busy`: active, or summary, or freed since the last durable consistency point.  Allocation looks only at `busy`.
+
+Rules:
+
+- A block freed in generation g goes to g's pending list and stays busy until the consistency point of g is durable
+  and every reader that started earlier has ended (`Readers`).  A block that a snapshot still holds when g is frozen is
+  dropped from the list: whoever clears its summary bit lists it again.  So each block is in at most one list, and a
+  block is never handed out while any tree that a crash could fall back to reaches it.
+- Guest data comes in long runs from the front of a window (one map block's worth of volume), pointer blocks from
+  its back: both stay contiguous.
+- The data run is marked in advance and its unused rest given back at each freeze, so that the frozen active map is
+  exact.
+- `floor_guest` blocks are kept back from guests, `floor_ops` of them also from what frees space (UNMAP, destroy,
+  reclaim): the latter is what one consistency point can need, so it never lacks room.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+
+import numpy as np
+
+from wafl.bits import Bits, Vbns, clear_each, clear_range, count, free_runs, set_range, test_each
+from wafl.errors import NoSpace, VolumeFailed
+from wafl.format import BLOCK_BYTES, MAP_BITS
+
+DATA_RUN_BLOCKS = 2048
+"""Blocks taken from a window at a time for guest data: 8 MiB."""
+APPLY_FREES = 4096
+"""Frees collected before they are put into the active map in one vector operation."""
+
+
+def new_bits(blocks: int) -> Bits:
+    """An empty map of whole map blocks."""
+    return np.zeros(-(-blocks // MAP_BITS) * BLOCK_BYTES, dtype=np.uint8)
+
+
+class Readers:
+    """Reads that run in threads: blocks freed while one runs stay busy until it has ended."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self._open: dict[int, int] = {}
+        self._deferred: deque[tuple[int, list[Vbns]]] = deque()
+
+    def enter(self) -> int:
+        self._open[self.epoch] = self._open.get(self.epoch, 0) + 1
+        return self.epoch
+
+    def leave(self, epoch: int) -> None:
+        self._open[epoch] -= 1
+        if not self._open[epoch]:
+            del self._open[epoch]
+
+    def defer(self, freed: list[Vbns]) -> None:
+        """`freed` becomes allocatable once all readers of this epoch and earlier ones have left."""
+        self._deferred.append((self.epoch, freed))
+        self.epoch += 1
+
+    def ripe(self) -> list[Vbns]:
+        """Takes out what no reader can be using any more."""
+        oldest = min(self._open, default=self.epoch)
+        out: list[Vbns] = []
+        while self._deferred and self._deferred[0][0] < oldest:
+            out += self._deferred.popleft()[1]
+        return out
+
+
+class Allocator:
+    """The volume's block maps in memory.  `next` and `end` are the current data run, read by the write path."""
+
+    def __init__(self, blocks: int, active: Bits, summary: Bits, hint: int = 0) -> None:
+        self.blocks = blocks
+        self.active = active
+        self.summary = summary
+        self.busy = active | summary
+        if blocks < len(active) * 8:
+            set_range(self.busy, blocks, len(active) * 8)
+        self.chunks = len(active) // BLOCK_BYTES
+        self.chunk_free: np.ndarray[tuple[int], np.dtype[np.int32]] = MAP_BITS - np.bitwise_count(
+            self.busy.reshape(self.chunks, BLOCK_BYTES)
+        ).sum(axis=1, dtype=np.int32)
+        self.free = int(self.chunk_free.sum(dtype=np.int64))
+        self.active_count = count(active)
+        self.summary_count = count(summary)
+        self.freeing = 0
+        self.dirty_active: set[int] = set()
+        self.dirty_summary: set[int] = set()
+        self.readers = Readers()
+        self.next = self.end = 0
+        self.floor_guest = self.floor_ops = 0
+        self.freed = array("Q")
+        """Freed by the active file system, bits not yet cleared.  The write path appends."""
+        self._pending: list[Vbns] = []
+        self._runs: deque[tuple[int, int]] = deque()
+        self._window = min(hint // MAP_BITS, self.chunks - 1) - 1
+        self._active_bytes = memoryview(active.data)
+        self._summary_bytes = memoryview(summary.data)
+        self._busy_bytes = memoryview(self.busy.data)
+        self._chunk_free_cells = memoryview(self.chunk_free.data)
+
+    # --- taking ----------------------------------------------------------------------------------------------------
+
+    def refill(self, wanted: int = 1) -> None:
+        """Start a new data run.  Raises NoSpace with nothing changed."""
+        assert self.next == self.end
+        most = min(DATA_RUN_BLOCKS, self.free - self.floor_guest)
+        if most < 1:
+            raise NoSpace("the volume is full")
+        if not self._runs:
+            self._open_window()
+        start, end = self._runs.popleft()
+        if end - start > most:
+            self._runs.appendleft((start + most, end))
+            end = start + most
+        set_range(self.active, start, end)
+        self._mark_busy(start, end)
+        self.active_count += end - start
+        self.dirty_active.update(range(start // MAP_BITS, (end - 1) // MAP_BITS + 1))
+        self.next, self.end = start, end
+
+    def give_back_run(self) -> None:
+        """Unmark the unused rest of the data run."""
+        start, end = self.next, self.end
+        if start < end:
+            clear_range(self.active, start, end)
+            clear_range(self.busy, start, end)
+            self.active_count -= end - start
+            self.free += end - start
+            self.chunk_free[start // MAP_BITS] += end - start
+            self._runs.appendleft((start, end))
+        self.next = self.end = 0
+
+    def take_pointer_block(self) -> int:
+        """A block of the active file system for metadata."""
+        vbn = self._take_back()
+        self._active_bytes[vbn >> 3] |= 1 << (vbn & 7)
+        self.active_count += 1
+        self.dirty_active.add(vbn // MAP_BITS)
+        return vbn
+
+    def take_own_block(self) -> int:
+        """A block of the volume itself (snapshot table, summary)."""
+        vbn = self._take_back()
+        self._summary_bytes[vbn >> 3] |= 1 << (vbn & 7)
+        self.summary_count += 1
+        self.dirty_summary.add(vbn // MAP_BITS)
+        return vbn
+
+    def _take_back(self) -> int:
+        if not self._runs:
+            self._open_window()
+        start, end = self._runs.pop()
+        vbn = end - 1
+        if start < vbn:
+            self._runs.append((start, vbn))
+        self._busy_bytes[vbn >> 3] |= 1 << (vbn & 7)
+        self.free -= 1
+        self._chunk_free_cells[vbn // MAP_BITS] -= 1
+        return vbn
+
+    def _open_window(self) -> None:
+        """Go on to the next map block's worth of volume, passing over those that are much fuller than the best."""
+        best = int(self.chunk_free.max())
+        if best == 0:
+            # The reserve makes this impossible; if it happens all the same, nothing more may be written.
+            raise VolumeFailed("no block is left for a consistency point")
+        good = np.flatnonzero(self.chunk_free >= max(1, best // 4))
+        after = good[good > self._window]
+        self._window = int(after[0] if after.size else good[0])
+        at = self._window * BLOCK_BYTES
+        self._runs.extend(free_runs(self.busy[at : at + BLOCK_BYTES], self._window * MAP_BITS))
+
+    def _mark_busy(self, start: int, end: int) -> None:
+        set_range(self.busy, start, end)
+        self.free -= end - start
+        self._chunk_free_cells[start // MAP_BITS] -= end - start  # a run never leaves its window
+
+    # --- giving back -----------------------------------------------------------------------------------------------
+
+    def apply_frees(self) -> None:
+        """Put the collected frees of the active file system into the map."""
+        if not self.freed:
+            return
+        vbns = np.array(self.freed, dtype=np.uint64)
+        del self.freed[:]
+        clear_each(self.active, vbns)
+        self.active_count -= len(vbns)
+        self.freeing += len(vbns)
+        self.dirty_active.update(np.unique(vbns // MAP_BITS).tolist())
+        self._pending.append(vbns)
+
+    def free_own(self, vbn: int) -> None:
+        """Free a block of the volume itself."""
+        self._summary_bytes[vbn >> 3] &= 0xFF ^ (1 << (vbn & 7))
+        self.summary_count -= 1
+        self.freeing += 1
+        self.dirty_summary.add(vbn // MAP_BITS)
+        self._pending.append(np.array([vbn], dtype=np.uint64))
+
+    def drop_from_summary(self, vbns: Vbns) -> int:
+        """Snapshots hold these no longer.  Returns how many become free (the others are still active)."""
+        self.apply_frees()
+        clear_each(self.summary, vbns)
+        self.summary_count -= len(vbns)
+        self.dirty_summary.update(np.unique(vbns // MAP_BITS).tolist())
+        gone = vbns[~test_each(self.active, vbns)]
+        self.freeing += len(gone)
+        self._pending.append(gone)
+        return len(gone)
+
+    def merge_active_into_summary(self) -> None:
+        """A snapshot is made: all that is active is now in use by something else too."""
+        rows = (self.chunks, BLOCK_BYTES)
+        active, summary = self.active.reshape(rows), self.summary.reshape(rows)
+        changed = np.flatnonzero((active & ~summary).any(axis=1))
+        summary[changed] |= active[changed]
+        self.dirty_summary.update(changed.tolist())
+        self.summary_count = count(self.summary)
+
+    def freeze_frees(self) -> list[Vbns]:
+        """What this generation freed for good: the list to pass to `release` once it is durable."""
+        frozen, self._pending = self._pending, []
+        before = sum(map(len, frozen))
+        kept = [vbns[~test_each(self.summary, vbns)] for vbns in frozen]
+        self.freeing -= before - sum(map(len, kept))
+        return kept
+
+    def release(self, frozen: list[Vbns]) -> None:
+        """The generation that freed these blocks is durable."""
+        self.readers.defer(frozen)
+        self.release_ripe()
+
+    def release_ripe(self) -> None:
+        """Make allocatable what no reader holds back (called when a reader leaves, too)."""
+        for vbns in self.readers.ripe():
+            clear_each(self.busy, vbns)
+            self.free += len(vbns)
+            self.freeing -= len(vbns)
+            if len(vbns):
+                self.chunk_free += np.bincount((vbns // MAP_BITS).astype(np.intp), minlength=self.chunks)
+
+    # --- questions -------------------------------------------------------------------------------------------------
+
+    def row(self, bits: Bits, chunk: int) -> Bits:
+        return bits[chunk * BLOCK_BYTES : (chunk + 1) * BLOCK_BYTES]
+
+    @property
+    def hint(self) -> int:
+        return max(self._window, 0) * MAP_BITS

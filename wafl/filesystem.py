@@ -1,0 +1,314 @@
+"""The active file system: inode file, vtoc, LUNs, zombies, and the active map as a file.
+
+Everything here changes in memory at once and reaches the disk with the next consistency point: `freeze` packs the
+changed vtoc entries and inodes into their record files and gives every changed block its place.
+"""
+
+from __future__ import annotations
+
+import uuid as uuids
+from collections.abc import Callable
+from typing import Any
+
+from wafl.buffers import ACTIVE, INODE_FILE, Core
+from wafl.errors import InvalidSize, LimitReached, NameTaken, NoSuchLun
+from wafl.format import (
+    ACTIVE_MAP_INODE,
+    BLOCK_BYTES,
+    FIRST_INODE,
+    INODE,
+    MAX_LUN_BYTES,
+    MAX_LUNS,
+    VTOC_ENTRY,
+    VTOC_INODE,
+    EntryState,
+    InodeType,
+    VtocFlag,
+    check_lun_name,
+    decode_text,
+    encode_text,
+)
+from wafl.inode import Inode, RecordFile, tree_blocks
+from wafl.lun import Lun
+from wafl.maps import MapFile
+from wafl.types import Backing, LunRecord
+from wafl.views import View
+
+LOGICAL_BLOCK_BYTES = (512, 4096)
+GROWTH_BLOCKS = 2
+"""Blocks by which a record file may grow between two looks at the reserve."""
+
+
+class FileSystem:
+    """The active file system of a mounted volume."""
+
+    def __init__(self, core: Core, root: dict[str, Any] | None, next_inode_generation: int) -> None:
+        self.core = core
+        self.next_inode_generation = next_inode_generation
+        root = root or {"root_vbn": 0, "root_crc": 0, "root_birth": 0, "height": 1, "size_bytes": 0}
+        self.ifile = RecordFile(core, Inode.from_root(0, InodeType.FREE, root, INODE_FILE), INODE)
+        self.inodes: dict[int, Inode] = {}
+        self.freed_inodes: set[int] = set()
+        """Numbers whose record has to be cleared by the next consistency point."""
+        self.zombies: dict[int, Inode] = {}
+        self.luns: dict[str, Lun] = {}
+        self.dirty_luns: dict[int, Lun | None] = {}
+        """vtoc slot -> its LUN, or None if the entry goes."""
+        self.graveyards: dict[tuple[int, int, int], Inode] = {}
+        """(owner number, owner generation, level) -> graveyard."""
+        self.snapshot_table_blocks = 0
+        self.find_view: Callable[[Backing], View]
+        self.linger: Callable[[Lun, Backing], None]
+        self.snapshot_name: Callable[[int], str]
+        """id -> name, "" if there is none.  The snapshot table sets these three."""
+
+    # --- mounting and making ---------------------------------------------------------------------------------------
+
+    def make(self, rows: int) -> None:
+        """The fixed inodes of a new volume with an active map of `rows` rows."""
+        self.ifile.block_for(0)
+        for number, kind, size in (
+            (VTOC_INODE, InodeType.VTOC, 0),
+            (ACTIVE_MAP_INODE, InodeType.ACTIVE_MAP, rows * BLOCK_BYTES),
+        ):
+            inode = Inode(number, kind, 1, size)
+            self.inodes[number] = inode
+            inode.touch(self.core)
+        self._open_fixed_files()
+
+    def load(self) -> None:
+        """Read inode file and vtoc.  The active map is loaded by the volume, which owns the bits."""
+        self.ifile.load()
+        for _, fields in self.ifile.records():
+            if fields["type"] != InodeType.FREE:
+                inode = Inode.from_record(fields)
+                self.inodes[inode.number] = inode
+        self._open_fixed_files()
+        self.vtoc.load()
+        for slot, fields in self.vtoc.records():
+            if fields["state"] == EntryState.LIVE:
+                lun = self._lun_from(slot, fields)
+                self.luns[lun.name] = lun
+        for inode in self.inodes.values():
+            if inode.type is InodeType.ZOMBIE:
+                self.zombies[inode.number] = inode
+
+    def _open_fixed_files(self) -> None:
+        self.vtoc = RecordFile(self.core, self.inodes[VTOC_INODE], VTOC_ENTRY)
+        self.active_map = MapFile(self.core, self.inodes[ACTIVE_MAP_INODE])
+
+    def _lun_from(self, slot: int, fields: dict[str, Any]) -> Lun:
+        flags = VtocFlag(fields["flags"])
+        return Lun(
+            self, self.inodes[fields["inode"]], decode_text(fields["name"]), uuids.UUID(bytes=fields["uuid"]),
+            serial=decode_text(fields["serial"]), naa=fields["naa"], size_bytes=fields["size_bytes"],
+            block_bytes=fields["block_bytes"], ostype=decode_text(fields["ostype"]),
+            comment=decode_text(fields["comment"]), created_us=fields["created_us"], slot=slot,
+            backing=backing_from(fields, self.snapshot_name(fields["backing_snapshot"])),
+            online=VtocFlag.ONLINE in flags, reserved=VtocFlag.RESERVED in flags,
+            clone_requested=VtocFlag.CLONE_REQUESTED in flags, missing=fields["missing_blocks"],
+        )  # fmt: skip
+
+    # --- LUNs ------------------------------------------------------------------------------------------------------
+
+    def lun(self, name: str) -> Lun:
+        try:
+            return self.luns[name]
+        except KeyError:
+            raise NoSuchLun(f"there is no LUN {name}") from None
+
+    def check_new_name(self, name: str) -> None:
+        check_lun_name(name)
+        if name in self.luns:
+            raise NameTaken(f"there is a LUN {name} already")
+        for other in self.luns:
+            if other.startswith(name + "/") or name.startswith(other + "/"):
+                raise NameTaken(f"{name} and the LUN {other} cannot both exist: a LUN is not a directory")
+
+    def create_lun(self, name: str, size_bytes: int, *, uuid: uuids.UUID, serial: str, naa: bytes, ostype: str,
+                   reserved: bool, comment: str, block_bytes: int, created_us: int, backing: Backing | None,
+                   missing: int) -> Lun:  # fmt: skip
+        self.check_new_name(name)
+        check_lun_size(size_bytes, block_bytes)
+        encode_text(comment, "comment")
+        encode_text(ostype, "ostype", 31)
+        if len(self.luns) >= MAX_LUNS:
+            raise LimitReached(f"a volume holds {MAX_LUNS} LUNs")
+        self.core.ensure(4, self.core.allocator.floor_guest)
+        inode = self.new_inode(InodeType.LUN, size_bytes)
+        lun = Lun(
+            self, inode, name, uuid, serial=serial, naa=naa, size_bytes=size_bytes, block_bytes=block_bytes,
+            ostype=ostype, comment=comment, created_us=created_us, slot=self._free_slot(), backing=backing,
+            reserved=reserved, missing=missing,
+        )  # fmt: skip
+        self.luns[name] = lun
+        self.touch_lun(lun)
+        self.set_reserve()
+        return lun
+
+    def _free_slot(self) -> int:
+        used = {lun.slot for lun in self.luns.values()}
+        return next(slot for slot in range(MAX_LUNS) if slot not in used)
+
+    def rename_lun(self, old: str, new: str) -> None:
+        lun = self.lun(old)
+        if old == new:
+            return
+        del self.luns[old]
+        try:
+            self.check_new_name(new)
+        except Exception:
+            self.luns[old] = lun
+            raise
+        lun.name = new
+        self.luns[new] = lun
+        self.touch_lun(lun)
+
+    def destroy_lun(self, name: str) -> Lun:
+        """The LUN is gone at once; its inode becomes a zombie that reclaim trims."""
+        lun = self.lun(name)
+        del self.luns[name]
+        lun.destroyed = True
+        lun.cool()
+        self.dirty_luns[lun.slot] = None
+        lun.inode.type = InodeType.ZOMBIE
+        self.zombies[lun.inode.number] = lun.inode
+        lun.inode.touch(self.core)
+        return lun
+
+    def touch_lun(self, lun: Lun) -> None:
+        if not lun.destroyed:
+            self.dirty_luns[lun.slot] = lun
+
+    # --- inodes ----------------------------------------------------------------------------------------------------
+
+    def new_inode(self, kind: InodeType, size_bytes: int) -> Inode:
+        number = next(n for n in range(FIRST_INODE, 1 << 20) if n not in self.inodes)
+        inode = Inode(number, kind, self.next_inode_generation, size_bytes)
+        self.next_inode_generation += 1
+        self.inodes[number] = inode
+        self.freed_inodes.discard(number)
+        inode.touch(self.core)
+        self.set_reserve()
+        return inode
+
+    def free_inode(self, inode: Inode) -> None:
+        """An empty zombie goes."""
+        del self.inodes[inode.number]
+        self.zombies.pop(inode.number, None)
+        self.core.dirty_inodes.pop(inode, None)
+        self.freed_inodes.add(inode.number)
+        self.graveyards = {key: grave for key, grave in self.graveyards.items() if grave is not inode}
+
+    def graveyard_of(self, inode: Inode, level: int) -> Inode:
+        key = (inode.number, inode.generation, level)
+        grave = self.graveyards.get(key)
+        if grave is None:
+            grave = self.new_inode(InodeType.ZOMBIE, 0)
+            grave.owner, grave.owner_generation = inode.number, inode.generation
+            self.graveyards[key] = self.zombies[grave.number] = grave
+        return grave
+
+    # --- freezing --------------------------------------------------------------------------------------------------
+
+    @property
+    def dirty(self) -> bool:
+        core = self.core
+        return bool(core.dirty_buffers or core.dirty_inodes or self.dirty_luns or self.freed_inodes
+                    or core.allocator.freed)  # fmt: skip
+
+    def freeze(self) -> None:
+        """Pack what changed, and give every changed block of the active file system its place: the active map
+        describes its own new blocks too, so places are given until no further row changes (each row moves at most
+        once, so this ends)."""
+        core, allocator = self.core, self.core.allocator
+        for slot, lun in self.dirty_luns.items():
+            self.vtoc.put(slot, bytes(VTOC_ENTRY.size) if lun is None else pack_lun(lun))
+        self.dirty_luns.clear()
+        for number in self.freed_inodes:
+            self.ifile.put(number, bytes(INODE.size))
+        self.freed_inodes.clear()
+        moved: set[int] = set()
+        self.inodes[ACTIVE_MAP_INODE].touch(core)
+        while True:
+            for inode in list(core.dirty_inodes):
+                self.ifile.block_for(inode.number)
+            allocator.apply_frees()
+            rows = allocator.dirty_active - moved
+            if not rows:
+                break
+            self.active_map.assign(rows)
+            moved |= rows
+        for inode in core.dirty_inodes:
+            self.ifile.put(inode.number, inode.record())
+        core.dirty_inodes.clear()
+
+    def set_reserve(self) -> None:
+        """What one consistency point can need at most: every map row with its tree, and the record files."""
+        allocator = self.core.allocator
+        maps = 2 * tree_blocks(allocator.chunks)
+        inode_blocks = -(-(max(self.inodes, default=0) + 1) // self.ifile.per_block)
+        vtoc_blocks = -(-(max((lun.slot for lun in self.luns.values()), default=0) + 1) // self.vtoc.per_block)
+        records = sum(
+            tree_blocks(max(blocks, len(file.blocks)) + GROWTH_BLOCKS)
+            for blocks, file in ((inode_blocks, self.ifile), (vtoc_blocks, self.vtoc))
+        )
+        allocator.floor_ops = maps + records + tree_blocks(self.snapshot_table_blocks + GROWTH_BLOCKS)
+        allocator.floor_guest = allocator.floor_ops + max(64, min(4096, allocator.blocks // 256))
+
+
+def check_lun_size(size_bytes: int, block_bytes: int) -> None:
+    if block_bytes not in LOGICAL_BLOCK_BYTES:
+        raise InvalidSize(f"logical blocks have 512 or 4096 bytes, not {block_bytes}")
+    if size_bytes <= 0 or size_bytes % block_bytes:
+        raise InvalidSize(f"the size of a LUN is a positive multiple of {block_bytes}, not {size_bytes}")
+    if size_bytes > MAX_LUN_BYTES:
+        raise InvalidSize(f"a LUN has at most {MAX_LUN_BYTES} bytes, not {size_bytes}")
+
+
+def backing_from(fields: dict[str, Any], snapshot_name: str = "") -> Backing | None:
+    if not fields["backing_snapshot"]:
+        return None
+    return Backing(
+        fields["backing_snapshot"], fields["backing_inode"], fields["backing_inode_generation"],
+        fields["backing_limit_bytes"], snapshot_name, decode_text(fields["backing_name"]),
+    )  # fmt: skip
+
+
+def pack_lun(lun: Lun) -> bytes:
+    flags = VtocFlag.NONE
+    for value, flag in (
+        (lun.online, VtocFlag.ONLINE), (lun.reserved, VtocFlag.RESERVED),
+        (lun.clone_requested, VtocFlag.CLONE_REQUESTED),
+    ):  # fmt: skip
+        if value:
+            flags |= flag
+    backing = lun.backing
+    return VTOC_ENTRY.pack(
+        state=int(EntryState.LIVE), flags=int(flags), inode=lun.inode.number, block_bytes=lun.block_bytes,
+        inode_generation=lun.inode.generation, size_bytes=lun.size_bytes, created_us=lun.created_us,
+        uuid=lun.uuid_bytes, naa=lun.naa, serial=lun.serial.encode(), ostype=lun.ostype.encode(),
+        name=lun.name.encode(), comment=lun.comment.encode(),
+        backing_snapshot=backing.snapshot_id if backing else 0,
+        backing_inode=backing.inode if backing else 0,
+        backing_inode_generation=backing.inode_generation if backing else 0,
+        backing_limit_bytes=backing.limit_bytes if backing else 0,
+        missing_blocks=lun.missing,
+        backing_name=backing.lun_name.encode() if backing else b"",
+    )  # fmt: skip
+
+
+def lun_record(fields: dict[str, Any], used_bytes: int, backing: Backing | None) -> LunRecord:
+    """A vtoc entry as a public record."""
+    flags = VtocFlag(fields["flags"])
+    return LunRecord(
+        name=decode_text(fields["name"]), uuid=str(uuids.UUID(bytes=fields["uuid"])),
+        serial=decode_text(fields["serial"]), naa=fields["naa"], ostype=decode_text(fields["ostype"]),
+        comment=decode_text(fields["comment"]), size_bytes=fields["size_bytes"], block_bytes=fields["block_bytes"],
+        online=VtocFlag.ONLINE in flags, reserved=VtocFlag.RESERVED in flags,
+        clone_requested=VtocFlag.CLONE_REQUESTED in flags, created_at=fields["created_us"] / 1e6,
+        inode=fields["inode"], inode_generation=fields["inode_generation"], used_bytes=used_bytes, backing=backing,
+    )  # fmt: skip
+
+
+__all__ = ["ACTIVE", "FileSystem", "backing_from", "lun_record", "pack_lun"]

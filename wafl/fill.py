@@ -1,0 +1,106 @@
+"""Fills: copying a backing's blocks into the holes of the active LUN.
+
+spec, Implementation Details: where the active level-1 entry is 0 and the backing's is not, the level-0 buffer is
+loaded and marked dirty.  Here that is a plan (made on the volume's thread), a read (any thread) and an install (the
+volume's thread again, with a second look at every hole: the guest always wins).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from crc32c import crc32c
+
+from wafl.errors import CorruptVolume
+from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, FIRST_DATA_VBN, HOLE
+
+if TYPE_CHECKING:
+    from wafl.lun import Lun
+
+Slots = npt.NDArray[np.intp]
+
+
+def missing_slots(lun: Lun, index: int) -> Slots:
+    """Slots of level-1 `index` where the active side is HOLE and the backing, below its limit, is DATA."""
+    assert lun.backing is not None
+    limit = (lun.backing.limit_bytes >> BLOCK_SHIFT) - (index << 8)
+    if limit <= 0:
+        return np.empty(0, np.intp)
+    own, _ = lun.load_level_one_buf(index)
+    holes = own == HOLE
+    if not holes.any():
+        return np.empty(0, np.intp)
+    backing, _ = lun.compute_level_one_buf(index)
+    return np.flatnonzero((holes & (backing >= FIRST_DATA_VBN))[:limit])
+
+
+class FillPlan:
+    """Blocks of one level-1 range to be copied.  `blocks` is their number."""
+
+    def __init__(self, lun: Lun, index: int, slots: Slots) -> None:
+        self.lun = lun
+        self.index = index
+        self.backing = lun.backing
+        self.slots = slots
+        self.blocks = len(slots)
+        vbns, crcs = lun.compute_level_one_buf(index)
+        self.vbns: list[int] = vbns[slots].tolist()
+        self.crcs: list[int] = crcs[slots].tolist()
+        self._device = lun.core.device
+        self._readers = lun.core.allocator.readers
+        self._epoch: int | None = self._readers.enter()
+
+    def read(self) -> bytearray:
+        """The source blocks, one after the other, verified.  May run in any thread.
+        Raises CorruptVolume, OSError."""
+        data = bytearray(self.blocks * BLOCK_BYTES)
+        view = memoryview(data)
+        breaks = [k for k in range(1, self.blocks) if self.vbns[k] != self.vbns[k - 1] + 1]
+        for low, high in pairwise([0, *breaks, self.blocks]):
+            self._device.pread(self.vbns[low] << BLOCK_SHIFT, view[low << BLOCK_SHIFT : high << BLOCK_SHIFT])
+        for k, expected in enumerate(self.crcs):
+            found = crc32c(view[k << BLOCK_SHIFT : (k + 1) << BLOCK_SHIFT])
+            if found != expected:
+                offset = (self.index << 8 | int(self.slots[k])) << BLOCK_SHIFT
+                raise CorruptVolume(self.vbns[k], expected, found, f"backing of LUN {self.lun.name}, byte {offset}")
+        return data
+
+    def install(self, data: memoryview) -> int:
+        """Called by `Lun.install_fill`."""
+        lun, core = self.lun, self.lun.core
+        allocator = core.allocator
+        own, _ = lun.load_level_one_buf(self.index)
+        still = np.flatnonzero(own[self.slots] == HOLE)
+        if not len(still):
+            return 0
+        core.ensure(len(still) + 2 * lun.inode.height + 2, allocator.floor_guest, wait=False)
+        # Neighbours in the LUN stay neighbours on the volume: one write for each stretch of slots.
+        slots = self.slots[still]
+        edges = [0, *(np.flatnonzero(np.diff(slots) != 1) + 1).tolist(), len(still)]
+        for low, high in pairwise(edges):
+            self._install_stretch(int(slots[low]), int(still[low]), high - low, data)
+        return len(still)
+
+    def _install_stretch(self, slot: int, at: int, blocks: int, data: memoryview) -> None:
+        lun = self.lun
+        allocator = lun.core.allocator
+        while blocks:
+            if allocator.next == allocator.end:
+                allocator.refill()
+            count = min(blocks, allocator.end - allocator.next)
+            lun.core.device.pwrite(
+                allocator.next << BLOCK_SHIFT, (data[at << BLOCK_SHIFT : (at + count) << BLOCK_SHIFT],)
+            )
+            lun.install_blocks(self.index, slot, allocator.next, self.crcs[at : at + count])
+            allocator.next += count
+            slot, at, blocks = slot + count, at + count, blocks - count
+
+    def release(self) -> None:
+        """The reading is over: its blocks may be reused.  Idempotent."""
+        if self._epoch is not None:
+            self._readers.leave(self._epoch)
+            self._epoch = None
+            self.lun.core.allocator.release_ripe()

@@ -1,0 +1,224 @@
+"""Inodes in memory, and files of fixed records (inode file, vtoc, snapshot table).
+
+An `Inode` is the head of a buffer tree and looks like a buffer with one slot, so that tree code has one case.
+Record files are small (a thousand LUNs are 250 blocks) and stay in memory whole: a freeze never waits for the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from wafl.buffers import ACTIVE, INODE_FILE, READ_ONLY, VOLUME, Buffer, Core
+from wafl.format import (
+    BLOCK_BYTES,
+    HOLE,
+    INODE,
+    POINTERS,
+    ZERO,
+    InodeType,
+    Record,
+    height_for,
+)
+
+
+class Inode:
+    """One file: its tree's root pointer, its height and its counters."""
+
+    __slots__ = (
+        "births", "blocks", "children", "crcs", "generation", "height", "number", "owner", "owner_generation",
+        "pinned", "size_bytes", "stratum", "type", "vbns",
+    )  # fmt: skip
+
+    def __init__(self, number: int, kind: InodeType, generation: int, size_bytes: int, stratum: int = ACTIVE) -> None:
+        self.number = number
+        self.type = kind
+        self.generation = generation
+        self.size_bytes = size_bytes
+        self.height = height_for(-(-size_bytes // BLOCK_BYTES))
+        self.blocks = 0
+        """DATA blocks (level 0) of a LUN, with those of its graveyards that are not yet reclaimed."""
+        self.owner = self.owner_generation = 0
+        """Of a graveyard: the LUN inode whose blocks it holds."""
+        self.vbns = [HOLE]
+        self.crcs = [0]
+        self.births = [0]
+        self.children: dict[int, Buffer] = {}
+        self.stratum = stratum
+        self.pinned = False
+
+    def touch(self, core: Core) -> None:
+        """The inode changed: its record is written by the next consistency point."""
+        if self.stratum == ACTIVE:
+            core.dirty_inodes[self] = None
+
+    def record(self) -> bytes:
+        return INODE.pack(
+            number=self.number,
+            type=int(self.type),
+            height=self.height,
+            generation=self.generation,
+            size_bytes=self.size_bytes,
+            blocks=self.blocks,
+            root_vbn=self.vbns[0],
+            root_crc=self.crcs[0],
+            root_birth=self.births[0],
+            owner=self.owner,
+            owner_generation=self.owner_generation,
+        )
+
+    @classmethod
+    def from_record(cls, fields: dict[str, Any], stratum: int = ACTIVE) -> Inode:
+        inode = cls(fields["number"], InodeType(fields["type"]), fields["generation"], fields["size_bytes"], stratum)
+        inode.height = fields["height"]
+        inode.blocks = fields["blocks"]
+        inode.owner, inode.owner_generation = fields["owner"], fields["owner_generation"]
+        inode.vbns, inode.crcs, inode.births = [fields["root_vbn"]], [fields["root_crc"]], [fields["root_birth"]]
+        return inode
+
+    @classmethod
+    def from_root(cls, number: int, kind: InodeType, root: dict[str, Any], stratum: int) -> Inode:
+        """A tree whose root an fsinfo or a snapshot entry holds (fields of `format.TreeRoot`)."""
+        inode = cls(number, kind, 0, root["size_bytes"], stratum)
+        inode.height = root["height"]
+        inode.vbns, inode.crcs, inode.births = [root["root_vbn"]], [root["root_crc"]], [root["root_birth"]]
+        return inode
+
+    def root(self) -> dict[str, int]:
+        """Fields of `format.TreeRoot`."""
+        return {
+            "root_vbn": self.vbns[0],
+            "root_crc": self.crcs[0],
+            "root_birth": self.births[0],
+            "height": self.height,
+            "size_bytes": self.size_bytes,
+        }
+
+
+def grow_height(core: Core, inode: Inode, height: int) -> None:
+    """Put new roots above the old one until the tree has `height`."""
+    while inode.height < height:
+        if inode.vbns[0] != HOLE:
+            _new_root(core, inode)
+        inode.height += 1
+    inode.touch(core)
+
+
+def _new_root(core: Core, inode: Inode) -> None:
+    old = inode.children.get(0)
+    if old is not None:
+        core.settle(old)
+    vbn, crc, birth = inode.vbns[0], inode.crcs[0], inode.births[0]
+    inode.vbns[0] = HOLE
+    inode.children.pop(0, None)
+    root = core.create(inode, 0, inode.height + 1, HOLE)
+    root.vbns[0], root.crcs[0], root.births[0] = vbn, crc, birth
+    if old is not None:
+        old.parent, old.slot = root, 0
+        root.children[0] = old
+
+
+def node_for_writing(core: Core, inode: Inode, level: int, index: int) -> Buffer:
+    """The level-`level` block number `index` of the tree, made if absent, owned by this generation."""
+    parent: Buffer | Inode = inode
+    slot, at = 0, inode.height
+    while True:
+        state = parent.vbns[slot]
+        node = parent.children.get(slot)
+        if node is None:
+            node = core.create(parent, slot, at, state) if state in (HOLE, ZERO) else core.load(parent, slot, at)
+            assert node is not None
+        if at == level:
+            core.own(node)
+            return node
+        at -= 1
+        slot = (index >> 8 * (at - level)) & (POINTERS - 1)
+        parent = node
+
+
+class RecordFile:
+    """A file of fixed records, all its blocks in memory."""
+
+    def __init__(self, core: Core, inode: Inode, record: Record) -> None:
+        self.core = core
+        self.inode = inode
+        self.record = record
+        self.per_block = BLOCK_BYTES // record.size
+        self.blocks: list[Buffer] = []
+        inode.pinned = True
+
+    @property
+    def capacity(self) -> int:
+        return len(self.blocks) * self.per_block
+
+    def load(self) -> None:
+        """Read all of it."""
+        for fbn in range(self.inode.size_bytes // BLOCK_BYTES):
+            level_one = load_path(self.core, self.inode, fbn >> 8)
+            block = self.core.load(level_one, fbn & 255, 0)
+            assert block is not None
+            self.blocks.append(block)
+
+    def records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index in range(self.capacity):
+            block = self.blocks[index // self.per_block]
+            yield index, self.record.unpack(block.data, index % self.per_block * self.record.size)
+
+    def block_for(self, index: int) -> Buffer:
+        """The block of record `index`, owned by this generation; the file grows to reach it."""
+        number = index // self.per_block
+        while number >= len(self.blocks):
+            self._append()
+        block = self.blocks[number]
+        self.core.own(block)
+        return block
+
+    def put(self, index: int, data: bytes) -> None:
+        at = self.place(index)
+        self.block_for(index).data[at : at + self.record.size] = data
+
+    def place(self, index: int) -> int:
+        """Offset of record `index` in its block."""
+        return index % self.per_block * self.record.size
+
+    def _append(self) -> None:
+        fbn = len(self.blocks)
+        grow_height(self.core, self.inode, height_for(fbn + 1))
+        level_one = node_for_writing(self.core, self.inode, 1, fbn >> 8)
+        block = Buffer(bytearray(BLOCK_BYTES), 0, level_one, fbn & 255, 0)
+        level_one.children[fbn & 255] = block
+        self.core.own(block)
+        self.blocks.append(block)
+        self.inode.size_bytes = len(self.blocks) * BLOCK_BYTES
+        self.inode.touch(self.core)
+
+    def tree_blocks(self, extra: int = 0) -> int:
+        """Blocks of the whole tree if the file grows by `extra`."""
+        return tree_blocks(len(self.blocks) + extra)
+
+
+def load_path(core: Core, inode: Inode, index: int) -> Buffer:
+    """The level-1 block `index` of a tree that has one there."""
+    parent: Buffer | Inode = inode
+    slot = 0
+    for level in range(inode.height, 0, -1):
+        node = parent.children.get(slot) or core.load(parent, slot, level)
+        assert node is not None
+        if level == 1:
+            return node
+        slot = (index >> 8 * (level - 2)) & (POINTERS - 1)
+        parent = node
+    raise AssertionError("a tree has a level-1 block")
+
+
+def tree_blocks(leaves: int) -> int:
+    """Blocks of a full tree of `leaves` leaves, the leaves with it."""
+    total = level = max(leaves, 1)
+    while True:
+        level = -(-level // POINTERS)
+        total += level
+        if level == 1:
+            return total
+
+
+__all__ = ["ACTIVE", "INODE_FILE", "READ_ONLY", "VOLUME", "Inode", "RecordFile", "grow_height", "node_for_writing"]

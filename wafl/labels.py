@@ -1,0 +1,172 @@
+"""Labels and fsinfo: finding the newest consistency point, and writing the labels of a new volume.
+
+Each is there twice, at the head and at the tail.  Either copy serves; what was damaged is reported, never passed
+over in silence.  A slot that was never written holds zeros and is not damage.
+"""
+
+from __future__ import annotations
+
+import uuid as uuids
+from dataclasses import dataclass
+from typing import Any
+
+from wafl.device import Device
+from wafl.errors import NotAVolume, UnsupportedFeature
+from wafl.format import (
+    BLOCK_BYTES,
+    BLOCK_SHIFT,
+    FORMAT_VERSION,
+    FSINFO,
+    FSINFO_MAGIC,
+    HEAD_RING_VBN,
+    KNOWN_INCOMPAT,
+    KNOWN_RO_COMPAT,
+    LABEL,
+    LABEL_MAGIC,
+    LABEL_VBN,
+    RING_SLOTS,
+    TAIL_BLOCKS,
+    FsinfoFlag,
+    Geometry,
+    decode_text,
+    seal,
+    unseal,
+)
+
+
+@dataclass(slots=True)
+class Superblock:
+    """What labels and fsinfo say: where the volume is and which consistency point is its newest."""
+
+    geometry: Geometry
+    uuid: uuids.UUID
+    name: str
+    created_at: float
+    fsinfo: dict[str, Any] | None
+    """None for a volume about to be made."""
+    report: list[str]
+
+    def root(self, which: str) -> dict[str, Any] | None:
+        """Fields of one `TreeRoot` of the fsinfo."""
+        if self.fsinfo is None:
+            return None
+        prefix = f"{which}_root_"
+        tree = {f"root_{k.removeprefix(prefix)}": v for k, v in self.fsinfo.items() if k.startswith(prefix)}
+        return tree | {"height": self.fsinfo[f"{which}_height"], "size_bytes": self.fsinfo[f"{which}_size_bytes"]}
+
+
+def read_block_at(device: Device, vbn: int) -> bytearray | None:
+    """A block, or None where the device ends or cannot read it."""
+    if vbn < 0 or (vbn + 1) << BLOCK_SHIFT > device.size_bytes:
+        return None
+    data = bytearray(BLOCK_BYTES)
+    try:
+        device.pread(vbn << BLOCK_SHIFT, data)
+    except OSError:
+        return None
+    return data
+
+
+def read_superblock(device: Device, *, read_only: bool) -> Superblock:
+    """Raises NotAVolume, UnsupportedFeature."""
+    report: list[str] = []
+    label = _read_label(device, report)
+    _check_features(label, read_only)
+    uuid = uuids.UUID(bytes=label["uuid"])
+    fsinfo = _newest_fsinfo(device, label, report)
+    blocks = fsinfo["volume_blocks"]
+    if blocks << BLOCK_SHIFT > device.size_bytes:
+        raise NotAVolume(f"the volume has {blocks << BLOCK_SHIFT} bytes, the device only {device.size_bytes}")
+    if not fsinfo["flags"] & FsinfoFlag.CLEAN:
+        report.append(f"not closed in order; consistency point {fsinfo['generation']} taken up")
+    geometry = Geometry(blocks, label["nvlog_blocks"])
+    return Superblock(geometry, uuid, decode_text(label["name"]), label["created_us"] / 1e6, fsinfo, report)
+
+
+def _read_label(device: Device, report: list[str]) -> dict[str, Any]:
+    last = (device.size_bytes >> BLOCK_SHIFT) - 1
+    for vbn, which in ((LABEL_VBN, "first"), (last, "second")):
+        block = read_block_at(device, vbn)
+        label = unseal(LABEL, LABEL_MAGIC, block) if block else None
+        if label is not None:
+            if which == "first" and _second_label_damaged(device, label):
+                report.append("second label damaged, the first one used")
+            return label
+        report.append(f"{which} label damaged")
+    raise NotAVolume("not a volume: neither label can be read")
+
+
+def _second_label_damaged(device: Device, label: dict[str, Any]) -> bool:
+    # A volume that has grown keeps its second label in its new last block, so the place is the device's end.
+    for vbn in ((device.size_bytes >> BLOCK_SHIFT) - 1, label["initial_blocks"] - 1):
+        block = read_block_at(device, vbn)
+        if block and unseal(LABEL, LABEL_MAGIC, block):
+            return False
+    return True
+
+
+def _check_features(label: dict[str, Any], read_only: bool) -> None:
+    if label["format_version"] != FORMAT_VERSION or label["block_bytes"] != BLOCK_BYTES:
+        raise UnsupportedFeature(f"format version {label['format_version']} is not known here")
+    unknown = label["incompat"] & ~KNOWN_INCOMPAT
+    if unknown:
+        raise UnsupportedFeature(f"the volume uses features unknown here (incompatible, bits {unknown:#x})")
+    unknown = label["ro_compat"] & ~KNOWN_RO_COMPAT
+    if unknown and not read_only:
+        raise UnsupportedFeature(f"the volume uses features with which it can only be read (bits {unknown:#x})")
+
+
+def _newest_fsinfo(device: Device, label: dict[str, Any], report: list[str]) -> dict[str, Any]:
+    """The valid fsinfo of the highest generation, from either ring."""
+    found: dict[int, dict[str, Any]] = {}
+    bad: list[int] = []
+    _scan_ring(device, HEAD_RING_VBN, label["uuid"], found, bad)
+    ends = {label["initial_blocks"], device.size_bytes >> BLOCK_SHIFT} | {f["volume_blocks"] for f in found.values()}
+    blocks = found[max(found)]["volume_blocks"] if found else 0
+    for end in sorted(ends, key=lambda end: end != blocks):
+        before = len(found)
+        damaged: list[int] = []
+        _scan_ring(device, end - TAIL_BLOCKS, label["uuid"], found, damaged)
+        if end == blocks or len(found) > before:
+            bad += damaged
+    if not found:
+        raise NotAVolume("no consistency point can be read: every fsinfo is damaged")
+    newest = found[max(found)]
+    if bad:
+        report.append(
+            f"fsinfo damaged in block {', '.join(map(str, bad))}; "
+            f"generation {newest['generation']} taken from block {newest['vbn']}"
+        )
+    return newest
+
+
+def _scan_ring(device: Device, ring: int, uuid: bytes, found: dict[int, dict[str, Any]], bad: list[int]) -> None:
+    for vbn in range(ring, ring + RING_SLOTS):
+        block = read_block_at(device, vbn)
+        fields = unseal(FSINFO, FSINFO_MAGIC, block) if block else None
+        if fields is not None and fields["vbn"] == vbn and fields["uuid"] == uuid:
+            found.setdefault(fields["generation"], fields)
+        elif block is None or any(block):
+            bad.append(vbn)
+
+
+def wipe(device: Device, geometry: Geometry) -> None:
+    """Remove every label and fsinfo of an earlier volume, durably."""
+    zeros = bytes(BLOCK_BYTES)
+    device.pwrite(0, [zeros] * (HEAD_RING_VBN + RING_SLOTS))
+    device.pwrite(geometry.tail_ring << BLOCK_SHIFT, [zeros] * TAIL_BLOCKS)
+    device.sync()
+
+
+def write_labels(device: Device, superblock: Superblock) -> None:
+    """The last act of making a volume."""
+    geometry = superblock.geometry
+    block = seal(
+        LABEL, magic=LABEL_MAGIC, format_version=FORMAT_VERSION, block_bytes=BLOCK_BYTES,
+        uuid=superblock.uuid.bytes, initial_blocks=geometry.blocks, created_us=int(superblock.created_at * 1e6),
+        nvlog_start=geometry.nvlog_start if geometry.nvlog_blocks else 0, nvlog_blocks=geometry.nvlog_blocks,
+        name=superblock.name.encode(),
+    )  # fmt: skip
+    device.pwrite(geometry.second_label << BLOCK_SHIFT, (block,))
+    device.pwrite(LABEL_VBN, (block,))
+    device.sync()

@@ -1,0 +1,443 @@
+"""The write side of an active LUN: writes, UNMAP, size changes, and what a clone job asks of it.
+
+Invariants kept here (docs/invariants.md numbers them):
+
+- While the LUN has a backing, no block below its limit ever goes back to HOLE: UNMAP leaves ZERO.
+- Shrinking lowers the limit for good; what is cut off becomes HOLE above the limit and reads zeros after growth.
+- Bytes of the last block behind the LUN's size are zero.
+- A guest write is in the volume, data and pointers, when `write` returns; a fill never replaces anything but a HOLE.
+
+One call is one state change: nothing here waits or yields between the first change and the last.
+"""
+
+from __future__ import annotations
+
+import uuid as uuids
+from array import array
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from crc32c import crc32c
+
+from wafl.buffers import Buffer, Core, PointerMap
+from wafl.device import Bytes
+from wafl.errors import InvalidSize, LunBusy, NoSuchLun
+from wafl.fill import FillPlan, missing_slots
+from wafl.format import (
+    BLOCK_BYTES,
+    BLOCK_SHIFT,
+    FIRST_DATA_VBN,
+    HOLE,
+    LEVEL_ONE_BYTES,
+    POINTERS,
+    ZERO,
+    encode_text,
+    height_for,
+)
+from wafl.inode import Inode, grow_height, node_for_writing
+from wafl.tree import Punch, span_state
+from wafl.types import Backing
+from wafl.views import BLOCK_MASK, SLOT_MASK, ZERO_BLOCK, View
+
+SCAN_STEP = 64
+"""Level-1 buffers that one `next_missing` compares before it lets others run."""
+
+
+class Files(Protocol):
+    """What a LUN needs of the file system it lives in."""
+
+    core: Core
+
+    def touch_lun(self, lun: Lun) -> None:
+        """The LUN's vtoc entry changed."""
+
+    def graveyard_of(self, inode: Inode, level: int) -> Inode:
+        """The zombie inode that takes the LUN's buried subtrees of this level."""
+
+    def find_view(self, backing: Backing) -> View:
+        """Raises BackingLost."""
+
+    def linger(self, lun: Lun, backing: Backing) -> None:
+        """Keep the backing snapshot busy until the loss of this backing is durable."""
+
+
+class Lun(View):
+    """An active LUN.  Attributes are for reading; the `set_` methods change them."""
+
+    def __init__(
+        self, files: Files, inode: Inode, name: str, uuid: uuids.UUID, *, serial: str, naa: bytes, size_bytes: int,
+        block_bytes: int, ostype: str, comment: str, created_us: int, slot: int, backing: Backing | None,
+        online: bool = True, reserved: bool = True, clone_requested: bool = False, missing: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(files.core, inode, size_bytes, name, backing, files.find_view)
+        self._files = files
+        self._pwrite = files.core.device.pwrite
+        self.uuid = str(uuid)
+        self.uuid_bytes = uuid.bytes
+        self.serial = serial
+        self.naa = naa
+        self.block_bytes = block_bytes
+        self.ostype = ostype
+        self.comment = comment
+        self.created_us = created_us
+        self.slot = slot
+        """Index in the vtoc."""
+        self.online = online
+        self.reserved = reserved
+        self.clone_requested = clone_requested
+        self.missing = missing
+        self.destroyed = False
+        self._fill_generation = 0
+        self._complete = 0
+        """All level-1 indexes below this one are known to miss nothing (they never miss anything again)."""
+
+    @property
+    def created_at(self) -> float:
+        return self.created_us / 1e6
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes in blocks of its own (what is unmapped counts until reclaim has freed it)."""
+        return self.inode.blocks * BLOCK_BYTES
+
+    # --- administration --------------------------------------------------------------------------------------------
+
+    def set_online(self, online: bool) -> None:
+        self._change("online", online)
+
+    def set_reserved(self, reserved: bool) -> None:
+        self._change("reserved", reserved)
+
+    def set_clone_requested(self, requested: bool) -> None:
+        self._change("clone_requested", requested)
+
+    def set_comment(self, comment: str) -> None:
+        encode_text(comment, "comment")
+        self._change("comment", comment)
+
+    def set_serial(self, serial: str) -> None:
+        if not encode_text(serial, "serial number", 31):
+            raise InvalidSize("a serial number has 1 to 31 bytes")
+        self._change("serial", serial)
+
+    def _change(self, field: str, value: object) -> None:
+        self._check_changeable()
+        if getattr(self, field) != value:
+            setattr(self, field, value)
+            self._files.touch_lun(self)
+
+    def _check_changeable(self) -> None:
+        self.core.check_writable()
+        if self.destroyed:
+            raise NoSuchLun(f"LUN {self.name} has been destroyed")
+
+    # --- writing ---------------------------------------------------------------------------------------------------
+
+    def write(self, offset: int, data: Bytes) -> None:
+        """Write `data` at byte `offset`.  In the volume, not yet durable, on return.
+        Raises NoSpace, InvalidSize, ReadOnlyVolume, VolumeFailed, OSError; CorruptVolume and BackingLost when a
+        block is changed in part."""
+        if len(data) == BLOCK_BYTES and not offset & BLOCK_MASK:
+            core = self.core
+            allocator = core.allocator
+            index = offset >> 20
+            leaf = self.own.get(index)
+            vbn = allocator.next
+            if (leaf is not None and leaf.generation == core.generation and vbn < allocator.end
+                    and offset + BLOCK_BYTES <= self.size_bytes):  # fmt: skip
+                self._pwrite(vbn << BLOCK_SHIFT, (data,))
+                allocator.next = vbn + 1
+                slot = (offset >> BLOCK_SHIFT) & SLOT_MASK
+                pointers = leaf.vbns
+                old = pointers[slot]
+                pointers[slot] = vbn
+                leaf.crcs[slot] = crc = crc32c(data)
+                leaf.births[slot] = core.generation  # type: ignore[attr-defined]
+                if self.maps is not self.own:
+                    self._keep_composed(index, slot, old, vbn, crc)
+                if old >= FIRST_DATA_VBN:
+                    allocator.freed.append(old)
+                else:
+                    self.inode.blocks += 1
+                # A log record of (inode, fbn, vbn, crc32c) belongs here and at the end of `_write_blocks`: after the
+                # data, before the caller answers the host.  The log's region is in the label.
+                return
+        self._write(offset, data)
+
+    def _keep_composed(self, index: int, slot: int, old: int, vbn: int, crc: int) -> None:
+        composed = self.maps.get(index)
+        if composed is not None:
+            if old == HOLE and composed.vbns[slot] >= FIRST_DATA_VBN and self.missing:
+                self.missing -= 1
+            composed.vbns[slot] = vbn
+            composed.crcs[slot] = crc
+
+    def _write(self, offset: int, data: Bytes) -> None:
+        self._check_changeable()
+        length = len(data)
+        if offset < 0 or offset + length > self.size_bytes:
+            raise InvalidSize(f"{self.name}: bytes {offset} to {offset + length} are not within {self.size_bytes}")
+        view = memoryview(data)
+        if (offset | length) & BLOCK_MASK:
+            offset, view = self._widen(offset, view)
+        self._write_blocks(offset >> BLOCK_SHIFT, view)
+
+    def _widen(self, offset: int, data: memoryview) -> tuple[int, memoryview]:
+        """Complete the first and last block with what they hold now."""
+        start = offset & ~BLOCK_MASK
+        end = (offset + len(data) + BLOCK_MASK) & ~BLOCK_MASK
+        whole = memoryview(bytearray(end - start))
+        if offset & BLOCK_MASK:
+            self._read_blocks(start, whole[:BLOCK_BYTES], False)
+        last = end - BLOCK_BYTES
+        if (offset + len(data)) & BLOCK_MASK and (last > start or not offset & BLOCK_MASK):
+            self._read_blocks(last, whole[last - start :], False)
+        whole[offset - start : offset - start + len(data)] = data
+        return start, whole
+
+    def _write_blocks(self, fbn: int, data: memoryview) -> None:
+        core = self.core
+        allocator = core.allocator
+        left = len(data) >> BLOCK_SHIFT
+        trees = (left // POINTERS + 2) + 2 * self.inode.height
+        core.ensure(left + trees, allocator.floor_guest)
+        at = 0
+        while left:
+            # A new run first: taking it may end in a consistency point, which would freeze the leaf.
+            if allocator.next == allocator.end:
+                allocator.refill()
+            leaf = self._leaf(fbn >> 8)
+            low = fbn & SLOT_MASK
+            blocks = min(left, POINTERS - low, allocator.end - allocator.next)
+            piece = data[at : at + (blocks << BLOCK_SHIFT)]
+            self._pwrite(allocator.next << BLOCK_SHIFT, (piece,))
+            crcs = [crc32c(piece[k : k + BLOCK_BYTES]) for k in range(0, len(piece), BLOCK_BYTES)]
+            self._install(leaf, fbn >> 8, low, allocator.next, crcs)
+            allocator.next += blocks
+            fbn, left, at = fbn + blocks, left - blocks, at + (blocks << BLOCK_SHIFT)
+
+    def _leaf(self, index: int) -> Buffer:
+        """The level-1 block, made if absent, owned by this generation."""
+        found = self.own.get(index)
+        if isinstance(found, Buffer) and found.generation == self.core.generation:
+            return found
+        leaf = node_for_writing(self.core, self.inode, 1, index)
+        if found is not leaf:
+            # The composed buffer may have been the backing's own, or a uniform one.
+            if self.maps is not self.own:
+                self.maps.pop(index, None)
+            leaf.used = True
+            self.own[index] = leaf
+        return leaf
+
+    def _install(self, leaf: Buffer, index: int, low: int, vbn: int, crcs: list[int]) -> None:
+        """Point slots from `low` on at the blocks from `vbn` on, and free what they pointed at."""
+        high = low + len(crcs)
+        old = leaf.vector()[low:high].copy()
+        composed = self.maps.get(index) if self.maps is not self.own else None
+        if composed is not None and self.missing:
+            covered = (old == HOLE) & (composed.vector()[low:high] >= FIRST_DATA_VBN)
+            self.missing = max(0, self.missing - int(covered.sum()))
+        freed = old[old >= FIRST_DATA_VBN]
+        if len(freed):
+            self.core.allocator.freed.frombytes(freed.tobytes())
+        self.inode.blocks += len(crcs) - len(freed)
+        vbns, sums = array("Q", range(vbn, vbn + len(crcs))), array("I", crcs)
+        for target in (leaf, composed) if composed is not None else (leaf,):
+            target.vbns[low:high] = memoryview(vbns)
+            target.crcs[low:high] = memoryview(sums)
+        leaf.births[low:high] = memoryview(array("I", [self.core.generation]) * len(crcs))
+
+    def install_blocks(self, index: int, low: int, vbn: int, crcs: list[int]) -> None:
+        """A fill's blocks, already written, become the LUN's."""
+        self._fill_generation = self.core.generation
+        self._install(self._leaf(index), index, low, vbn, crcs)
+
+    # --- unmapping and resizing ------------------------------------------------------------------------------------
+
+    def unmap(self, offset: int, length: int) -> None:
+        """Make the range read zeros and give back every whole block in it.
+        Raises NoSpace, InvalidSize, ReadOnlyVolume, VolumeFailed, OSError."""
+        self._check_changeable()
+        end = offset + length
+        if offset < 0 or end > self.size_bytes:
+            raise InvalidSize(f"{self.name}: bytes {offset} to {end} are not within {self.size_bytes}")
+        first = -(-offset // BLOCK_BYTES)
+        last = -(-end // BLOCK_BYTES) if end == self.size_bytes else end // BLOCK_BYTES
+        if first > last:  # inside one block
+            self._zero_part(offset, end)
+            return
+        self._zero_part(offset, first << BLOCK_SHIFT)
+        self._zero_part(last << BLOCK_SHIFT, end)
+        if first < last:
+            self._punch(first, last)
+
+    def _zero_part(self, start: int, end: int) -> None:
+        """Zeros into a part of one block, unless it reads zeros already."""
+        if start >= end:
+            return
+        fbn = start >> BLOCK_SHIFT
+        pointers = self.read_map(fbn >> 8)
+        assert pointers is not None
+        if pointers.vbns[fbn & SLOT_MASK] >= FIRST_DATA_VBN:
+            self.write(start, ZERO_BLOCK[: end - start])
+
+    def _punch(self, first: int, last: int) -> None:
+        core, inode = self.core, self.inode
+        limit = self.backing.limit_bytes >> BLOCK_SHIFT if self.backing else 0
+        core.ensure(8 * inode.height + 16, core.allocator.floor_ops)
+        graveyard_of = self._files.graveyard_of
+        try:
+            Punch(core, inode, ZERO, graveyard_of).run(first, min(last, limit))
+            Punch(core, inode, HOLE, graveyard_of).run(max(first, limit), last)
+        finally:
+            self._forget(self.own, first, last)
+            self._forget(self.maps, first, last)
+
+    def _forget(self, maps: dict[int, PointerMap], first: int, last: int) -> None:
+        low, high = first >> 8, (last - 1) >> 8
+        few = high - low < len(maps)
+        for index in list(range(low, high + 1)) if few else [k for k in maps if low <= k <= high]:
+            found = maps.pop(index, None)
+            if maps is self.own and isinstance(found, Buffer):
+                found.used = False
+
+    def resize(self, size_bytes: int) -> None:
+        """Set the size.  What is cut off is gone for good, also below the backing's limit.
+        (The volume has checked the new size.)"""
+        self._check_changeable()
+        core = self.core
+        if size_bytes < self.size_bytes:
+            self._shrink(size_bytes)
+        else:
+            core.ensure(2 * self.inode.height + 8, core.allocator.floor_guest)
+            grow_height(core, self.inode, height_for(-(-size_bytes // BLOCK_BYTES)))
+        self.size_bytes = self.inode.size_bytes = size_bytes
+        self.inode.touch(core)
+        self._files.touch_lun(self)
+
+    def _shrink(self, size_bytes: int) -> None:
+        old_end = -(-self.size_bytes // BLOCK_BYTES)
+        end = -(-size_bytes // BLOCK_BYTES)
+        if size_bytes & BLOCK_MASK:
+            # Materialise the last block with a zero tail: the limit is whole blocks, and the tail must not come back.
+            self._zero_part(size_bytes, min(end << BLOCK_SHIFT, self.size_bytes))
+        backing = self.backing
+        if backing is not None and backing.limit_bytes > end << BLOCK_SHIFT:
+            self.replace_backing(
+                Backing(backing.snapshot_id, backing.inode, backing.inode_generation, end << BLOCK_SHIFT,
+                        backing.snapshot_name, backing.lun_name)
+            )  # fmt: skip
+            self.missing = min(self.missing, end)
+        if end < old_end:
+            self._punch(end, old_end)
+
+    def replace_backing(self, backing: Backing | None) -> None:
+        """Another limit, another name of the same backing, or none (the caller marks the vtoc entry)."""
+        self.backing = backing
+        self.cool()
+        self.maps = self.own if backing is None else {}
+        if backing is None:
+            self._below = None
+
+    # --- for the cloner --------------------------------------------------------------------------------------------
+
+    @property
+    def level_one_count(self) -> int:
+        """Level-1 indexes that a scan has to look at."""
+        end = self.backing.limit_bytes if self.backing else self.size_bytes
+        return -(-end // LEVEL_ONE_BYTES)
+
+    def load_level_one_buf(self, index: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]:
+        """(vbns, crcs) of the active side's own level-1 buffer: what it really has, holes included."""
+        found = self.own_map(index)
+        assert found is not None
+        return found.vector(), found.crc_vector()
+
+    def compute_level_one_buf(self, index: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]:
+        """(vbns, crcs) of the backing's composed level-1 buffer (spec: vdisk_backup_compute_level_one_buf).
+        Entries at and beyond the limit do not count."""
+        found = self.below().read_map(index)
+        assert found is not None
+        return found.vector(), found.crc_vector()
+
+    def missing_blocks(self) -> int:
+        """Blocks still to fill: exact from the start, never too low, too high by what guests covered unseen."""
+        return self.missing if self.backing is not None else 0
+
+    @property
+    def fills_durable(self) -> bool:
+        """Whether a durable consistency point covers the last fill, whichever run made it."""
+        return self._fill_generation <= self.core.durable
+
+    def next_missing(self, index: int) -> int | None:
+        """The next level-1 index from `index` on where something may be missing, or None.  Whole subtrees that
+        cannot miss anything are passed over; after SCAN_STEP comparisons the index reached is returned unseen."""
+        if self.backing is None:
+            return None
+        start, end = index, self.level_one_count
+        looks = 0
+        while index < end and looks < SCAN_STEP:
+            span = self._plain_span(index)
+            if not span:
+                looks += 1
+                if len(missing_slots(self, index)):
+                    break
+                span = 1
+            index += span
+        if start <= self._complete:
+            self._complete = max(self._complete, min(index, end))
+        return index if index < end else None
+
+    def _plain_span(self, index: int) -> int:
+        """Level-1 indexes from `index` on that miss nothing, as far as the trees' upper levels tell; 0: compare."""
+        state, level = span_state(self.core, self.inode, index)
+        if state >= FIRST_DATA_VBN:
+            return 0
+        reach = 1 << 8 * (level - 1)
+        span = reach - index % reach
+        return span if state == ZERO else min(span, self.below().empty_span(index))
+
+    def plan_fill(self, index: int, first: int = 0, max_blocks: int = POINTERS) -> FillPlan | None:
+        """What to copy in level-1 `index` from slot `first` on, at most `max_blocks`; None: nothing is missing.
+        The plan keeps its source blocks from being reused until `release`."""
+        if self.backing is None:
+            return None
+        slots = missing_slots(self, index)
+        slots = slots[slots >= first]
+        if not len(slots):
+            if not first and index <= self._complete:
+                self._complete = max(self._complete, index + 1)
+            return None
+        return FillPlan(self, index, slots[:max_blocks])
+
+    def install_fill(self, plan: FillPlan, data: Bytes) -> int:
+        """Install `data` (what `plan.read()` returned) wherever the LUN still has a HOLE.  Returns the blocks
+        filled; 0 if the backing is not the plan's any more.  Never logged (spec: no NVLOG protection).
+        Raises NoSpace (at once, without a consistency point of its own), ReadOnlyVolume, VolumeFailed."""
+        self.core.check_writable()
+        if self.destroyed or self.backing is not plan.backing:
+            return 0
+        filled = plan.install(memoryview(data))
+        if filled:
+            self._files.touch_lun(self)
+        return filled
+
+    def detach(self) -> None:
+        """Drop the backing: nothing is missing and every fill is durable, else LunBusy.  The snapshot stays busy
+        until the next consistency point has made it durable (DESIGN 5, C1 and C2)."""
+        self._check_changeable()
+        backing = self.backing
+        if backing is None:
+            raise LunBusy(f"LUN {self.name} has no backing")
+        if not self.fills_durable:
+            raise LunBusy(f"LUN {self.name}: the last fills are not durable yet")
+        while (index := self.next_missing(self._complete)) is not None:
+            if len(missing_slots(self, index)):
+                raise LunBusy(f"LUN {self.name} still misses blocks of its backing")
+            self._complete = index + 1
+        self._files.linger(self, backing)
+        self.replace_backing(None)
+        self.missing = 0
+        self._files.touch_lun(self)

@@ -1,0 +1,229 @@
+"""The asyncio driver of a mounted volume: consistency points on a timer, on demand and under pressure, flushes
+answered in groups, reclaim in the gaps.
+
+Rules:
+
+- Everything but `device.sync()` runs on the event loop's thread; syncs run in one thread of the service's own.
+- A flush needs a consistency point whose freeze comes after it was asked for, because only that one has the data
+  written before it.  If nothing has changed since the last freeze, the one being written will do; if none is being
+  written, the flush is done.
+- A failed consistency point fails everybody who waits, now and later, and is reported once through `on_failure`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from wafl.checkpoint import Checkpoint
+from wafl.errors import VolumeFailed, WaflError
+from wafl.types import SnapshotInfo, Step
+from wafl.volume import Volume
+
+log = logging.getLogger(__name__)
+
+FlushDone = Callable[[BaseException | None], None]
+
+DIRTY_LIMIT_BLOCKS = 8192
+"""Changed pointer blocks (32 MiB) that start a consistency point before its time."""
+PRESSURE_SHARE = 4
+"""A consistency point starts early when 1/4 of what is available waits only for one to become allocatable."""
+PRESSURE_CHECK_S = 0.25
+RECLAIM_SLICES = 256
+"""Slices of reclaim between two looks at whether a consistency point is due."""
+
+
+class VolumeService:
+    """Drives one volume on the running event loop."""
+
+    def __init__(self, volume: Volume, *, cp_interval_s: float = 10.0, dirty_limit: int = DIRTY_LIMIT_BLOCKS,
+                 on_failure: Callable[[BaseException], None] | None = None) -> None:  # fmt: skip
+        self.volume = volume
+        self.cp_interval_s = cp_interval_s
+        self.dirty_limit = dirty_limit
+        self.on_failure = on_failure
+        self._next: list[FlushDone] = []
+        """Wait for the next freeze."""
+        self._current: list[FlushDone] = []
+        """Wait for the consistency point being written."""
+        self._wake = asyncio.Event()
+        self._reclaim_wanted = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._executor: ThreadPoolExecutor | None = None
+        self._stopping = False
+        self._last_start = 0.0
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Call on the loop that is to drive the volume."""
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"sync-{self.volume.name}")
+        self._last_start = asyncio.get_running_loop().time()
+        if self.volume.read_only:
+            return
+        self._tasks = [
+            asyncio.create_task(self._drive(), name=f"checkpoints-{self.volume.name}"),
+            asyncio.create_task(self._reclaim(), name=f"reclaim-{self.volume.name}"),
+        ]
+        if self.volume.reclaim_pending:
+            self.kick_reclaim()
+
+    async def stop(self) -> None:
+        """A last consistency point if one is needed; the volume stays mounted (close it afterwards)."""
+        self._stopping = True
+        self._wake.set()
+        for task in self._tasks[1:]:
+            task.cancel()
+        results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        for result in results:
+            if isinstance(result, Exception):
+                log.error("volume %s: %s", self.volume.name, result)
+        self._fail_all(VolumeFailed("the volume is being closed"))
+        if self._executor is not None:
+            self._executor.shutdown()
+            self._executor = None
+
+    # --- requests --------------------------------------------------------------------------------------------------
+
+    def flush(self, done: FlushDone) -> None:
+        """Call `done` once everything written so far is durable, or with the error; never before returning."""
+        volume = self.volume
+        if volume.failure is not None:
+            error = VolumeFailed(f"the volume has failed: {volume.failure}")
+            asyncio.get_running_loop().call_soon(done, error)
+        elif volume.dirty:
+            self._next.append(done)
+            self._wake.set()
+        elif volume.running is not None and not volume.running.done:
+            self._current.append(done)
+        else:
+            asyncio.get_running_loop().call_soon(done, None)
+
+    async def commit(self) -> None:
+        """Everything changed so far is durable on return.  Raises VolumeFailed."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        self.flush(done)
+        await future
+
+    async def create_snapshot(self, name: str) -> SnapshotInfo:
+        """Made and durable on return.  Raises what `Volume.request_snapshot` raises, and VolumeFailed."""
+        self.volume.request_snapshot(name)
+        await self.commit()
+        return self.volume.snapshot(name)
+
+    def kick_reclaim(self) -> None:
+        """There is something to reclaim (after destroy, delete, shrink, UNMAP).  Harmless otherwise."""
+        self._reclaim_wanted.set()
+
+    # --- consistency points ----------------------------------------------------------------------------------------
+
+    async def _drive(self) -> None:
+        while True:
+            stopping = self._stopping
+            if self._due() or (stopping and self.volume.dirty):
+                await self._checkpoint()
+                if self.volume.failure is not None:
+                    return
+            elif stopping:
+                return
+            else:
+                await self._wait()
+
+    def _due(self) -> bool:
+        volume = self.volume
+        if self._next:
+            return True
+        if not volume.dirty:
+            return False
+        late = asyncio.get_running_loop().time() - self._last_start >= self.cp_interval_s
+        return late or volume.dirty_blocks >= self.dirty_limit or self._pressed()
+
+    def _pressed(self) -> bool:
+        allocator = self.volume.core.allocator
+        waiting = allocator.freeing + len(allocator.freed)
+        return waiting > 64 and waiting * PRESSURE_SHARE > allocator.free - allocator.floor_guest
+
+    async def _wait(self) -> None:
+        timer = asyncio.get_running_loop().call_later(min(PRESSURE_CHECK_S, self.cp_interval_s), self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
+        self._wake.clear()
+
+    async def _checkpoint(self) -> None:
+        self._last_start = asyncio.get_running_loop().time()
+        self._current, self._next = self._next, []
+        try:
+            if self.volume.dirty:
+                await self._run(self.volume.checkpoint())
+        except BaseException as error:
+            self._report(error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        done, self._current = self._current, []
+        for call in done:
+            call(None)
+        if self.volume.reclaim_pending:
+            self._reclaim_wanted.set()
+
+    async def _run(self, checkpoint: Checkpoint) -> None:
+        loop = asyncio.get_running_loop()
+        for step in checkpoint:
+            if step is Step.SLICE:
+                await asyncio.sleep(0)
+                continue
+            try:
+                await loop.run_in_executor(self._executor, self.volume.device.sync)
+            except OSError as error:
+                if checkpoint.done:
+                    raise
+                checkpoint.throw(error)
+
+    def _report(self, error: BaseException) -> None:
+        self._fail_all(error)
+        if isinstance(error, Exception):
+            log.error("volume %s: %s", self.volume.name, error)
+            if self.on_failure is not None:
+                self.on_failure(error)
+
+    def _fail_all(self, error: BaseException) -> None:
+        waiting, self._current, self._next = self._current + self._next, [], []
+        for call in waiting:
+            call(error)
+
+    # --- reclaim ---------------------------------------------------------------------------------------------------
+
+    async def _reclaim(self) -> None:
+        while True:
+            await self._reclaim_wanted.wait()
+            self._reclaim_wanted.clear()
+            try:
+                await self._reclaim_once()
+            except WaflError as error:
+                # A damaged block in a tree that goes: its space stays taken until the volume is repaired.
+                log.error("volume %s: reclaim: %s", self.volume.name, error)
+
+    async def _reclaim_once(self) -> None:
+        for done, _ in enumerate(self.volume.reclaim(), 1):
+            await asyncio.sleep(0)
+            if done % RECLAIM_SLICES == 0 and self._due():
+                self._wake.set()
+                await asyncio.sleep(0)
+        if self.volume.reclaim_pending:
+            self._wake.set()  # only a consistency point helps on; it kicks reclaim again
+        elif self.volume.dirty:
+            self._wake.set()

@@ -1,0 +1,372 @@
+"""Snapshots: the table of kept roots, reading inside them, and who depends on whom.
+
+A snapshot is the inode file's root at one consistency point.  Making one is an entry in that consistency point;
+deleting one is a change of state, and reclaim (wafl.reclaim) does the rest.  Locks are derived, never counted: a
+snapshot is busy while a vtoc, the active one or a live snapshot's, names it as a backing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from crc32c import crc32c
+
+from wafl.bits import Vbns
+from wafl.buffers import READ_ONLY, VOLUME, Core
+from wafl.errors import (
+    BackingLost,
+    CorruptVolume,
+    LimitReached,
+    NameTaken,
+    NoSuchLun,
+    NoSuchSnapshot,
+    SnapshotBusy,
+)
+from wafl.filesystem import FileSystem, backing_from, lun_record
+from wafl.format import (
+    ACTIVE_MAP_INODE,
+    BLOCK_BYTES,
+    BLOCK_SHIFT,
+    FIRST_DATA_VBN,
+    INODE,
+    MAX_CHAIN_DEPTH,
+    MAX_SNAPSHOTS,
+    POINTERS,
+    SNAPSHOT_ENTRY,
+    VTOC_ENTRY,
+    VTOC_INODE,
+    EntryState,
+    InodeType,
+    Record,
+    check_snapshot_name,
+    decode_text,
+)
+from wafl.inode import Inode, RecordFile
+from wafl.lun import Lun
+from wafl.tree import level_one
+from wafl.types import Backing, LunRecord
+from wafl.views import View
+
+Dependencies = dict[int, list[str]]
+"""snapshot id -> names of the LUNs of one vtoc that read through it."""
+
+
+@dataclass(slots=True, eq=False)
+class Snapshot:
+    id: int
+    name: str
+    created_us: int
+    generation: int
+    volume_blocks: int
+    active_blocks: int
+    ifile: Inode
+    slot: int
+    """Index in the snapshot table."""
+    state: EntryState = EntryState.LIVE
+    dependencies: Dependencies | None = None
+    """Of its vtoc, once read."""
+    map_inode: Inode | None = None
+    """Its active map, once read."""
+    spine: Vbns | None = None
+    """While it is being deleted: what a restart of that needs (wafl.reclaim)."""
+
+    def record(self) -> bytes:
+        root = {f"ifile_{key}": value for key, value in self.ifile.root().items()}
+        return SNAPSHOT_ENTRY.pack(
+            state=int(self.state), id=self.id, created_us=self.created_us, generation=self.generation,
+            volume_blocks=self.volume_blocks, active_blocks=self.active_blocks, name=self.name.encode(), **root,
+        )  # fmt: skip
+
+    @classmethod
+    def from_record(cls, slot: int, fields: dict[str, Any]) -> Snapshot:
+        root = {key.removeprefix("ifile_"): value for key, value in fields.items() if key.startswith("ifile_")}
+        return cls(
+            fields["id"], decode_text(fields["name"]), fields["created_us"], fields["generation"],
+            fields["volume_blocks"], fields["active_blocks"], Inode.from_root(0, InodeType.FREE, root, READ_ONLY),
+            slot, EntryState(fields["state"]),
+        )  # fmt: skip
+
+
+class SnapshotTable:
+    """All snapshots of a mounted volume."""
+
+    def __init__(self, core: Core, files: FileSystem, root: dict[str, Any] | None, next_id: int) -> None:
+        root = root or {"root_vbn": 0, "root_crc": 0, "root_birth": 0, "height": 1, "size_bytes": 0}
+        self.core = core
+        self.files = files
+        self.table = RecordFile(core, Inode.from_root(0, InodeType.FREE, root, VOLUME), SNAPSHOT_ENTRY)
+        self.next_id = next_id
+        self.live: dict[str, Snapshot] = {}
+        self.by_id: dict[int, Snapshot] = {}
+        self.deleting: dict[int, Snapshot] = {}
+        self.requested: list[str] = []
+        self.making: list[Snapshot] = []
+        """In the consistency point that is being written."""
+        self.version = 0
+        """Changes with the set of live snapshots: reclaim starts a pass again when it differs."""
+        self._dirty: dict[int, Snapshot | None] = {}
+        self._views: dict[tuple[int, int, int], View] = {}
+        self._lingering: list[tuple[int, int, str]] = []
+        files.find_view = self.find_view
+        files.linger = self.linger
+        files.snapshot_name = lambda number: self.by_id[number].name if number in self.by_id else ""
+
+    def load(self) -> None:
+        self.table.load()
+        for slot, fields in self.table.records():
+            if fields["state"] == EntryState.FREE:
+                continue
+            snapshot = Snapshot.from_record(slot, fields)
+            if snapshot.state is EntryState.DELETING:
+                self.deleting[snapshot.id] = snapshot
+            else:
+                self._enlist(snapshot)
+        self.files.snapshot_table_blocks = len(self.table.blocks)
+
+    def _enlist(self, snapshot: Snapshot) -> None:
+        self.live[snapshot.name] = self.by_id[snapshot.id] = snapshot
+        self.version += 1
+
+    def find(self, name: str) -> Snapshot:
+        try:
+            return self.live[name]
+        except KeyError:
+            raise NoSuchSnapshot(f"there is no snapshot {name}") from None
+
+    # --- requests --------------------------------------------------------------------------------------------------
+
+    def request(self, name: str) -> None:
+        """The next consistency point makes it.  Raises InvalidName, NameTaken, LimitReached, NoSpace."""
+        check_snapshot_name(name)
+        self._check_free(name)
+        if len(self.live) + len(self.making) + len(self.requested) >= MAX_SNAPSHOTS:
+            raise LimitReached(f"a volume holds {MAX_SNAPSHOTS} snapshots")
+        # The snapshot keeps the present maps: the next consistency point gets nothing back for its new ones.
+        allocator = self.core.allocator
+        self.core.ensure((2 + len(self.requested)) * allocator.floor_ops, allocator.floor_guest)
+        self.requested.append(name)
+
+    def _check_free(self, name: str) -> None:
+        if name in self.live or name in self.requested or any(made.name == name for made in self.making):
+            raise NameTaken(f"there is a snapshot {name} already")
+
+    def rename(self, old: str, new: str) -> None:
+        snapshot = self.find(old)
+        if old == new:
+            return
+        check_snapshot_name(new)
+        self._check_free(new)
+        del self.live[old]
+        snapshot.name = new
+        self.live[new] = snapshot
+        self._dirty[snapshot.slot] = snapshot
+        for lun in self.files.luns.values():
+            if lun.backing is not None and lun.backing.snapshot_id == snapshot.id:
+                backing = lun.backing
+                lun.backing = Backing(
+                    backing.snapshot_id, backing.inode, backing.inode_generation, backing.limit_bytes, new,
+                    backing.lun_name,
+                )  # fmt: skip
+
+    def delete(self, name: str) -> None:
+        """Gone for everybody at once; reclaim gives its blocks back.  Raises SnapshotBusy naming every holder."""
+        snapshot = self.find(name)
+        holders = self.holders(snapshot)
+        if holders:
+            raise SnapshotBusy(name, holders)
+        del self.live[name], self.by_id[snapshot.id]
+        self.version += 1
+        snapshot.state = EntryState.DELETING
+        self.deleting[snapshot.id] = snapshot
+        self._dirty[snapshot.slot] = snapshot
+        for key in [key for key in self._views if key[0] == snapshot.id]:
+            view = self._views.pop(key)
+            view.cool()
+            self.core.forget_tree(view.inode)
+
+    def drop(self, snapshot: Snapshot) -> None:
+        """Reclaim has given back all its blocks: the entry goes."""
+        del self.deleting[snapshot.id]
+        self._dirty[snapshot.slot] = None
+        self.core.forget_tree(snapshot.ifile)
+        if snapshot.map_inode is not None:
+            self.core.forget_tree(snapshot.map_inode)
+
+    # --- in a consistency point ------------------------------------------------------------------------------------
+
+    @property
+    def dirty(self) -> bool:
+        return bool(self._dirty or self.requested)
+
+    def freeze(self, created_us: int) -> None:
+        """Pack changed entries, and make the requested snapshots of the file system just frozen."""
+        for slot, snapshot in self._dirty.items():
+            self.table.put(slot, bytes(SNAPSHOT_ENTRY.size) if snapshot is None else snapshot.record())
+        self._dirty.clear()
+        if not self.requested:
+            return
+        allocator = self.core.allocator
+        allocator.merge_active_into_summary()
+        dependencies = self._active_dependencies()
+        used = {snap.slot for snap in [*self.live.values(), *self.deleting.values()]}
+        for name in self.requested:
+            slot = next(n for n in range(len(used) + 1) if n not in used)
+            used.add(slot)
+            root = Inode.from_root(0, InodeType.FREE, self.files.ifile.inode.root(), READ_ONLY)
+            snapshot = Snapshot(
+                self.next_id, name, created_us, self.core.generation, allocator.blocks, allocator.active_count, root,
+                slot, dependencies=dependencies,
+            )  # fmt: skip
+            self.next_id += 1
+            self.table.put(slot, snapshot.record())
+            self.making.append(snapshot)
+        self.requested.clear()
+        self.files.snapshot_table_blocks = len(self.table.blocks)
+        self.files.set_reserve()
+
+    def made(self) -> None:
+        """The consistency point is durable."""
+        for snapshot in self.making:
+            self._enlist(snapshot)
+        self.making.clear()
+        durable = self.core.durable
+        self._lingering = [entry for entry in self._lingering if entry[0] > durable]
+
+    # --- who depends on whom ---------------------------------------------------------------------------------------
+
+    def linger(self, lun: Lun, backing: Backing) -> None:
+        self._lingering.append((self.core.generation, backing.snapshot_id, lun.name))
+
+    def _active_dependencies(self) -> Dependencies:
+        found: Dependencies = {}
+        for lun in self.files.luns.values():
+            if lun.backing is not None:
+                found.setdefault(lun.backing.snapshot_id, []).append(lun.name)
+        return found
+
+    def holders(self, snapshot: Snapshot) -> list[str]:
+        """Everything that reads through the snapshot: LUNs by name, LUNs in snapshots as `.snapshot/SNAP/LUN`."""
+        names = dict.fromkeys(self._active_dependencies().get(snapshot.id, ()))
+        names |= dict.fromkeys(name for _, number, name in self._lingering if number == snapshot.id)
+        # Only younger snapshots can name it.
+        for other in [*self.live.values(), *self.making]:
+            if other.id > snapshot.id:
+                found = self.dependencies(other).get(snapshot.id, ())
+                names |= dict.fromkeys(f".snapshot/{other.name}/{name}" for name in found)
+        return list(names)
+
+    def dependencies(self, snapshot: Snapshot) -> Dependencies:
+        if snapshot.dependencies is None:
+            found: Dependencies = {}
+            for fields in self._entries(snapshot):
+                if fields["backing_snapshot"]:
+                    found.setdefault(fields["backing_snapshot"], []).append(decode_text(fields["name"]))
+            snapshot.dependencies = found
+        return snapshot.dependencies
+
+    # --- reading inside a snapshot ---------------------------------------------------------------------------------
+
+    def inode(self, snapshot: Snapshot, number: int) -> Inode:
+        """An inode as the snapshot has it (a new object at each call)."""
+        per_block = BLOCK_BYTES // INODE.size
+        block = read_block(self.core, snapshot.ifile, number // per_block)
+        fields = INODE.unpack(block, number % per_block * INODE.size)
+        inode = Inode.from_record(fields, READ_ONLY)
+        inode.number = number
+        return inode
+
+    def active_map(self, snapshot: Snapshot) -> Inode:
+        return self.inode(snapshot, ACTIVE_MAP_INODE)
+
+    def _entries(self, snapshot: Snapshot) -> list[dict[str, Any]]:
+        vtoc = self.inode(snapshot, VTOC_INODE)
+        found = [
+            fields
+            for fbn in range(vtoc.size_bytes // BLOCK_BYTES)
+            for fields in _unpack_block(VTOC_ENTRY, read_block(self.core, vtoc, fbn))
+            if fields["state"] == EntryState.LIVE
+        ]
+        self.core.forget_tree(vtoc)
+        return found
+
+    def lun_records(self, name: str) -> list[LunRecord]:
+        snapshot = self.find(name)
+        records = []
+        for fields in self._entries(snapshot):
+            inode = self.inode(snapshot, fields["inode"])
+            backing = backing_from(fields, self.files.snapshot_name(fields["backing_snapshot"]))
+            records.append(lun_record(fields, inode.blocks * BLOCK_BYTES, backing))
+        return sorted(records, key=lambda record: record.name)
+
+    def backing_for(self, snapshot_name: str, lun_name: str) -> tuple[Backing, LunRecord, int]:
+        """What a new LUN made from a LUN in a snapshot reads through, the parent's record, and the blocks that are
+        missing from the new LUN at most."""
+        snapshot = self.find(snapshot_name)
+        for fields in self._entries(snapshot):
+            if decode_text(fields["name"]) == lun_name:
+                break
+        else:
+            raise NoSuchLun(f"there is no LUN {lun_name} in snapshot {snapshot_name}")
+        inode = self.inode(snapshot, fields["inode"])
+        limit = -(-fields["size_bytes"] // BLOCK_BYTES) * BLOCK_BYTES
+        backing = Backing(snapshot.id, fields["inode"], fields["inode_generation"], limit, snapshot_name, lun_name)
+        below = backing_from(fields)
+        missing = min(inode.blocks + (fields["missing_blocks"] if below else 0), limit // BLOCK_BYTES)
+        return backing, lun_record(fields, inode.blocks * BLOCK_BYTES, below), missing
+
+    def find_view(self, backing: Backing) -> View:
+        """The view of a LUN inside a snapshot; one for all that read through it.  Raises BackingLost."""
+        key = (backing.snapshot_id, backing.inode, backing.inode_generation)
+        view = self._views.get(key)
+        if view is None:
+            snapshot = self.by_id.get(backing.snapshot_id)
+            if snapshot is None:
+                raise BackingLost(f"the backing snapshot (id {backing.snapshot_id}) is not there")
+            view = self._views[key] = self._open_view(snapshot, backing)
+        return view
+
+    def _open_view(self, snapshot: Snapshot, backing: Backing) -> View:
+        inode = self.inode(snapshot, backing.inode)
+        if inode.type is not InodeType.LUN or inode.generation != backing.inode_generation:
+            raise BackingLost(f"snapshot {snapshot.name} has no inode {backing.inode} of that generation")
+        for fields in self._entries(snapshot):
+            if fields["inode"] == backing.inode and fields["inode_generation"] == backing.inode_generation:
+                name = f".snapshot/{snapshot.name}/{decode_text(fields['name'])}"
+                below = backing_from(fields, self.files.snapshot_name(fields["backing_snapshot"]))
+                return View(self.core, inode, fields["size_bytes"], name, below, self.find_view)
+        raise BackingLost(f"snapshot {snapshot.name} has no LUN with inode {backing.inode}")
+
+    def view(self, snapshot_name: str, lun_name: str) -> View:
+        """For reading a LUN inside a snapshot."""
+        return self.find_view(self.backing_for(snapshot_name, lun_name)[0])
+
+    def depth(self, backing: Backing | None) -> int:
+        """Snapshots that a LUN with this backing stands on."""
+        depth = 0
+        while backing is not None and depth <= MAX_CHAIN_DEPTH:
+            depth += 1
+            backing = self.find_view(backing).backing
+        return depth
+
+    def cool(self) -> None:
+        for view in self._views.values():
+            view.cool()
+
+
+def read_block(core: Core, inode: Inode, fbn: int) -> bytearray:
+    """A level-0 block of any file, verified; zeros for a HOLE."""
+    pointers = level_one(core, inode, fbn >> 8)
+    assert pointers is not None
+    slot = fbn & (POINTERS - 1)
+    vbn, data = pointers.vbns[slot], bytearray(BLOCK_BYTES)
+    if vbn >= FIRST_DATA_VBN:
+        core.device.pread(vbn << BLOCK_SHIFT, data)
+        found = crc32c(data)
+        if found != pointers.crcs[slot]:
+            raise CorruptVolume(vbn, pointers.crcs[slot], found, f"inode {inode.number}, block {fbn}")
+    return data
+
+
+def _unpack_block(record: Record, data: bytearray) -> list[dict[str, Any]]:
+    return [record.unpack(data, at) for at in range(0, BLOCK_BYTES, record.size)]

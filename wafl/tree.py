@@ -1,0 +1,196 @@
+"""Operations on a file's buffer tree: finding level-1 blocks, punching ranges out, burying and trimming subtrees.
+
+Rules:
+
+- A subtree that a punch covers whole is not walked.  Its pointer moves to a *graveyard*, an inode of type ZOMBIE
+  with a slot per buried subtree, one graveyard for each (LUN, level); reclaim trims it later.  So UNMAP of any range
+  costs the height of the tree, and a crash forgets nothing: the graveyard is a file like any other.
+- A graveyard of level-L subtrees keeps subtree k where an ordinary file has its level-L block k; the checker and
+  reclaim need no special case for it.
+- `blocks` of the LUN's inode counts what is buried until it is trimmed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from wafl.buffers import HOLE_MAP, ZERO_MAP, Buffer, Core, PointerMap
+from wafl.format import BLOCK_BYTES, FIRST_DATA_VBN, HOLE, POINTERS, ZERO, height_for
+from wafl.inode import Inode, grow_height, node_for_writing
+
+GraveyardOf = Callable[[Inode, int], Inode]
+"""(LUN inode, level of the subtrees) -> the graveyard to use, made if there is none."""
+
+
+def level_one(core: Core, inode: Inode, index: int, nowait: bool = False) -> PointerMap | None:
+    """The level-1 block `index` of the file itself: a Buffer, HOLE_MAP or ZERO_MAP; None only with `nowait`."""
+    level = inode.height
+    if index >> 8 * (level - 1):
+        return HOLE_MAP
+    parent: Buffer | Inode = inode
+    slot = 0
+    while True:
+        vbn = parent.vbns[slot]
+        if vbn < FIRST_DATA_VBN:
+            return ZERO_MAP if vbn else HOLE_MAP
+        node = parent.children.get(slot) or core.load(parent, slot, level, nowait)
+        if node is None or level == 1:
+            return node
+        level -= 1
+        slot = (index >> 8 * (level - 1)) & (POINTERS - 1)
+        parent = node
+
+
+def span_state(core: Core, inode: Inode, index: int) -> tuple[int, int]:
+    """(state, level): the mark that covers level-1 index `index` and the level of the slot that holds it, or
+    (vbn, 1) where a level-1 block exists.  A slot of level L covers 256**(L-1) level-1 indexes."""
+    level = inode.height
+    if index >> 8 * (level - 1):
+        return HOLE, level
+    parent: Buffer | Inode = inode
+    slot = 0
+    while True:
+        vbn = parent.vbns[slot]
+        if vbn < FIRST_DATA_VBN or level == 1:
+            return vbn, level
+        node = parent.children.get(slot) or core.load(parent, slot, level)
+        assert node is not None
+        level -= 1
+        slot = (index >> 8 * (level - 1)) & (POINTERS - 1)
+        parent = node
+
+
+class Punch:
+    """One range of one file becomes HOLE or ZERO."""
+
+    def __init__(self, core: Core, inode: Inode, mark: int, graveyard_of: GraveyardOf) -> None:
+        self.core = core
+        self.inode = inode
+        self.mark = mark
+        self.graveyard_of = graveyard_of
+
+    def run(self, low: int, high: int) -> None:
+        """Blocks low to high - 1."""
+        inode = self.inode
+        capacity = POINTERS**inode.height
+        high = min(high, capacity)
+        if low >= high:
+            return
+        if (low, high) == (0, capacity):
+            self._clear_slots(inode, 0, 1, inode.height)
+            return
+        root = self._enter(inode, 0, inode.height)
+        if root is not None:
+            self._punch(root, low, high)
+
+    def _punch(self, node: Buffer, low: int, high: int) -> None:
+        """Blocks low to high - 1 relative to what `node` covers."""
+        if node.level == 1:
+            self._punch_leaf(node, low, high)
+            return
+        span = POINTERS ** (node.level - 1)
+        first, last = low // span, -(-high // span)
+        if low % span or (first == last - 1 and high % span):
+            self._punch_part(node, first, low - first * span, min(high - first * span, span))
+            first += 1
+        if first < last and high % span:
+            last -= 1
+            self._punch_part(node, last, 0, high - last * span)
+        if first < last:
+            self._clear_slots(node, first, last, node.level - 1)
+
+    def _punch_part(self, node: Buffer, slot: int, low: int, high: int) -> None:
+        child = self._enter(node, slot, node.level - 1)
+        if child is not None:
+            self._punch(child, low, high)
+
+    def _enter(self, parent: Buffer | Inode, slot: int, level: int) -> Buffer | None:
+        """The child to punch in part, or None if it reads as wanted already."""
+        state = parent.vbns[slot]
+        # Only ranges without a backing become HOLE, and there ZERO reads the same.
+        if state == self.mark or (state == ZERO and self.mark == HOLE):
+            return None
+        if state < FIRST_DATA_VBN:
+            return self.core.create(parent, slot, level, state)
+        return parent.children.get(slot) or self.core.load(parent, slot, level)
+
+    def _punch_leaf(self, leaf: Buffer, low: int, high: int) -> None:
+        if not self._differs(leaf.vector()[low:high]):
+            return
+        self.core.own(leaf)
+        vbns = leaf.vector()[low:high]
+        data = vbns[vbns >= FIRST_DATA_VBN]
+        self.core.allocator.freed.frombytes(data.tobytes())
+        self.inode.blocks -= len(data)
+        self.inode.touch(self.core)
+        self._write_marks(leaf, low, high)
+
+    def _differs(self, vbns: np.ndarray[tuple[int, ...], np.dtype[np.uint64]]) -> bool:
+        return bool((vbns != ZERO).any() if self.mark == ZERO else (vbns >= FIRST_DATA_VBN).any())
+
+    def _write_marks(self, node: Buffer, low: int, high: int) -> None:
+        node.vector()[low:high] = self.mark
+        node.crc_vector()[low:high] = 0
+        np.asarray(node.births)[low:high] = 0
+
+    def _clear_slots(self, node: Buffer | Inode, first: int, last: int, level: int) -> None:
+        """Slots that are covered whole: bury the subtrees, set the marks."""
+        vbns = np.array(node.vbns[first:last], dtype=np.uint64)
+        if not self._differs(vbns):
+            return
+        self.core.own(node)
+        slots = (np.flatnonzero(vbns >= FIRST_DATA_VBN) + first).tolist()
+        if slots:
+            graveyard = self.graveyard_of(self.inode, level)
+            for slot in slots:
+                self._bury(node, slot, graveyard, level)
+        if isinstance(node, Buffer):
+            self._write_marks(node, first, last)
+        else:
+            self._set_slot(node, 0, self.mark, 0, 0)
+
+    def _bury(self, node: Buffer | Inode, slot: int, graveyard: Inode, level: int) -> None:
+        """Move one subtree.  Each step leaves pointer and graveyard consistent, whatever a later one meets."""
+        core = self.core
+        at = graveyard.size_bytes // (BLOCK_BYTES * POINTERS**level)
+        grow_height(core, graveyard, max(level + 1, height_for((at + 1) * POINTERS**level)))
+        grave = node_for_writing(core, graveyard, level + 1, at >> 8)
+        child = node.children.get(slot)
+        if child is not None:
+            core.settle(child)
+        place = at & (POINTERS - 1)
+        self._set_slot(grave, place, node.vbns[slot], node.crcs[slot], node.births[slot])
+        self._set_slot(node, slot, self.mark, 0, 0)
+        if child is not None:
+            core.reparent(child, grave, place)
+        graveyard.size_bytes = (at + 1) * BLOCK_BYTES * POINTERS**level
+
+    @staticmethod
+    def _set_slot(node: Buffer | Inode, slot: int, vbn: int, crc: int, birth: int) -> None:
+        node.vbns[slot], node.crcs[slot], node.births[slot] = vbn, crc, birth
+
+
+def trim(core: Core, zombie: Inode) -> int | None:
+    """Free the last level-1 subtree of a zombie.  Returns the number of data blocks freed, None when the tree is
+    empty.  Needs room for the tree's height."""
+    parent: Buffer | Inode = zombie
+    slot, level = 0, zombie.height
+    if zombie.vbns[0] < FIRST_DATA_VBN:
+        return None
+    while True:
+        node = parent.children.get(slot) or core.load(parent, slot, level)
+        assert node is not None
+        vbns = node.vector()
+        slots = np.flatnonzero(vbns >= FIRST_DATA_VBN)
+        if level == 1:
+            core.allocator.freed.frombytes(vbns[slots].tobytes())
+        elif len(slots):
+            parent, slot, level = node, int(slots[-1]), level - 1
+            continue
+        core.own(parent)
+        core.discard(node)
+        parent.vbns[slot] = HOLE
+        parent.crcs[slot] = parent.births[slot] = 0
+        return len(slots)

@@ -1,0 +1,285 @@
+"""The read side of a LUN, active or inside a snapshot: its own tree, and under its holes the backing.
+
+A view keeps two maps from level-1 index to `PointerMap`: `own` (the file's own level-1 blocks) and `maps` (what a
+read uses).  Without a backing they are one and the same dict.  With one, `maps` holds *composed* level-1 buffers
+(spec: `vdisk_backup_compute_level_one_buf`): own pointer if it is DATA or ZERO, else the backing's below its limit,
+else HOLE.  So a read of a snapshot-backed LUN is one look-up, like a plain one.
+
+Rules: whoever changes an own level-1 block keeps the composed one in step or drops it; every block read is checked
+against the checksum in its pointer; `nowait` calls change nothing and return False when the disk must be waited for.
+Snapshots' trees never change, so their buffers are shared freely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import numpy as np
+from crc32c import crc32c
+
+from wafl.buffers import HOLE_MAP, ZERO_MAP, Buffer, Core, PointerMap
+from wafl.errors import CorruptVolume, InvalidSize
+from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, FIRST_DATA_VBN, HOLE, POINTERS
+from wafl.inode import Inode
+from wafl.tree import level_one, span_state
+from wafl.types import Backing
+
+ZERO_BLOCK = bytes(BLOCK_BYTES)
+BLOCK_MASK = BLOCK_BYTES - 1
+SLOT_MASK = POINTERS - 1
+
+Run = tuple[int, int, int]
+"""(vbn or mark, number of blocks, position in blocks): a stretch that one preadv or one zero fill serves."""
+
+_POSITIONS = np.arange(POINTERS, dtype=np.uint64)
+
+
+class View:
+    """A LUN's bytes, for reading."""
+
+    def __init__(self, core: Core, inode: Inode, size_bytes: int, name: str, backing: Backing | None,
+                 find: Callable[[Backing], View]) -> None:  # fmt: skip
+        self.core = core
+        self.inode = inode
+        self.size_bytes = size_bytes
+        self.name = name
+        self.backing = backing
+        self._find = find
+        self._below: View | None = None
+        self.own: dict[int, PointerMap] = {}
+        self.maps: dict[int, PointerMap] = {} if backing else self.own
+        self.composed_count = 0
+        self._pread = core.device.pread
+        self._pread_nowait = core.device.pread_nowait
+
+    # --- maps ------------------------------------------------------------------------------------------------------
+
+    def below(self) -> View:
+        """The backing's view.  Raises BackingLost."""
+        assert self.backing is not None
+        if self._below is None:
+            self._below = self._find(self.backing)
+        return self._below
+
+    def own_map(self, index: int, nowait: bool = False) -> PointerMap | None:
+        found = self.own.get(index)
+        if found is None:
+            found = level_one(self.core, self.inode, index, nowait)
+            if found is None:
+                return None
+            if isinstance(found, Buffer):
+                found.used = True
+            self._bound(self.own)
+            self.own[index] = found
+        return found
+
+    def read_map(self, index: int, nowait: bool = False) -> PointerMap | None:
+        """The composed level-1 buffer; None only with `nowait`."""
+        found = self.maps.get(index)
+        if found is None:
+            found = self._compose(index, nowait)
+            if found is not None and self.backing is not None:
+                self._bound(self.maps)
+                self.maps[index] = found
+        return found
+
+    def _compose(self, index: int, nowait: bool) -> PointerMap | None:
+        own = self.own_map(index, nowait)
+        if own is None or own is ZERO_MAP or self.backing is None:
+            return own
+        limit = (self.backing.limit_bytes >> BLOCK_SHIFT) - (index << 8)
+        if limit <= 0:
+            return own
+        holes = own.vector() == HOLE
+        if not holes.any():
+            return own
+        below = self.below().read_map(index, nowait)
+        if below is None or (own is HOLE_MAP and (limit >= POINTERS or below is HOLE_MAP)):
+            return below
+        if limit < POINTERS:
+            holes &= limit > _POSITIONS
+        composed = bytearray(own.data)
+        result = PointerMap(composed)
+        np.copyto(np.frombuffer(composed, "<u8", POINTERS), below.vector(), where=holes)
+        np.copyto(np.frombuffer(composed, "<u4", POINTERS, 2048), below.crc_vector(), where=holes)
+        self.core.cached += 1
+        self.composed_count += 1
+        return result
+
+    def _bound(self, maps: dict[int, PointerMap]) -> None:
+        if len(maps) > self.core.cache_limit:
+            self.cool()
+
+    def cool(self) -> None:
+        """Forget the maps, so that the buffers in them may be evicted."""
+        for found in self.own.values():
+            if isinstance(found, Buffer):
+                found.used = False
+        self.own.clear()
+        self.maps.clear()
+        self.core.cached -= self.composed_count
+        self.composed_count = 0
+
+    def empty_span(self, index: int) -> int:
+        """How many level-1 indexes from `index` on certainly have no DATA in this view (0: look)."""
+        state, level = span_state(self.core, self.inode, index)
+        if state >= FIRST_DATA_VBN:
+            return 0
+        reach = 1 << 8 * (level - 1)
+        span = reach - index % reach
+        if state == HOLE and self.backing is not None:
+            limit = -(-self.backing.limit_bytes // (POINTERS * BLOCK_BYTES)) - index
+            if limit > 0:
+                # beyond the limit the holes read zeros: nothing is missing in the rest of the span
+                below = self.below().empty_span(index)
+                return span if below >= limit else min(span, below)
+        return span
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill `view` from byte `offset`; may wait for the disk.
+        Raises CorruptVolume, BackingLost, InvalidSize, OSError."""
+        self._read(offset, view, False)
+
+    def read_into_nowait(self, offset: int, view: memoryview) -> bool:
+        """Fill `view` if that needs no wait for the disk, else start reading ahead and return False.  `view` is a
+        memoryview of bytes ("B")."""
+        if len(view) == BLOCK_BYTES and not offset & BLOCK_MASK:
+            fbn = offset >> BLOCK_SHIFT
+            pointers = self.maps.get(fbn >> 8)
+            if pointers is not None and offset < self.size_bytes:
+                slot = fbn & SLOT_MASK
+                vbn = pointers.vbns[slot]
+                if vbn < FIRST_DATA_VBN:
+                    view[:] = ZERO_BLOCK
+                    return True
+                if not self._pread_nowait(vbn << BLOCK_SHIFT, view):
+                    self.core.device.prefetch(vbn << BLOCK_SHIFT, BLOCK_BYTES)
+                    return False
+                found = crc32c(view)
+                if found != pointers.crcs[slot]:
+                    raise self._corrupt(vbn, pointers.crcs[slot], found, fbn)
+                return True
+        return self._read(offset, view, True)
+
+    def _read(self, offset: int, view: memoryview, nowait: bool) -> bool:
+        length = len(view)
+        if offset < 0 or offset + length > self.size_bytes:
+            raise InvalidSize(f"{self.name}: bytes {offset} to {offset + length} are not within {self.size_bytes}")
+        if (offset | length) & BLOCK_MASK:
+            return self._read_unaligned(offset, view, nowait)
+        first, end = offset >> BLOCK_SHIFT, (offset + length) >> BLOCK_SHIFT
+        found = self._runs(first, end, nowait)
+        if found is None:
+            return False
+        runs, crcs = found
+        for vbn, blocks, at in runs:
+            piece = view[at << BLOCK_SHIFT : (at + blocks) << BLOCK_SHIFT]
+            if vbn < FIRST_DATA_VBN:
+                piece[:] = bytes(len(piece))
+            elif not nowait:
+                self._pread(vbn << BLOCK_SHIFT, piece)
+            elif not self._pread_nowait(vbn << BLOCK_SHIFT, piece):
+                self._prefetch(runs)
+                return False
+            if vbn >= FIRST_DATA_VBN:
+                self._verify(piece, vbn, crcs[at : at + blocks], first + at)
+        return True
+
+    def _read_unaligned(self, offset: int, view: memoryview, nowait: bool) -> bool:
+        start = offset & ~BLOCK_MASK
+        end = (offset + len(view) + BLOCK_MASK) & ~BLOCK_MASK
+        whole = memoryview(bytearray(end - start))
+        # The last block may reach beyond the size: its tail is zero by the LUN's invariant.
+        if not self._read_blocks(start, whole, nowait):
+            return False
+        view[:] = whole[offset - start : offset - start + len(view)]
+        return True
+
+    def _read_blocks(self, start: int, whole: memoryview, nowait: bool) -> bool:
+        size, self.size_bytes = self.size_bytes, (self.size_bytes + BLOCK_MASK) & ~BLOCK_MASK
+        try:
+            return self._read(start, whole, nowait)
+        finally:
+            self.size_bytes = size
+
+    def _prefetch(self, runs: list[Run]) -> None:
+        for vbn, blocks, _ in runs:
+            if vbn >= FIRST_DATA_VBN:
+                self.core.device.prefetch(vbn << BLOCK_SHIFT, blocks << BLOCK_SHIFT)
+
+    def _runs(self, first: int, end: int, nowait: bool) -> tuple[list[Run], list[int]] | None:
+        """The runs of blocks `first` to `end - 1`, and the checksum of each block."""
+        runs: list[Run] = []
+        crcs: list[int] = []
+        fbn = first
+        while fbn < end:
+            pointers = self.read_map(fbn >> 8, nowait)
+            if pointers is None:
+                return None
+            low, high = fbn & SLOT_MASK, min(POINTERS, (fbn & SLOT_MASK) + end - fbn)
+            crcs += pointers.crcs[low:high].tolist()
+            for vbn, blocks in split_runs(pointers, low, high):
+                _join(runs, vbn, blocks, fbn - first)
+                fbn += blocks
+        return runs, crcs
+
+    def _verify(self, piece: memoryview, vbn: int, crcs: list[int], fbn: int) -> None:
+        found = [crc32c(piece[at : at + BLOCK_BYTES]) for at in range(0, len(piece), BLOCK_BYTES)]
+        if found != crcs:
+            bad = next(k for k in range(len(crcs)) if found[k] != crcs[k])
+            raise self._corrupt(vbn + bad, crcs[bad], found[bad], fbn + bad)
+
+    def _corrupt(self, vbn: int, expected: int, found: int, fbn: int) -> CorruptVolume:
+        return CorruptVolume(vbn, expected, found, f"LUN {self.name}, byte {fbn << BLOCK_SHIFT}")
+
+    def extents(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        """(offset, length, mapped) in order, covering the range."""
+        at, end = offset, min(offset + length, self.size_bytes)
+        while at < end:
+            fbn = at >> BLOCK_SHIFT
+            skip = self.empty_span(fbn >> 8)
+            if skip:
+                upto = min(end, ((fbn >> 8) + skip) * POINTERS << BLOCK_SHIFT)
+                yield at, upto - at, False
+                at = upto
+                continue
+            pointers = self.read_map(fbn >> 8)
+            assert pointers is not None
+            flags = pointers.vector()[fbn & SLOT_MASK :] >= FIRST_DATA_VBN
+            changes = np.flatnonzero(flags != flags[0])
+            blocks = int(changes[0]) if changes.size else len(flags)
+            upto = min(end, (fbn + blocks) << BLOCK_SHIFT)
+            yield at, upto - at, bool(flags[0])
+            at = upto
+
+
+def split_runs(pointers: PointerMap, low: int, high: int) -> list[tuple[int, int]]:
+    """(vbn or mark, blocks) of each stretch of slots low to high - 1 with consecutive vbns or one mark."""
+    count = high - low
+    start = pointers.vbns[low]
+    if count == 1:
+        return [(start, 1)]
+    vbns = pointers.vector()[low:high]
+    # The common cases, one comparison each: all in one piece, nothing here.
+    if start >= FIRST_DATA_VBN:
+        if int(vbns[-1]) == start + count - 1 and bool((vbns[1:] - vbns[:-1] == 1).all()):
+            return [(start, count)]
+    elif not (vbns >= FIRST_DATA_VBN).any():
+        return [(HOLE, count)]
+    data = vbns >= FIRST_DATA_VBN
+    joined = np.where(data[1:], vbns[1:] - vbns[:-1] == 1, ~data[:-1]) & (data[1:] == data[:-1])
+    edges = [0, *(np.flatnonzero(~joined) + 1).tolist(), count]
+    return [(int(vbns[a]), b - a) for a, b in pairwise(edges)]
+
+
+def _join(runs: list[Run], vbn: int, blocks: int, at: int) -> None:
+    """Append a run, or lengthen the last one over the border of two level-1 buffers."""
+    if runs:
+        last, count, start = runs[-1]
+        if (vbn == last + count and last >= FIRST_DATA_VBN) or (vbn < FIRST_DATA_VBN and last < FIRST_DATA_VBN):
+            runs[-1] = (last, count + blocks, start)
+            return
+    runs.append((vbn, blocks, at))

@@ -1,0 +1,451 @@
+"""The volume: format, mount, and the one object that everything else of a mounted volume hangs from.
+
+All calls run on one thread and none waits in the middle of a change.  Durability is the driver's: it iterates
+`checkpoint()` and calls `device.sync()` where that asks for it (wafl.service does it for asyncio; `commit_now` does it
+on the spot).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+import uuid as uuids
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wafl.allocator import Allocator, new_bits
+from wafl.bits import Vbns, count, set_range
+from wafl.buffers import VOLUME, Core
+from wafl.checkpoint import Checkpoint
+from wafl.device import Device
+from wafl.errors import ChainTooDeep, InvalidSize, LunBusy, NameTaken
+from wafl.filesystem import FileSystem, check_lun_size
+from wafl.format import (
+    BLOCK_BYTES,
+    MAX_CHAIN_DEPTH,
+    TAIL_BLOCKS,
+    Geometry,
+    InodeType,
+    encode_text,
+    plan_geometry,
+)
+from wafl.inode import Inode
+from wafl.labels import Superblock, read_superblock, wipe, write_labels
+from wafl.lun import Lun
+from wafl.maps import MapFile, tree_vbns
+from wafl.reclaim import Reclaim
+from wafl.snapshots import Snapshot, SnapshotTable
+from wafl.types import LunRecord, SnapshotInfo, SnapshotSpace, Space, Step
+from wafl.views import View
+
+if TYPE_CHECKING:
+    from wafl.check import Finding
+
+DEFAULT_CACHE_BYTES = 256 << 20
+RELIEF_SLICES = 64
+"""Reclaim slices that a shortage of space runs on the spot before it tries another consistency point."""
+
+
+class Volume:
+    """A mounted volume.  Make one with `format` or `mount`."""
+
+    def __init__(self, device: Device, superblock: Superblock, *, read_only: bool, cache_bytes: int,
+                 clock: Callable[[], float]) -> None:  # fmt: skip
+        self.device = device
+        self.superblock = superblock
+        self.geometry: Geometry = superblock.geometry
+        self.uuid_bytes = superblock.uuid.bytes
+        self.uuid = str(superblock.uuid)
+        self.name = superblock.name
+        self.running: Checkpoint | None = None
+        """The consistency point being written."""
+        self.closed = False
+        self._clock = clock
+        blocks = self.geometry.blocks
+        fsinfo = superblock.fsinfo
+        generation = fsinfo["generation"] if fsinfo else 0
+        self.core = Core(
+            device, Allocator(blocks, new_bits(blocks), new_bits(blocks)), generation + 1,
+            read_only=read_only, cache_bytes=cache_bytes,
+        )  # fmt: skip
+        self.core.cool = self._cool
+        self.core.relieve = self._relieve
+        self.files = FileSystem(self.core, superblock.root("ifile"), fsinfo["next_inode_generation"] if fsinfo else 2)
+        self.snapshots_table = SnapshotTable(
+            self.core, self.files, superblock.root("snapshot_table"), fsinfo["next_snapshot_id"] if fsinfo else 1
+        )
+        self._reclaim = Reclaim(self)
+        self._relieving = False
+        if fsinfo:
+            self._load()
+        else:
+            self._make()
+        self.files.set_reserve()
+
+    # --- making and mounting ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def format(cls, device: Device, *, name: str, uuid: uuids.UUID | None = None, now: float | None = None) -> None:
+        """Make an empty volume over the whole device.  Raises InvalidSize, InvalidName."""
+        encode_text(name, "volume name")
+        geometry = plan_geometry(device.size_bytes)
+        created = time.time() if now is None else now
+        superblock = Superblock(geometry, uuid or uuids.uuid4(), name, created, None, [])
+        # Nothing of an earlier volume may look valid at any moment: wipe first, the label last.
+        wipe(device, geometry)
+        volume = cls(device, superblock, read_only=False, cache_bytes=1 << 20, clock=lambda: created)
+        volume.commit_now(clean=True)
+        write_labels(device, superblock)
+
+    @classmethod
+    def mount(cls, device: Device, *, read_only: bool = False, cache_bytes: int = DEFAULT_CACHE_BYTES,
+              clock: Callable[[], float] = time.time) -> Volume:  # fmt: skip
+        """Take up the newest consistency point.
+        Raises NotAVolume, UnsupportedFeature, CorruptVolume, OSError."""
+        superblock = read_superblock(device, read_only=read_only)
+        return cls(device, superblock, read_only=read_only, cache_bytes=cache_bytes, clock=clock)
+
+    def _make(self) -> None:
+        allocator = self.core.allocator
+        head, blocks = self.geometry.head_blocks, self.geometry.blocks
+        for start, end in ((0, head), (blocks - TAIL_BLOCKS, blocks)):
+            set_range(allocator.summary, start, end)
+            set_range(allocator.busy, start, end)
+        self._rebuild_allocator(0)
+        self.core.allocator.dirty_summary = {0, self.core.allocator.chunks - 1}
+        self.files.make(self.core.allocator.chunks)
+        self.summary = MapFile(self.core, self._summary_inode(None))
+
+    def _load(self) -> None:
+        allocator = self.core.allocator
+        fsinfo = self.superblock.fsinfo
+        assert fsinfo is not None
+        self.summary = MapFile(self.core, self._summary_inode(self.superblock.root("summary")))
+        self.summary.load(allocator.summary)
+        self.snapshots_table.load()
+        self.files.load()
+        self.files.active_map.load(allocator.active)
+        self._rebuild_allocator(fsinfo["allocation_hint"])
+
+    def _summary_inode(self, root: dict[str, int] | None) -> Inode:
+        if root is None:
+            rows = self.core.allocator.chunks
+            return Inode(0, InodeType.FREE, 0, rows * BLOCK_BYTES, VOLUME)
+        return Inode.from_root(0, InodeType.FREE, root, VOLUME)
+
+    def _rebuild_allocator(self, hint: int) -> None:
+        old = self.core.allocator
+        self.core.allocator = Allocator(old.blocks, old.active, old.summary, hint)
+
+    def close(self) -> None:
+        """A last consistency point, then the device is closed."""
+        if self.closed:
+            return
+        try:
+            if not self.core.read_only and self.core.failure is None:
+                self.commit_now(clean=True)
+        finally:
+            self.closed = True
+            self.core.read_only = True
+            self.device.close()
+
+    # --- state -----------------------------------------------------------------------------------------------------
+
+    @property
+    def size_bytes(self) -> int:
+        return self.geometry.blocks * BLOCK_BYTES
+
+    @property
+    def generation(self) -> int:
+        """The last durable consistency point."""
+        return self.core.durable
+
+    @property
+    def mount_report(self) -> list[str]:
+        """What the mount found damaged or had to work around."""
+        return list(self.superblock.report)
+
+    @property
+    def read_only(self) -> bool:
+        return self.core.read_only
+
+    @property
+    def failure(self) -> BaseException | None:
+        return self.core.failure
+
+    @property
+    def dirty(self) -> bool:
+        """Whether a consistency point would have anything to write that is not in one already."""
+        return self.files.dirty or self.snapshots_table.dirty or bool(self.core.allocator.dirty_summary)
+
+    @property
+    def dirty_blocks(self) -> int:
+        """Pointer blocks changed since the last freeze."""
+        return self.core.dirty_buffers
+
+    def now_us(self) -> int:
+        return int(self._clock() * 1e6)
+
+    def fail(self, error: BaseException) -> None:
+        """Take no more changes.  Reads go on."""
+        if self.core.failure is None:
+            self.core.failure = error
+        self._cool()  # the fast path of writes looks only at the maps
+
+    def _cool(self) -> None:
+        for lun in self.files.luns.values():
+            lun.cool()
+        self.snapshots_table.cool()
+
+    # --- consistency points ----------------------------------------------------------------------------------------
+
+    def checkpoint(self) -> Checkpoint:
+        """A generator-like object that writes one consistency point; see `Step` for what its driver does."""
+        return Checkpoint(self)
+
+    def commit_now(self, *, clean: bool = False) -> None:
+        """Finish the consistency point that is being written, if any, and make another of all that has changed
+        since, waiting for the disk here."""
+        if self.running is not None:
+            self._drive(self.running)
+        self._drive(Checkpoint(self, clean=clean))
+
+    def _drive(self, checkpoint: Checkpoint) -> None:
+        for step in checkpoint:
+            if step is Step.SYNC:
+                try:
+                    self.device.sync()
+                except OSError as error:
+                    checkpoint.throw(error)
+
+    def frozen_roots(self) -> dict[str, int]:
+        """What fsinfo says beside the roots, as of the freeze that just happened."""
+        allocator = self.core.allocator
+        return {
+            "volume_blocks": self.geometry.blocks,
+            "written_us": self.now_us(),
+            "next_inode_generation": self.files.next_inode_generation,
+            "next_snapshot_id": self.snapshots_table.next_id,
+            "active_blocks": allocator.active_count,
+            "summary_blocks": allocator.summary_count,
+            "allocation_hint": allocator.hint,
+        }
+
+    def reclaim(self) -> Generator[Step, None, None]:
+        """Slices of background work: freed trees, deleted snapshots.  Ends when nothing is left, or when only a
+        consistency point helps on."""
+        return self._reclaim.run()
+
+    @property
+    def reclaim_pending(self) -> bool:
+        return self._reclaim.pending
+
+    def reclaim_now(self) -> None:
+        """All background work, on the spot, with the consistency points it takes."""
+        while True:
+            for _ in self.reclaim():
+                pass
+            self.commit_now()
+            if not self._reclaim.pending:
+                break
+        self.commit_now()
+
+    def _relieve(self) -> bool:
+        """Room is short: reclaim a little, and make what is freed allocatable.  A stall, but not a false 'full'."""
+        allocator = self.core.allocator
+        if self._relieving or self.core.read_only or self.core.failure is not None:
+            return False
+        allocator.apply_frees()
+        if not (allocator.freeing or self._reclaim.pending or self.running is not None):
+            return False
+        before = allocator.free
+        self._relieving = True
+        try:
+            self._run_reclaim(RELIEF_SLICES)
+            self.commit_now()
+            if allocator.free <= before:
+                self.commit_now()
+        finally:
+            self._relieving = False
+        return allocator.free > before
+
+    def _run_reclaim(self, slices: int) -> None:
+        for done, _ in enumerate(self.reclaim(), 1):
+            if done >= slices:
+                break
+
+    # --- LUNs ------------------------------------------------------------------------------------------------------
+
+    def lun(self, name: str) -> Lun:
+        """Raises NoSuchLun."""
+        return self.files.lun(name)
+
+    def luns(self) -> list[Lun]:
+        return sorted(self.files.luns.values(), key=lambda lun: lun.name)
+
+    def create_lun(self, name: str, size_bytes: int | None = None, *, ostype: str = "linux", reserved: bool = True,
+                   comment: str = "", backing: tuple[str, str] | None = None, block_bytes: int | None = None,
+                   uuid: uuids.UUID | None = None) -> Lun:  # fmt: skip
+        """A new LUN: empty, or reading through `backing` (snapshot name, LUN name in it), whose size and logical
+        block size it then has unless others are given.  Takes the same short time whatever the size.
+        Raises InvalidName, NameTaken, InvalidSize, LimitReached, NoSpace, NoSuchSnapshot, NoSuchLun, ChainTooDeep."""
+        self._check_writable()
+        self.files.check_new_name(name)
+        found, missing, parent_bytes = None, 0, 0
+        if backing is not None:
+            found, parent, missing = self.snapshots_table.backing_for(*backing)
+            if self.snapshots_table.depth(found) > MAX_CHAIN_DEPTH:
+                raise ChainTooDeep(f"{name} would stand on more than {MAX_CHAIN_DEPTH} snapshots")
+            parent_bytes = parent.size_bytes
+            size_bytes = parent_bytes if size_bytes is None else size_bytes
+            block_bytes = block_bytes or parent.block_bytes
+        if size_bytes is None:
+            raise InvalidSize("a LUN without a backing needs a size")
+        block_bytes = block_bytes or 512
+        check_lun_size(size_bytes, block_bytes)
+        # A smaller clone: its last block must end in zeros, so it is made full size and shrunk.
+        full = found.limit_bytes if found is not None and size_bytes < parent_bytes else size_bytes
+        uuid, serial, naa = self._identity(uuid)
+        lun = self.files.create_lun(
+            name, full, uuid=uuid, serial=serial, naa=naa, ostype=ostype, reserved=reserved, comment=comment,
+            block_bytes=block_bytes, created_us=self.now_us(), backing=found, missing=missing,
+        )  # fmt: skip
+        if full != size_bytes:
+            try:
+                lun.resize(size_bytes)
+            except Exception:
+                self.files.destroy_lun(name)
+                raise
+        return lun
+
+    def _identity(self, uuid: uuids.UUID | None) -> tuple[uuids.UUID, str, bytes]:
+        """UUID, serial number and NAA designator of a new LUN, unlike any other on the volume."""
+        taken = {value for lun in self.files.luns.values() for value in (lun.uuid, lun.serial, lun.naa)}
+        while True:
+            chosen = uuid or uuids.uuid4()
+            serial, naa = serial_of(chosen), naa_of(chosen)
+            if not taken & {str(chosen), serial, naa}:
+                return chosen, serial, naa
+            if uuid is not None:
+                raise NameTaken(f"a LUN with the UUID {uuid} exists")
+
+    def destroy_lun(self, name: str) -> None:
+        """Gone at once; its blocks come back in the background."""
+        self._check_writable()
+        self.files.destroy_lun(name)
+
+    def rename_lun(self, old: str, new: str) -> None:
+        self._check_writable()
+        self.files.rename_lun(old, new)
+
+    def resize_lun(self, name: str, size_bytes: int) -> None:
+        """Grow (reads zeros) or shrink (what is cut off is gone for good).  Raises InvalidSize, NoSpace."""
+        self._check_writable()
+        lun = self.lun(name)
+        check_lun_size(size_bytes, lun.block_bytes)
+        if size_bytes != lun.size_bytes:
+            lun.resize(size_bytes)
+
+    def _check_writable(self) -> None:
+        self.core.check_writable()
+        if self.closed:
+            raise LunBusy("the volume is closed")
+
+    # --- snapshots -------------------------------------------------------------------------------------------------
+
+    def request_snapshot(self, name: str) -> None:
+        """The next consistency point makes it.  Raises InvalidName, NameTaken, LimitReached, NoSpace."""
+        self._check_writable()
+        self.snapshots_table.request(name)
+
+    def snapshots(self) -> list[SnapshotInfo]:
+        """Durable snapshots, oldest first."""
+        return [self._info(snap) for snap in sorted(self.snapshots_table.live.values(), key=lambda snap: snap.id)]
+
+    def snapshot(self, name: str) -> SnapshotInfo:
+        """Raises NoSuchSnapshot."""
+        return self._info(self.snapshots_table.find(name))
+
+    def _info(self, snapshot: Snapshot) -> SnapshotInfo:
+        holders = self.snapshots_table.holders(snapshot)
+        return SnapshotInfo(snapshot.id, snapshot.name, snapshot.created_us / 1e6, snapshot.generation, holders)
+
+    def delete_snapshot(self, name: str) -> None:
+        """Gone at once; its blocks come back in the background.  Raises NoSuchSnapshot, SnapshotBusy."""
+        self._check_writable()
+        self.snapshots_table.delete(name)
+
+    def rename_snapshot(self, old: str, new: str) -> None:
+        self._check_writable()
+        self.snapshots_table.rename(old, new)
+
+    def snapshot_luns(self, name: str) -> list[LunRecord]:
+        return self.snapshots_table.lun_records(name)
+
+    def snapshot_lun(self, name: str, lun_name: str) -> View:
+        """A LUN inside a snapshot, for reading."""
+        return self.snapshots_table.view(name, lun_name)
+
+    def snapshot_usage(self, name: str) -> list[str]:
+        """What keeps the snapshot busy."""
+        return self.snapshots_table.holders(self.snapshots_table.find(name))
+
+    def snapshot_space(self, name: str) -> SnapshotSpace:
+        """Reads every live snapshot's map: for people, not for a loop."""
+        snapshot = self.snapshots_table.find(name)
+        self.core.allocator.apply_frees()
+        bits = self._reclaim.whole_map(snapshot)
+        alone = self._reclaim.only_here(snapshot, bits)
+        return SnapshotSpace(name, count(bits) * BLOCK_BYTES, count(alone) * BLOCK_BYTES)
+
+    # --- space -----------------------------------------------------------------------------------------------------
+
+    def space(self) -> Space:
+        allocator = self.core.allocator
+        allocator.apply_frees()
+        unused = allocator.end - allocator.next
+        active, free = allocator.active_count - unused, allocator.free + unused
+        own = len(self.own_vbns())
+        used = allocator.blocks - free
+        return Space(
+            total=allocator.blocks * BLOCK_BYTES,
+            used=used * BLOCK_BYTES,
+            free=free * BLOCK_BYTES,
+            available=max(0, free - allocator.floor_guest) * BLOCK_BYTES,
+            active=active * BLOCK_BYTES,
+            snapshots=(used - active - allocator.freeing - own) * BLOCK_BYTES,
+            volume_own=own * BLOCK_BYTES,
+            freeing=allocator.freeing * BLOCK_BYTES,
+            reserved=min(free, allocator.floor_guest) * BLOCK_BYTES,
+        )
+
+    def own_vbns(self) -> Vbns:
+        """Blocks of the volume itself: fixed places, summary and snapshot table."""
+        blocks = self.geometry.blocks
+        return np.concatenate([
+            np.arange(self.geometry.head_blocks, dtype=np.uint64),
+            np.arange(blocks - TAIL_BLOCKS, blocks, dtype=np.uint64),
+            tree_vbns(self.core, self.summary.inode),
+            tree_vbns(self.core, self.snapshots_table.table.inode),
+        ])  # fmt: skip
+
+    def check(self) -> list[Finding]:
+        """The checker's findings on this mounted volume, as of its last durable consistency point."""
+        # The checker stands on the format alone and never on this module: imported here, not at the head.
+        from wafl.check import check
+
+        return check(self.device)
+
+
+def serial_of(uuid: uuids.UUID) -> str:
+    """12 characters drawn from the UUID."""
+    return base64.b32encode(hashlib.blake2b(uuid.bytes, digest_size=8).digest()).decode()[:12]
+
+
+def naa_of(uuid: uuids.UUID) -> bytes:
+    """SPC-4 7.8.6.6.4: NAA 3h, locally assigned, 60 bits drawn from the UUID (docs/decisions/0004)."""
+    bits = int.from_bytes(hashlib.blake2b(uuid.bytes, digest_size=8, person=b"naa").digest()) & (1 << 60) - 1
+    return (3 << 60 | bits).to_bytes(8)
