@@ -27,10 +27,11 @@ class Progress:
         self.copied_blocks = 0
         """Really filled by this run; the rest of the completed ones guests wrote or unmapped themselves."""
         self._samples: deque[tuple[float, int]] = deque(maxlen=MAX_SAMPLES)
-        self._durable = False
+        self._begun = self._durable = False
 
     def begin(self, missing_blocks: int, now: float) -> None:
         self.total_blocks = missing_blocks
+        self._begun = True
         self._samples.append((now, 0))
 
     def still_missing(self, blocks: int) -> None:
@@ -55,6 +56,8 @@ class Progress:
     def percent(self) -> float:
         if self._durable:
             return 100.0
+        if not self._begun:
+            return 0.0
         share = self.completed_blocks / self.total_blocks if self.total_blocks else 1.0
         return min(UNFINISHED_PERCENT, 100.0 * share)
 

@@ -6,7 +6,7 @@ then the vtocs with the inodes, and every backing with the snapshot it names.  I
 stops at the first fault: each one is a Finding.
 
     check(device)            a volume that nobody has mounted
-    check_mounted(volume)    the last durable state of a mounted one; blocks of it are not reused before the next
+    check_volume(volume)     the last durable state of a mounted one; blocks of it are not reused before the next
                              consistency point, so guests may have gone on since
 
 A snapshot that is being reclaimed is half gone on purpose: its blocks may or may not be in the summary, and only
@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,9 @@ from wafl.format import (
     decode_text,
 )
 from wafl.offline import Fields, Image, Node, Root
+
+if TYPE_CHECKING:
+    from wafl.volume import Volume
 
 Bits = npt.NDArray[np.bool_]
 
@@ -71,6 +75,12 @@ def check(device: Device, *, data: bool = True) -> list[Finding]:
         return [Finding(Severity.ERROR, str(error), "volume")]
     _Check(image, findings, data).run()
     return findings
+
+
+def check_volume(volume: Volume, *, data: bool = True) -> list[Finding]:
+    """The same for the last durable consistency point of a mounted volume.  Call it between two steps of a
+    consistency point, not from another thread."""
+    return check(volume.device, data=data)
 
 
 @dataclass(slots=True)

@@ -51,6 +51,11 @@ def problems(device: MemoryDevice) -> list[Finding]:
     return [finding for finding in check(device) if finding.severity > Severity.NOTE]
 
 
+def errors(device: MemoryDevice) -> list[str]:
+    """What the checker calls an error."""
+    return [str(finding) for finding in check(device) if finding.severity is Severity.ERROR]
+
+
 def pattern(seed: int, length: int) -> bytes:
     """`length` bytes, never zero, that differ by `seed` in every 16 bytes."""
     unit = b"%015d|" % (seed % 10**15)

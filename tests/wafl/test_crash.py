@@ -14,8 +14,10 @@ import pytest
 
 from tests.support.crash_device import CrashDevice, Leftover, MemoryDevice
 from tests.support.crash_history import History
-from tests.support.volumes import EPOCH, MIB, problems
+from tests.support.volumes import EPOCH, MIB, errors
 from wafl import BLOCK_BYTES, NotAVolume, Volume
+from wafl.allocator import Allocator
+from wafl.bits import test_each
 
 POINTS = int(os.environ.get("LAZYLUN_CRASH_POINTS", "24"))
 
@@ -190,7 +192,7 @@ def test_a_crash_during_format_leaves_no_volume_or_a_whole_one() -> None:
             assert state.point < device.journal.position, "formatting had ended"
             continue
         assert volume.luns() == []
-        assert problems(made) == [], str(state)
+        assert errors(made) == [], str(state)
 
 
 # -- the harness itself: each sabotaged order must be caught
@@ -235,4 +237,26 @@ def test_the_harness_catches_a_detach_with_blocks_missing(monkeypatch: pytest.Mo
     monkeypatch.setattr(type(clone), "next_missing", lambda self, index: None)
     history.detach("clone")
     history.checkpoint()
+    assert faults(history)
+
+
+def test_the_harness_catches_freed_blocks_that_are_reused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    apply_frees = Allocator.apply_frees
+
+    def free_at_once(self: Allocator) -> None:
+        apply_frees(self)
+        at_once, self._pending = self._pending, []
+        self.release([vbns[~test_each(self.summary, vbns)] for vbns in at_once])
+
+    history = History(size_bytes=2 * MIB)
+    history.create("a", MIB)
+    history.write("a", 0, MIB)
+    history.checkpoint()
+    monkeypatch.setattr(Allocator, "apply_frees", free_at_once)
+    for number in range(24):
+        history.write("a", number % 4 * MIB // 4, MIB // 4)
+        history.volume.space()  # puts the frees into the maps
+        if number % 8 == 7:
+            history.checkpoint()
+    monkeypatch.undo()
     assert faults(history)
