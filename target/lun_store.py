@@ -19,13 +19,13 @@ class LunStore:
     physical_block_bytes = BLOCK_BYTES
     thin = True
     """Every LUN takes UNMAP and tells what is mapped; a space reservation is the volume's own matter."""
-    read_only = False
 
     def __init__(self, lun: Lun, service: VolumeService) -> None:
         self.lun = lun
         self.logical_block_bytes = lun.block_bytes
         self.naa = lun.naa
         self.uuid_bytes = lun.uuid_bytes
+        self.read_only = service.volume.read_only
         self._flush = service.flush
         self._read_into = lun.read_into
         self._read_into_nowait = lun.read_into_nowait
