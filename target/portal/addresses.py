@@ -13,6 +13,7 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,14 @@ class MachineAddresses:
 
 
 def read_addresses() -> set[str]:
-    """All IPv4 and IPv6 addresses of the machine."""
+    """All IPv4 and IPv6 addresses of the machine.  Takes a millisecond or two."""
+    # pyroute2 runs an event loop of its own for each question, which a thread with a running loop does not allow;
+    # nor can uvloop's loops open netlink sockets.
+    with ThreadPoolExecutor(1, "addresses") as helper:
+        return helper.submit(_ask_kernel).result()
+
+
+def _ask_kernel() -> set[str]:
     # imported here: pyroute2 takes a quarter of a second, and only a wildcard listener needs it
     from pyroute2 import IPRoute
 
