@@ -11,7 +11,8 @@ import base64
 import hashlib
 import time
 import uuid as uuids
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -432,8 +433,20 @@ class Volume:
             tree_vbns(self.core, self.snapshots_table.table.inode),
         ])  # fmt: skip
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While this is held, no block of the last durable consistency point is reused, so that it can be read in a
+        thread while the volume goes on."""
+        readers = self.core.allocator.readers
+        epoch = readers.enter()
+        try:
+            yield
+        finally:
+            readers.leave(epoch)
+
     def check(self) -> list[Finding]:
-        """The checker's findings on this mounted volume, as of its last durable consistency point."""
+        """The checker's findings on this mounted volume, as of its last durable consistency point.  May run in a
+        thread while the volume is `held`."""
         # The checker stands on the format alone and never on this module: imported here, not at the head.
         from wafl.check import check
 

@@ -22,6 +22,11 @@ DETAILS = (
     text("UUID", "uuid"), text("Comment", "comment"), MAPPED, BACKING, CLONE,
     Column("Created", lambda o: o["created_at"], format_time),
 )  # fmt: skip
+STATS = (
+    text("Path", "path"),
+    *(number(title, key) for title, key in (("Reads", "reads"), ("Writes", "writes"))),
+    *(size(title, key) for title, key in (("Read", "read_bytes"), ("Written", "write_bytes"))),
+)
 MAP_COLUMNS = (text("Path", "path"), text("Igroup", "igroup"), number("LUN id", "lun_id"), text("Target", "target"))
 
 
@@ -175,3 +180,12 @@ def map_(ctx: Context, path: str, igroup: str, lun_id: int | None) -> None:
 def unmap(ctx: Context, path: str, igroup: str) -> None:
     """Take the LUN away from an igroup's initiators."""
     ctx.out.done(ctx.client.delete("/v1/maps", path=path, igroup=igroup), f"{path} is not mapped to {igroup} any more")
+
+
+@command(main, "stats")
+@click.argument("path", required=False)
+def stats(ctx: Context, path: str | None) -> None:
+    """What hosts have read and written since the daemon's start."""
+    luns = _select(ctx, path)
+    rows = [{"path": lun["path"], **lun["stats"]} for lun in luns]
+    ctx.out.table(rows, STATS, empty="no LUNs")

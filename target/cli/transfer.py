@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import click
 
-from target.cli.client import lun_url
+from target.cli.client import RefusedError, lun_url, segment
 from target.cli.root import PATH, Context, command, main
 from target.cli.sizes import format_size
 
@@ -77,15 +77,26 @@ def _next_data(file: BinaryIO, offset: int, length: int) -> int:
     return max(offset, found - found % PIECE_BYTES)
 
 
+def _size(ctx: Context, path: str) -> int:
+    _, _, volume, *rest = path.split("/")
+    if rest[0] != ".snapshot":
+        return int(ctx.client.get(lun_url(path))["size_bytes"])
+    luns = ctx.client.get(f"/v1/volumes/{segment(volume)}/snapshots/{segment(rest[1])}/luns") if len(rest) > 2 else []
+    for lun in luns:
+        if lun["path"] == path:
+            return int(lun["size_bytes"])
+    raise RefusedError("no-such-lun", f"there is no LUN {path}; see 'lun snap list {volume}'")
+
+
 @command(main, "export")
 @click.argument("path", type=PATH)
 @click.argument("file", type=click.Path(dir_okay=False, writable=True))
 def export(ctx: Context, path: str, file: str) -> None:
     """Copy a LUN into a raw image; what is unmapped becomes a hole.
 
-    What hosts write meanwhile may or may not be in it: export a LUN made from a snapshot for a consistent copy.
+    What hosts write meanwhile may or may not be in it; /vol/VOLUME/.snapshot/SNAP/LUN stands still.
     """
-    size = ctx.client.get(lun_url(path))["size_bytes"]
+    size = _size(ctx, path)
     url = lun_url(path, "data")
     try:
         target = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

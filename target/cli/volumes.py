@@ -28,6 +28,7 @@ SPACE = (
     text("Volume", "name"), size("Size", "size_bytes"), size("Used", "used_bytes"), size("Free", "free_bytes"),
     size("Active", "active_bytes"), size("Snapshots", "snapshot_bytes"), number("Used %", "percent"),
 )  # fmt: skip
+FINDING = (text("Severity", "severity"), text("Where", "where"), text("What", "what"))
 
 
 @main.group()
@@ -87,7 +88,7 @@ def check(ctx: Context, name: str) -> None:
     """Check the whole volume while it is in use."""
     operation = follow_operation(ctx, ctx.client.post(f"{_url(name)}/check"), f"checking {name}")
     findings: list[dict[str, Any]] = operation["result"].get("findings", [])
-    ctx.out.table(findings, (text("Severity", "severity"), text("Finding", "message")), empty=f"volume {name} is clean")
+    ctx.out.table(findings, FINDING, empty=f"volume {name} is clean")
     if findings:
         raise RefusedError("findings", f"the check of volume {name} found {len(findings)} things; see above")
 

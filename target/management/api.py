@@ -114,14 +114,22 @@ class BodyLimit:
         if not announced.isdigit() or int(announced) > limit:
             await refusal_response(too_large)(scope, receive, send)
             return
-        taken = 0
+        taken, overflown = 0, False
 
         async def counted() -> MutableMapping[str, Any]:
-            nonlocal taken
+            nonlocal taken, overflown
             message = await receive()
             taken += len(message.get("body", b""))
             if taken > limit:
+                overflown = True
                 raise too_large
             return message
 
-        await self.app(scope, counted, send)
+        async def unless_overflown(message: MutableMapping[str, Any]) -> None:
+            # FastAPI makes a refusal of its own of whatever goes wrong while it reads a body.
+            if not overflown:
+                await send(message)
+
+        await self.app(scope, counted, unless_overflown)
+        if overflown:
+            await refusal_response(too_large)(scope, receive, send)

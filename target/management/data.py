@@ -6,13 +6,26 @@ would not notice it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Protocol
+
 from target.management import serving
 from target.management.core import Core
 from target.management.names import LunPath
 from target.management.refusal import Refused
-from wafl import Lun
 
 SECTOR_BYTES = 512
+
+
+class View(Protocol):
+    """A LUN, active or in a snapshot, for reading."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def read_into(self, offset: int, view: memoryview) -> None: ...
+
+    def extents(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]: ...
 
 
 class Data:
@@ -20,19 +33,26 @@ class Data:
         self.core = core
 
     async def read(self, text: str, offset: int, length: int) -> bytes | None:
-        """The bytes, or None if all of them are unmapped.  Ends at the LUN's end."""
-        _unit, lun, path = self.core.find(text)
+        """The bytes, or None if all of them are unmapped.  Ends at the LUN's end.  Snapshots can be read too."""
+        path = LunPath.parse(text)
+        lun = self._view(path)
         length = min(length, lun.size_bytes - offset)
-        _check_range(lun, path, offset, length)
+        _check_range(lun.size_bytes, path, offset, length)
         if not any(mapped for _at, _length, mapped in lun.extents(offset, length)):
             return None
         data = bytearray(length)
         lun.read_into(offset, memoryview(data))
         return bytes(data)
 
+    def _view(self, path: LunPath) -> View:
+        unit = self.core.unit(path.volume)
+        if path.snapshot is None:
+            return unit.lun(path)
+        return unit.volume.snapshot_lun(path.snapshot, path.lun)
+
     async def write(self, text: str, offset: int, data: bytes) -> None:
         unit, lun, path = self.core.find(text)
-        _check_range(lun, path, offset, len(data))
+        _check_range(lun.size_bytes, path, offset, len(data))
         users = serving.sessions_of(self.core, unit, lun)
         if users:
             raise Refused(
@@ -48,8 +68,8 @@ class Data:
         await unit.service.commit()
 
 
-def _check_range(lun: Lun, path: LunPath, offset: int, length: int) -> None:
-    if length <= 0 or offset + length > lun.size_bytes:
+def _check_range(size_bytes: int, path: LunPath, offset: int, length: int) -> None:
+    if length <= 0 or offset + length > size_bytes:
         raise Refused("invalid-argument", f"bytes {offset} to {offset + length} are not all within {path}")
     if offset % SECTOR_BYTES or length % SECTOR_BYTES:
         raise Refused("invalid-argument", f"offset and length must be multiples of {SECTOR_BYTES}")

@@ -67,6 +67,7 @@ class Luns:
             ),
             clone=self.clones.status_of_lun(unit, lun),
             maps=[models.MapEntry(igroup=m.igroup, lun_id=m.lun_id) for m in self.core.state.maps_of(str(lun.uuid))],
+            stats=serving.counters_of(self.core, unit, lun),
         )
 
     # -- making ------------------------------------------------------------------------------------------

@@ -131,6 +131,7 @@ class Lun(BaseModel):
     backing: Backing | None = None
     clone: CloneStatus | None = Field(default=None, description="The lazy clone, for a LUN that has or had one")
     maps: list[MapEntry] = []
+    stats: dict[str, int] = Field(default={}, description="Reads, writes and bytes of hosts since the daemon's start")
 
 
 class LunBacking(Request):

@@ -247,14 +247,18 @@ class Volumes:
         return self.core.operations.start("volume.check", name, lambda operation: self._check(unit))
 
     async def _check(self, unit: Unit) -> dict[str, Any]:
-        # The checker looks at one consistent state; it runs on the loop's thread until it learns to go in slices.
         await unit.service.commit()
-        findings = unit.volume.check()
-        severity = Severity.ERROR if findings else Severity.NOTICE
+        with unit.volume.held():
+            findings = await asyncio.to_thread(unit.volume.check)
+        bad = any(each.severity is wafl.Severity.ERROR for each in findings)
+        severity = Severity.ERROR if bad else Severity.NOTICE
         text = f"{len(findings)} findings" if findings else "clean"
         self.core.events.emit("volume.checked", f"volume {unit.name}: {text}", subject=unit.name, severity=severity)
         return {
-            "findings": [{"severity": "error", "message": one_line(finding)} for finding in findings[:FINDINGS_SHOWN]],
+            "findings": [
+                {"severity": each.severity.name.lower(), "where": each.where, "what": one_line(each.what)}
+                for each in findings[:FINDINGS_SHOWN]
+            ],
             "count": len(findings),
         }
 
