@@ -64,6 +64,8 @@ def lun_url(path: str, collection: str = "luns") -> str:
 
 def segment(text: str) -> str:
     """One path segment of a URL."""
+    if "/" in text:
+        raise RefusedError("invalid-name", f"{text!r} cannot be a name: it has a '/' in it")
     return quote(text, safe="*")
 
 

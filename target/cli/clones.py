@@ -96,7 +96,9 @@ command(clone, "create")(
         )
     )
 )
-for group in (clone, split):
-    command(group, "start")(_LIMIT(_PATH(start)))
-    command(group, "stop")(_PATH(stop))
-    command(group, "status")(_FOLLOW(_PATH(status)))
+for made in (
+    command(clone, "start")(_LIMIT(_PATH(start))),
+    command(clone, "stop")(_PATH(stop)),
+    command(clone, "status")(_FOLLOW(_PATH(status))),
+):
+    split.add_command(made)

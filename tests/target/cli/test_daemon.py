@@ -1,0 +1,144 @@
+"""lund as a process: one per state directory, refusals in one line, a clean end, settings that stay."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.target.cli.conftest import DaemonProcess, Lun
+
+
+def lund(*argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "target.daemon", *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_second_lund_on_the_same_state_is_refused_in_one_line(daemon: DaemonProcess) -> None:
+    second = lund("--state", str(daemon.directory), "--listen", "127.0.0.1:0", "--socket", str(daemon.socket) + "2")
+    assert second.returncode == 1
+    (line,) = second.stderr.splitlines()
+    assert line.startswith("lund: already-running: ")
+    assert str(daemon.process.pid) in line
+
+
+def test_a_second_lund_on_the_same_volume_leaves_it_offline_and_says_why(lun: Lun, tmp_path: Path) -> None:
+    image = lun.json("vol", "show", lun.volume)["path"]
+    other = DaemonProcess(tmp_path / "other")
+    try:
+        line = Lun(other).refused("vol", "create", lun.volume, "--path", image, "--adopt")
+        assert line.startswith("lun: volume-locked: ")
+    finally:
+        assert other.stop() == 0
+    assert lun.json("vol", "show", lun.volume)["state"] == "online"
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("[iscsi]\nlissten = []\n", "lissten"), ("[volumes]\ncache_mib = 0\n", "cache_mib"), ("what is this", "line 1")],
+    ids=["misspelt", "out of range", "not TOML"],
+)
+def test_a_bad_configuration_file_is_refused_in_one_line(tmp_path: Path, text: str, word: str) -> None:
+    config = tmp_path / "lund.toml"
+    config.write_text(text)
+    done = lund("--state", str(tmp_path / "state"), "--config", str(config))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert word in line
+
+
+def test_an_address_that_cannot_be_had_is_refused_in_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = lund("--state", str(tmp_path / "state"), "--listen", address)
+    assert done.returncode == 1
+    assert address in done.stderr.splitlines()[-1]
+
+
+def test_a_socket_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    done = lund("--state", str(tmp_path / "state"), "--listen", "127.0.0.1:0", "--socket", f"/tmp/{'x' * 120}")
+    assert done.returncode == 1
+    assert "too long" in done.stderr.splitlines()[-1]
+
+
+def test_the_socket_is_for_its_owner_alone(daemon: DaemonProcess) -> None:
+    assert stat.S_IMODE(os.stat(daemon.socket).st_mode) == 0o600
+
+
+def test_a_stop_is_clean_and_everything_is_there_at_the_next_start(tmp_path: Path) -> None:
+    first = DaemonProcess(tmp_path / "state")
+    lun = Lun(first, "vol0")
+    lun("vol", "create", "vol0", "-s", "64m")
+    lun("create", "-s", "1m", lun.path("a"))
+    lun("igroup", "create", "g", "*")
+    lun("map", lun.path("a"), "g")
+    before = lun.json("show"), lun.json("igroup", "show"), lun("iscsi", "nodename")
+    last = max(int(line.split("\t")[0]) for line in lun("events").splitlines())
+    assert first.stop() == 0
+    assert not first.socket.exists()
+    second = DaemonProcess(tmp_path / "state")
+    try:
+        lun = Lun(second, "vol0")
+        assert (lun.json("show"), lun.json("igroup", "show"), lun("iscsi", "nodename")) == before
+        assert all(int(line.split("\t")[0]) > last for line in lun("events").splitlines())
+        assert "clean" not in lun("vol", "check", "vol0")
+    finally:
+        assert second.stop() == 0
+
+
+def test_settings_survive_a_kill(tmp_path: Path) -> None:
+    first = DaemonProcess(tmp_path / "state")
+    lun = Lun(first, "vol0")
+    lun("vol", "create", "vol0", "-s", "64m")
+    lun("create", "-s", "1m", lun.path("a"))
+    lun("snap", "create", "vol0", "s")
+    before = lun.json("show"), lun.json("snap", "list", "vol0")
+    first.process.kill()
+    first.process.wait()
+    second = DaemonProcess(tmp_path / "state")
+    try:
+        lun = Lun(second, "vol0")
+        assert (lun.json("show"), lun.json("snap", "list", "vol0")) == before
+    finally:
+        assert second.stop() == 0
+
+
+def test_a_body_that_is_too_large_is_refused(api: httpx.Client) -> None:
+    answer = api.post("/v1/igroups", content=b"x" * (1 << 20))
+    assert (answer.status_code, answer.json()["error"]) == (413, "too-large")
+
+
+def test_a_body_that_grows_too_large_without_saying_so_is_refused(api: httpx.Client) -> None:
+    answer = api.post("/v1/igroups", content=(b"x" * 65536 for _ in range(16)))
+    assert (answer.status_code, answer.json()["error"]) == (413, "too-large")
+
+
+def test_what_is_not_json_is_refused_in_one_line(api: httpx.Client) -> None:
+    answer = api.post("/v1/igroups", content=b"{", headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]) == (400, "invalid-argument")
+
+
+def test_the_api_describes_itself(api: httpx.Client) -> None:
+    document = api.get("/v1/openapi.json").json()
+    assert "/v1/luns/{volume}/{lun}" in document["paths"]
+    assert {"post", "get"} <= set(document["paths"]["/v1/volumes"])
+
+
+def test_metrics_are_in_prometheus_format(api: httpx.Client, lun: Lun) -> None:
+    lun("create", "-s", "1m", lun.path("a"))
+    page = api.get("/metrics").text
+    assert f'lund_volume_online{{volume="{lun.volume}"}} 1.0' in page
+    assert f'lun="{lun.path("a")}"' in page
+
+
+def test_events_are_followed_as_they_happen(api: httpx.Client, lun: Lun) -> None:
+    with api.stream("GET", "/v1/events", params={"follow": True}) as answer:
+        lines = answer.iter_lines()
+        lun("create", "-s", "1m", lun.path("followed"))
+        assert next(line for line in lines if "followed" in line)
