@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import unavailable
-from tests.support.lund import Lund
+from tests.support.lund import BIN, Lund
 from tests.support.netns import Namespace
 from tests.support.openiscsi import OpenIscsi
 from tests.support.uml import HostError, UmlHost, missing_parts
@@ -53,7 +53,7 @@ def lund(namespace: Namespace, tmp_path: Path) -> Iterator[Lund]:
 
 def check_volumes(lund: Lund) -> None:
     for image in sorted(lund.directory.glob("volumes/*")):
-        done = lund.namespace.run([Path(shutil.which("wafl") or "wafl"), "check", image])
+        done = lund.namespace.run([BIN / "wafl", "check", image])
         assert done.returncode == 0, f"{image} is damaged:\n{done.stdout}{done.stderr}"
 
 
