@@ -19,7 +19,7 @@ RESERVED_VALUES = frozenset(("Reject", "Irrelevant", "NotUnderstood"))
 """Answers that are not values (6.2)."""
 NONE = "None"
 
-_KEY = re.compile(r"[A-Z][A-Za-z0-9.\-+@_\[\]:#/]*\Z")
+_KEY = re.compile(r"[A-Za-z][A-Za-z0-9.\-+@_\[\]:#/]*\Z")
 _NUMBER = re.compile(r"(?:0|[1-9][0-9]{0,19}|0[xX][0-9a-fA-F]{1,16})\Z")
 # 4.2.7.2: what is left after stringprep; upper case is folded by the comparison in the directory, not here
 _ISCSI_NAME = re.compile(r"(?:iqn\.|eui\.|naa\.)[^\s\x00-\x2c\x2f\x3b-\x40\x5b-\x60\x7b-\x7f]+\Z", re.IGNORECASE)
