@@ -1,8 +1,7 @@
 """The real portal, iSCSI core and SCSI device server over stores in memory: for conformance suites without a volume.
 
-`python -m tests.support.scsi_target [--port N] [--mib N] [--thick] [--block 4096] [--physical 512]
-[--read-only]` serves LUN 0 to
-anybody on 127.0.0.1 until it is interrupted.
+`python -m tests.support.scsi_target [--port N] [--mib N] [--thick] [--block 4096] [--physical 512] [--read-only]`
+serves LUN 0 to anybody on 127.0.0.1 until it is interrupted.
 """
 
 from __future__ import annotations
