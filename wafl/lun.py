@@ -268,7 +268,7 @@ class Lun(View):
         if first > last:  # inside one block
             self._zero_part(offset, end)
             return
-        self._zero_part(offset, first << BLOCK_SHIFT)
+        self._zero_part(offset, min(first << BLOCK_SHIFT, end))
         self._zero_part(last << BLOCK_SHIFT, end)
         if first < last:
             self._punch(first, last)
@@ -419,8 +419,11 @@ class Lun(View):
         self.core.check_writable()
         if self.destroyed or self.backing is not plan.backing:
             return 0
+        missing = self.missing
         filled = plan.install(memoryview(data))
         if filled:
+            # All of these were missing, whether or not a composed buffer was there to tell.
+            self.missing = max(0, missing - filled)
             self._files.touch_lun(self)
         return filled
 
