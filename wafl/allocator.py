@@ -35,11 +35,20 @@ DATA_RUN_BLOCKS = 2048
 """Blocks taken from a window at a time for guest data: 8 MiB."""
 APPLY_FREES = 4096
 """Frees collected before they are put into the active map in one vector operation."""
+MAP_SHIFT = MAP_BITS.bit_length() - 1
 
 
 def new_bits(blocks: int) -> Bits:
     """An empty map of whole map blocks."""
     return np.zeros(-(-blocks // MAP_BITS) * BLOCK_BYTES, dtype=np.uint8)
+
+
+def rows_of(vbns: Vbns) -> list[int]:
+    """The map rows that describe these blocks."""
+    if not len(vbns):
+        return []
+    # bincount, because np.unique sorts: 30 ms for 64 Ki blocks against 0.3.
+    return np.flatnonzero(np.bincount((vbns >> MAP_SHIFT).astype(np.intp))).tolist()
 
 
 class Readers:
@@ -111,6 +120,8 @@ class Allocator:
     def refill(self, wanted: int = 1) -> None:
         """Start a new data run.  Raises NoSpace with nothing changed."""
         assert self.next == self.end
+        if len(self.freed) >= APPLY_FREES:
+            self.apply_frees()
         most = min(DATA_RUN_BLOCKS, self.free - self.floor_guest)
         if most < 1:
             raise NoSpace("the volume is full")
@@ -194,7 +205,7 @@ class Allocator:
         clear_each(self.active, vbns)
         self.active_count -= len(vbns)
         self.freeing += len(vbns)
-        self.dirty_active.update(np.unique(vbns // MAP_BITS).tolist())
+        self.dirty_active.update(rows_of(vbns))
         self._pending.append(vbns)
 
     def free_own(self, vbn: int) -> None:
@@ -210,7 +221,7 @@ class Allocator:
         self.apply_frees()
         clear_each(self.summary, vbns)
         self.summary_count -= len(vbns)
-        self.dirty_summary.update(np.unique(vbns // MAP_BITS).tolist())
+        self.dirty_summary.update(rows_of(vbns))
         gone = vbns[~test_each(self.active, vbns)]
         self.freeing += len(gone)
         self._pending.append(gone)
@@ -245,7 +256,7 @@ class Allocator:
             self.free += len(vbns)
             self.freeing -= len(vbns)
             if len(vbns):
-                self.chunk_free += np.bincount((vbns // MAP_BITS).astype(np.intp), minlength=self.chunks)
+                self.chunk_free += np.bincount((vbns >> MAP_SHIFT).astype(np.intp), minlength=self.chunks)
 
     # --- questions -------------------------------------------------------------------------------------------------
 
