@@ -26,7 +26,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from tests.support.initiators import tool, upload, url  # noqa: E402
-from tests.support.lund import Lund  # noqa: E402
+from tests.support.lund import MIB, Lund  # noqa: E402
 from tests.support.netns import Namespace  # noqa: E402
 from tests.support.tgt import Tgt  # noqa: E402
 
@@ -54,8 +54,8 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, list[int
         make_image(image, options.size << 20)
         lund = Lund(namespace, directory / "state", listen=["127.0.0.1:3260"])
         with lund, Tgt(namespace, image, address="127.0.0.1", port=TGT_PORT) as tgt:
-            lund.add_volume(size=f"{options.size * 2 + 256}m")
-            lund.add_lun("/vol/vol0/disk", f"{options.size}m")
+            lund.add_volume(size_bytes=(options.size * 2 + 256) * MIB)
+            lund.add_lun("/vol/vol0/disk", options.size * MIB)
             urls = {"lund": url(lund.target()), "tgt": f"iscsi://127.0.0.1:{TGT_PORT}/{tgt.iqn}/{tgt.lun}"}
             upload(namespace, image, urls["lund"])
             for number in range(options.rounds + 1):

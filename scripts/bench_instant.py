@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests.support.initiators import qemu_io, url  # noqa: E402
-from tests.support.lund import Lund  # noqa: E402
+from tests.support.lund import GIB, Lund  # noqa: E402
 from tests.support.netns import Namespace  # noqa: E402
 
 ROUNDS = 10
@@ -50,8 +50,8 @@ def main() -> int:
         Namespace() as namespace,
         Lund(namespace, Path(name) / "state", listen=["127.0.0.1:3260"]) as lund,
     ):
-        lund.add_volume(size=f"{options.fill * 5 // 4 + 2}g")
-        lund.add_lun("/vol/vol0/full", f"{options.fill}g")
+        lund.add_volume(size_bytes=(options.fill * 5 // 4 + 2) * GIB)
+        lund.add_lun("/vol/vol0/full", options.fill * GIB)
         lund.lun("create", "-s", "1t", "-o", "noreserve", "/vol/vol0/sparse")
         for gib in range(options.fill):
             qemu_io(namespace, url(lund.target()), f"write -P {gib + 1} {gib}G 1G")

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.support.initiators import qemu_io, url
-from tests.support.lund import BIN, Lund, Refused
+from tests.support.lund import BIN, MIB, Lund, Refused
 from tests.support.netns import Namespace
 
 LUN = "/vol/vol0/disk"
@@ -42,7 +42,7 @@ GARBAGE = {
     ids=" ".join,
 )
 def test_a_refusal_is_one_line_and_changes_nothing(lund: Lund, argv: list[str], error: str) -> None:
-    lund.add_lun(LUN, "64m")
+    lund.add_lun(LUN, 64 * MIB)
     before = lund.get("luns"), lund.get("volumes/vol0/snapshots"), lund.get("maps")
     with pytest.raises(Refused) as refused:
         lund.lun(*argv)
@@ -75,7 +75,7 @@ def damage(lund: Lund, block: int) -> None:
 
 
 def test_a_damaged_label_is_survived_and_reported(lund: Lund) -> None:
-    lund.add_lun(LUN, "64m")
+    lund.add_lun(LUN, 64 * MIB)
     lund.stop()
     damage(lund, 0)
     lund.start()
@@ -89,7 +89,7 @@ def test_a_damaged_label_is_survived_and_reported(lund: Lund) -> None:
 def test_garbage_on_the_wire_disturbs_nobody_else(
     lund: Lund, namespace: Namespace, tools: None, bytes_sent: bytes
 ) -> None:
-    lund.add_lun(LUN, "64m")
+    lund.add_lun(LUN, 64 * MIB)
     send = (
         "import socket, sys\n"
         "with socket.create_connection(('127.0.0.1', 3260), 10) as s:\n"

@@ -8,7 +8,7 @@ import pytest
 
 from tests.real.test_linux_host import fio_verify
 from tests.support.initiators import download, url
-from tests.support.lund import Lund, Refused
+from tests.support.lund import MIB, Lund, Refused
 from tests.support.netns import Namespace
 from tests.support.openiscsi import OpenIscsi
 from tests.support.uml import UmlHost
@@ -22,7 +22,7 @@ IDENTITY = ("serial", "naa", "uuid", "size_bytes")
 
 def fill_golden(lund: Lund, host: UmlHost, iscsi: OpenIscsi) -> str:
     """A file system with known files on the golden LUN; the checksums, as sha256sum writes them."""
-    lund.add_lun(GOLDEN, "256m")
+    lund.add_lun(GOLDEN, 256 * MIB)
     iscsi.login(lund.target())
     disk = iscsi.disk(lund.target(), 0)
     host.run("mkfs.ext4", "-q", "-F", disk)

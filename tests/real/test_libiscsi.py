@@ -11,7 +11,7 @@ import pytest
 
 from scripts.iscsi_score import parse, tally
 from tests.support.initiators import tool, url
-from tests.support.lund import Lund
+from tests.support.lund import MIB, Lund
 from tests.support.netns import Namespace
 
 LUN = "/vol/vol0/disk"
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("tools")
 
 @pytest.fixture
 def disk(lund: Lund) -> Iterator[str]:
-    lund.add_lun(LUN, "256m")
+    lund.add_lun(LUN, 256 * MIB)
     yield url(lund.target())
     assert lund.alive, lund.log()[-3000:]
 

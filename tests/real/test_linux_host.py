@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from tests.support.lund import Lund
+from tests.support.lund import MIB, Lund
 from tests.support.openiscsi import DIGESTS, Chap, OpenIscsi
 from tests.support.uml import UmlHost
 
@@ -105,7 +105,7 @@ def test_login_without_chap_is_refused_where_chap_is_asked_for(plain: Lund, iscs
 def test_a_host_sees_a_lun_that_is_mapped_while_it_is_logged_in(plain: Lund, host: UmlHost, iscsi: OpenIscsi) -> None:
     iscsi.login(plain.target())
     iscsi.disk(plain.target(), 0)
-    plain.add_lun("/vol/vol0/second", "64m", lun_id=1)
+    plain.add_lun("/vol/vol0/second", 64 * MIB, lun_id=1)
     iscsi.rescan()
     size = host.run("blockdev", "--getsize64", iscsi.disk(plain.target(), 1)).out
     assert int(size) == 64 << 20

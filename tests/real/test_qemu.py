@@ -31,14 +31,14 @@ def golden_image(path: Path, seed: int) -> bytearray:
 
 
 def test_qemu_img_writes_an_image_and_reads_it_back(lund: Lund, namespace: Namespace, tmp_path: Path) -> None:
-    lund.add_lun(GOLDEN, str(SIZE_BYTES))
+    lund.add_lun(GOLDEN, SIZE_BYTES)
     content = golden_image(tmp_path / "golden.raw", 1)
     upload(namespace, tmp_path / "golden.raw", url(lund.target()))
     assert download(namespace, url(lund.target()), tmp_path / "back.raw") == content
 
 
 def test_qemu_io_finds_its_patterns_again(lund: Lund, namespace: Namespace) -> None:
-    lund.add_lun(GOLDEN, str(SIZE_BYTES))
+    lund.add_lun(GOLDEN, SIZE_BYTES)
     said = qemu_io(
         namespace, url(lund.target()),
         "write -P 0x5a 512 1536", "write -P 0xa5 1M 3M", "write -z 2M 64k", "discard 3M 64k", "flush",
@@ -51,7 +51,7 @@ def test_qemu_io_finds_its_patterns_again(lund: Lund, namespace: Namespace) -> N
 def test_a_clone_written_at_random_while_it_is_cloned_equals_the_model(
     lund: Lund, namespace: Namespace, tmp_path: Path, seed: int
 ) -> None:
-    lund.add_lun(GOLDEN, str(SIZE_BYTES))
+    lund.add_lun(GOLDEN, SIZE_BYTES)
     golden = golden_image(tmp_path / "golden.raw", seed)
     upload(namespace, tmp_path / "golden.raw", url(lund.target()))
     lund.lun("snap", "create", "vol0", "base")

@@ -25,6 +25,7 @@ START_LIMIT_S = 60.0
 STOP_LIMIT_S = 60.0
 COMMAND_LIMIT_S = 120.0
 POLL_S = 0.05
+MIB, GIB = 1 << 20, 1 << 30
 
 
 class LundError(Exception):
@@ -142,17 +143,23 @@ class Lund:
         name: str = self.get(f"volumes/{volume}")["target"]
         return name
 
-    def add_volume(self, name: str = "vol0", size: str = "2g") -> None:
-        self.lun("vol", "create", name, "-s", size)
+    def post(self, collection: str, **body: Any) -> Any:
+        """What the tests set up quickly; what they are about goes through `lun`."""
+        answer = self.api.post(f"/v1/{collection}", json=body)
+        assert answer.is_success, answer.text
+        return answer.json()
 
-    def add_lun(self, path: str, size: str = "256m", *, igroup: str = "everyone", lun_id: int = 0) -> None:
-        self.lun("create", "-s", size, path)
+    def add_volume(self, name: str = "vol0", size_bytes: int = 2 * GIB) -> None:
+        self.post("volumes", name=name, size_bytes=size_bytes)
+
+    def add_lun(self, path: str, size_bytes: int = 256 * MIB, *, igroup: str = "everyone", lun_id: int = 0) -> None:
+        self.post("luns", path=path, size_bytes=size_bytes)
         self.map(path, igroup, lun_id)
 
     def map(self, path: str, igroup: str = "everyone", lun_id: int = 0) -> None:
         if igroup == "everyone" and all(group["name"] != igroup for group in self.get("igroups")):
-            self.lun("igroup", "create", igroup, "*")
-        self.lun("map", path, igroup, str(lun_id))
+            self.post("igroups", name=igroup, initiators=["*"])
+        self.post("maps", path=path, igroup=igroup, lun_id=lun_id)
 
     def clone_status(self, path: str) -> dict[str, Any]:
         status: dict[str, Any] = self.get(f"clones/{path.removeprefix('/vol/')}")
