@@ -6,7 +6,9 @@ Everything is in the volume; the call returns after a consistency point.  Sessio
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable
 
 from target.management import models, serving
 from target.management.clones import Clones
@@ -17,6 +19,13 @@ from target.management.refusal import Refused
 from wafl import Lun
 
 SECTOR_BYTES = 512
+PROPERTIES: dict[str, serving.Tell | None] = {
+    "comment": None,
+    "reserved": None,
+    "serial": serving.tell_identity,
+    "online": serving.tell_online,
+}
+"""Settable as they are -> how sessions are told."""
 SERIAL_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
 SNAPSHOT_NAME_TRIES = 100
 
@@ -185,23 +194,35 @@ class Luns:
                 raise Refused("name-taken", f"LUN {other.name} has serial number {serial} already")
 
     def _apply(self, unit: Unit, lun: Lun, path: LunPath, wanted: models.LunPatch) -> list[serving.Tell]:
+        """All of it or nothing: what can be taken back comes first, the resize, which cannot, last."""
         told: list[serving.Tell] = []
-        if wanted.path is not None and (new := LunPath.parse_active(wanted.path)).lun != path.lun:
-            unit.volume.rename_lun(path.lun, new.lun)
-        if wanted.size_bytes is not None and wanted.size_bytes != lun.size_bytes:
-            unit.volume.resize_lun(lun.name, wanted.size_bytes)
-            told.append(serving.tell_capacity)
-        if wanted.reserved is not None and wanted.reserved != lun.reserved:
-            lun.set_reserved(wanted.reserved)
-        if wanted.comment is not None:
-            lun.set_comment(wanted.comment)
-        if wanted.serial is not None and wanted.serial != lun.serial:
-            lun.set_serial(wanted.serial)
-            told.append(serving.tell_identity)
-        if wanted.online is not None and wanted.online != lun.online:
-            lun.set_online(wanted.online)
-            told.append(serving.tell_online)
+        undo: list[Callable[[], None]] = []
+        try:
+            self._set_properties(lun, wanted, told, undo)
+            if wanted.path is not None and (new := LunPath.parse_active(wanted.path)).lun != path.lun:
+                unit.volume.rename_lun(path.lun, new.lun)
+                undo.append(lambda: unit.volume.rename_lun(new.lun, path.lun))
+            if wanted.size_bytes is not None and wanted.size_bytes != lun.size_bytes:
+                unit.volume.resize_lun(lun.name, wanted.size_bytes)
+                told.append(serving.tell_capacity)
+        except BaseException:
+            for take_back in reversed(undo):
+                take_back()
+            raise
         return told
+
+    def _set_properties(
+        self, lun: Lun, wanted: models.LunPatch, told: list[serving.Tell], undo: list[Callable[[], None]]
+    ) -> None:
+        for name, tell in PROPERTIES.items():
+            value, old = getattr(wanted, name), getattr(lun, name)
+            if value is None or value == old:
+                continue
+            change = getattr(lun, f"set_{name}")
+            change(value)
+            undo.append(functools.partial(change, old))
+            if tell is not None:
+                told.append(tell)
 
     async def _rename_maps(self, lun: Lun) -> None:
         """Maps go by UUID; the name in them is only what people see while the volume is offline."""

@@ -21,7 +21,8 @@ BACKLOG = 128
 MAX_CONNECTIONS = 256
 """At the same time; more are answered with 503."""
 KEEP_ALIVE_S = 30
-STOP_S = 5
+STOP_S = 2
+"""How long answers under way may take when the daemon stops: hosts are waiting for the next one."""
 START_POLL_S = 0.005
 
 

@@ -74,8 +74,7 @@ class Snapshots:
             if holders:
                 raise Refused(
                     "snapshot-busy",
-                    f"snapshot {name} of volume {volume} is in use by {', '.join(holders)}; 'lun clone start' "
-                    "separates a LUN from it; a snapshot among these has to be deleted first",
+                    f"snapshot {name} of volume {volume} is in use by {', '.join(holders)}; {advice(holders)}",
                     holders,
                 )
             unit.volume.delete_snapshot(name)
@@ -84,6 +83,16 @@ class Snapshots:
         self.core.events.emit(
             "snapshot.deleted", f"snapshot {name} of volume {volume} is gone", subject=f"{volume}:{name}"
         )
+
+
+def advice(holders: list[str]) -> str:
+    """What frees a snapshot from its holders."""
+    ways = []
+    if any("/.snapshot/" not in holder for holder in holders):
+        ways.append("'lun clone start LUN' separates a LUN from it")
+    if any("/.snapshot/" in holder for holder in holders):
+        ways.append("a LUN inside a later snapshot holds it until that snapshot is deleted")
+    return "; ".join(ways)
 
 
 def holder_path(unit: Unit, holder: str) -> str:

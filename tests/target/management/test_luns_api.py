@@ -226,6 +226,17 @@ def test_a_resize_is_seen_and_a_smaller_one_needs_force(play: Play) -> None:
     play(scene)
 
 
+def test_a_change_of_several_things_that_fails_changes_none_of_them(play: Play) -> None:
+    async def scene(api: Api) -> None:
+        await golden(api)
+        before = await api.get("/luns")
+        body = {"path": "/vol/vol0/new", "comment": "new", "online": False, "size_bytes": 1 << 60}
+        assert (await api.refused("PATCH", "/luns/vol0/lun0", body)).name == "invalid-size"
+        assert await api.get("/luns") == before
+
+    play(scene)
+
+
 def test_an_offline_lun_may_get_another_serial(play: Play) -> None:
     async def scene(api: Api) -> None:
         await api.volume()
