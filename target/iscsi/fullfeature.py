@@ -58,7 +58,7 @@ def _logout(connection: Connection, pdu: Pdu) -> None:
             itt=request.itt,
             response=response,
             time2wait=parameters["DefaultTime2Wait"],
-            time2retain=parameters["DefaultTime2Retain"],
+            time2retain=0,  # nothing is kept for a connection that has gone (11.15.4)
         )
     )
     if response == LogoutResponse.SUCCESS:

@@ -54,29 +54,32 @@ class MachineAddresses:
         self.current: set[str] = set()
         self._changed = changed
         self._socket: socket.socket | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+        self._stale = False
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Read the addresses and listen for changes.  A machine that refuses rtnetlink is read once."""
+    async def start(self) -> None:
+        """Listen for changes, and read the addresses.  A machine that refuses rtnetlink is read once."""
         try:
             notices = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
             notices.bind((0, RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))
         except OSError as error:
             log.warning("address changes are not followed: %s", error)
         else:
-            self._socket, self._loop = notices, loop
-            loop.add_reader(notices.fileno(), self._notice)
-        self.refresh()
+            self._socket = notices
+            asyncio.get_running_loop().add_reader(notices.fileno(), self._notice)
+        await self.refresh()
 
-    def stop(self) -> None:
-        if self._socket is not None and self._loop is not None:
-            self._loop.remove_reader(self._socket.fileno())
+    async def stop(self) -> None:
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
             self._socket.close()
             self._socket = None
+        if self._refreshing is not None:
+            await self._refreshing
 
-    def refresh(self) -> None:
-        """Ask the kernel again."""
-        addresses = read_addresses()
+    async def refresh(self) -> None:
+        """Ask the kernel, in a thread: pyroute2's blocking interface runs a loop of its own."""
+        addresses = await asyncio.to_thread(read_addresses)
         if addresses != self.current:
             self.current = addresses
             self._changed()
@@ -89,7 +92,19 @@ class MachineAddresses:
                 pass
         except OSError:
             pass
-        self.refresh()
+        self._stale = True
+        if self._refreshing is None:
+            self._refreshing = asyncio.ensure_future(self._catch_up())
+
+    async def _catch_up(self) -> None:
+        try:
+            while self._stale:
+                self._stale = False
+                await self.refresh()
+        except Exception as error:
+            log.warning("the machine's addresses could not be read: %r", error)
+        finally:
+            self._refreshing = None
 
 
 def read_addresses() -> set[str]:

@@ -76,7 +76,7 @@ class Portal:
         self._servers[bound] = server
         if address in WILDCARDS and not self._following:
             self._following = True
-            self._machine.start(loop)
+            await self._machine.start()
         log.info("listening on %s port %d", *bound)
         return bound
 
@@ -92,7 +92,7 @@ class Portal:
             server.close()
         self._servers.clear()
         if self._following:
-            self._machine.stop()
+            await self._machine.stop()
             self._following = False
         if logout_time_s and self.connections:
             await self._ask_for_logout(logout_time_s)

@@ -84,6 +84,7 @@ class IscsiTransport(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         try:
             self.core.lost(f"connection lost: {exc}" if exc else "closed by the initiator")
             self._tell()
@@ -166,6 +167,10 @@ class IscsiTransport(asyncio.BufferedProtocol):
     def _tell(self) -> None:
         while (event := self.core.next_event()) is not None:
             self._log_event(event)
+        # a new phase may have an earlier deadline than the one that the timer waits for
+        if self._timer is not None and self.core.deadline < self._timer.when():
+            self._timer.cancel()
+            self._arm_timer()
 
     def _log_event(self, event: Event) -> None:
         if isinstance(event, LoggedIn):

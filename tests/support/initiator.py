@@ -168,7 +168,9 @@ class Initiator:
 
     # --- PDUs
 
-    def encode(self, opcode: Opcode, data: bytes = b"", *, flags: int = FINAL, immediate: bool = False, **f: Any) -> bytes:
+    def encode(
+        self, opcode: Opcode, data: bytes = b"", *, flags: int = FINAL, immediate: bool = False, **f: Any
+    ) -> bytes:
         fields = {"exp_stat_sn": self.exp_stat_sn, "cmd_sn": self.cmd_sn, **f}
         known = {sub.name for sub in pdus.DECLARATIONS[opcode].subcons}
         fields = {name: value for name, value in fields.items() if name in known}

@@ -39,6 +39,8 @@ class MemoryDisk:
     """SYNCHRONIZE CACHE waits here until the test answers it: (tag, done)."""
     bad_offset: int | None = None
     """A READ that touches this byte fails from there on with MEDIUM ERROR."""
+    crash: bool = False
+    """`execute` raises what no device server should."""
     seen: list[bytes] = field(default_factory=list)
     managed: list[tuple[int, int]] = field(default_factory=list)
     closed: int = 0
@@ -93,6 +95,8 @@ class MemoryNexus:
         self, lun: int, cdb: bytes, attribute: int, data_out: memoryview, tag: int, done: Done
     ) -> Response | None:
         self.disk.seen.append(cdb)
+        if self.disk.crash:
+            raise ZeroDivisionError("told to")
         if cdb[0] == 0x35:
             self.disk.later.append((tag, done))
             return None

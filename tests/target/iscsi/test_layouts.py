@@ -24,12 +24,14 @@ FIGURES: dict[Opcode, dict[str, tuple[int, int]]] = {
         "lun": (8, 8), "referenced_itt": (20, 4), "cmd_sn": (24, 4), "exp_stat_sn": (28, 4), "ref_cmd_sn": (32, 4),
         "exp_data_sn": (36, 4),
     },
-    Opcode.TASK_MANAGEMENT_RESPONSE: {"response": (2, 1), "stat_sn": (24, 4), "exp_cmd_sn": (28, 4), "max_cmd_sn": (32, 4)},
+    Opcode.TASK_MANAGEMENT_RESPONSE: {
+        "response": (2, 1), "stat_sn": (24, 4), "exp_cmd_sn": (28, 4), "max_cmd_sn": (32, 4)},
     Opcode.DATA_IN: {
         "status": (3, 1), "lun": (8, 8), "ttt": (20, 4), "stat_sn": (24, 4), "exp_cmd_sn": (28, 4),
         "max_cmd_sn": (32, 4), "data_sn": (36, 4), "buffer_offset": (40, 4), "residual": (44, 4),
     },
-    Opcode.DATA_OUT: {"lun": (8, 8), "ttt": (20, 4), "exp_stat_sn": (28, 4), "data_sn": (36, 4), "buffer_offset": (40, 4)},
+    Opcode.DATA_OUT: {
+        "lun": (8, 8), "ttt": (20, 4), "exp_stat_sn": (28, 4), "data_sn": (36, 4), "buffer_offset": (40, 4)},
     Opcode.R2T: {
         "lun": (8, 8), "ttt": (20, 4), "stat_sn": (24, 4), "exp_cmd_sn": (28, 4), "max_cmd_sn": (32, 4),
         "r2t_sn": (36, 4), "buffer_offset": (40, 4), "desired_length": (44, 4),
@@ -39,7 +41,8 @@ FIGURES: dict[Opcode, dict[str, tuple[int, int]]] = {
         "async_vcode": (37, 1), "parameter1": (38, 2), "parameter2": (40, 2), "parameter3": (42, 2),
     },
     Opcode.TEXT_REQUEST: {"lun": (8, 8), "ttt": (20, 4), "cmd_sn": (24, 4), "exp_stat_sn": (28, 4)},
-    Opcode.TEXT_RESPONSE: {"lun": (8, 8), "ttt": (20, 4), "stat_sn": (24, 4), "exp_cmd_sn": (28, 4), "max_cmd_sn": (32, 4)},
+    Opcode.TEXT_RESPONSE: {
+        "lun": (8, 8), "ttt": (20, 4), "stat_sn": (24, 4), "exp_cmd_sn": (28, 4), "max_cmd_sn": (32, 4)},
     Opcode.LOGIN_REQUEST: {
         "version_max": (2, 1), "version_min": (3, 1), "isid": (8, 6), "tsih": (14, 2), "cid": (20, 2),
         "cmd_sn": (24, 4), "exp_stat_sn": (28, 4),
@@ -53,8 +56,10 @@ FIGURES: dict[Opcode, dict[str, tuple[int, int]]] = {
         "response": (2, 1), "stat_sn": (24, 4), "exp_cmd_sn": (28, 4), "max_cmd_sn": (32, 4), "time2wait": (40, 2),
         "time2retain": (42, 2),
     },
-    Opcode.SNACK_REQUEST: {"lun": (8, 8), "ttt": (20, 4), "exp_stat_sn": (28, 4), "begin_run": (40, 4), "run_length": (44, 4)},
-    Opcode.REJECT: {"reason": (2, 1), "stat_sn": (24, 4), "exp_cmd_sn": (28, 4), "max_cmd_sn": (32, 4), "data_sn": (36, 4)},
+    Opcode.SNACK_REQUEST: {
+        "lun": (8, 8), "ttt": (20, 4), "exp_stat_sn": (28, 4), "begin_run": (40, 4), "run_length": (44, 4)},
+    Opcode.REJECT: {
+        "reason": (2, 1), "stat_sn": (24, 4), "exp_cmd_sn": (28, 4), "max_cmd_sn": (32, 4), "data_sn": (36, 4)},
     Opcode.NOP_OUT: {"lun": (8, 8), "ttt": (20, 4), "cmd_sn": (24, 4), "exp_stat_sn": (28, 4)},
     Opcode.NOP_IN: {"lun": (8, 8), "ttt": (20, 4), "stat_sn": (24, 4), "exp_cmd_sn": (28, 4), "max_cmd_sn": (32, 4)},
 }  # fmt: skip

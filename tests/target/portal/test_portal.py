@@ -1,0 +1,305 @@
+"""Listeners and connections, over real sockets, on asyncio's loop and on uvloop's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import uvloop
+
+from target.iscsi.constants import Opcode
+from target.iscsi.ports import Response
+from target.iscsi.registry import Registry
+from target.portal import Portal, PortalConfig
+from target.portal.logs import LINES, RateLimited
+from tests.support.initiator import READ_10, Initiator, Link, Reply, cdb_10, make_host
+from tests.support.memory_target import TARGET, MemoryDisk, one_disk
+
+RUNNERS: dict[str, Callable[[Any], Any]] = {"asyncio": asyncio.run, "uvloop": uvloop.run}
+LIMIT_S = 20.0
+
+
+class SocketLink(Link):
+    """The initiator's wire over a real connection; blocking calls, made in a thread."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        directory, _ = one_disk()
+        super().__init__(make_host(directory))  # the parser and its framing; its own target's end is not used
+        self.socket = socket.create_connection(address, timeout=LIMIT_S)
+        self.expected = 1
+        self.gone = False
+
+    def send(self, data: bytes) -> list[Reply]:
+        self.socket.sendall(data)
+        return self.receive(self.expected)
+
+    def receive(self, count: int) -> list[Reply]:
+        while len(self.replies) < count:
+            data = self.socket.recv(1 << 20)
+            if not data:
+                self.gone = True
+                break
+            self._incoming += data
+            self._parse()
+        return self.take()
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class Served:
+    def __init__(self, portal: Portal, disk: MemoryDisk, address: tuple[str, int]) -> None:
+        self.portal, self.disk, self.address = portal, disk, address
+
+    def initiator(self, **settings: Any) -> Initiator:
+        return Initiator(SocketLink(self.address), **settings)
+
+
+def serve(
+    runner: str, test: Callable[[Served], Any], config: PortalConfig | None = None, address: str = "127.0.0.1",
+    beside: Callable[[Served], Awaitable[None]] | None = None,
+) -> Any:  # fmt: skip
+    """Run `test` in a thread against a portal in the loop."""
+
+    async def run() -> Any:
+        directory, disk = one_disk(4)
+        portal = Portal(directory, Registry(), config)
+        served = Served(portal, disk, await portal.start(address, 0))
+        try:
+            beside_task = asyncio.ensure_future(beside(served)) if beside else None
+            result = await asyncio.wait_for(asyncio.to_thread(test, served), LIMIT_S)
+            if beside_task:
+                await beside_task
+            return result
+        finally:
+            await portal.stop()
+            assert not portal.connections
+            assert portal.listening == []
+
+    return RUNNERS[runner](run())
+
+
+each_loop = pytest.mark.parametrize("runner", RUNNERS)
+
+
+@each_loop
+def test_login_write_read_logout(runner: str) -> None:
+    def test(served: Served) -> None:
+        initiator = served.initiator()
+        assert initiator.login().status_class == 0
+        data = bytes(range(256)) * 16
+        assert initiator.write(3, data).status == 0
+        assert initiator.read(3, 8).data == data
+        assert len(served.portal.registry.sessions(TARGET)) == 1
+        (reply,) = initiator.numbered(Opcode.LOGOUT_REQUEST)
+        assert reply.response == 0
+        initiator.link.receive(1)  # type: ignore[attr-defined]
+        assert initiator.link.gone  # type: ignore[attr-defined]
+
+    serve(runner, test)
+
+
+@each_loop
+def test_more_is_read_than_socket_and_buffers_hold(runner: str) -> None:
+    """A client that sends everything first and reads later: back-pressure, and every byte right in the end."""
+
+    def test(served: Served) -> None:
+        served.disk.data[:] = bytes(range(256)) * (len(served.disk.data) // 256)
+        initiator = served.initiator()
+        initiator.login()
+        link: Any = initiator.link
+        wire = b""
+        for n in range(64):
+            cdb = cdb_10(READ_10, 0, 2048).ljust(16, b"\0")
+            wire += initiator.encode(Opcode.SCSI_COMMAND, flags=0xC1, itt=1000 + n, edtl=1 << 20, cdb=cdb)
+            initiator.cmd_sn += 1
+        link.socket.sendall(wire)
+        got = {1000 + n: 0 for n in range(64)}
+        while sum(got.values()) < 64 << 20:
+            for reply in link.receive(1):
+                offset = reply.buffer_offset
+                assert reply.data == served.disk.data[offset : offset + len(reply.data)]
+                got[reply.itt] += len(reply.data)
+        assert set(got.values()) == {1 << 20}
+
+    serve(runner, test)
+
+
+@each_loop
+def test_a_flush_is_answered_when_it_is_done(runner: str) -> None:
+    def test(served: Served) -> int:
+        initiator = served.initiator()
+        initiator.login()
+        (reply,) = initiator.numbered(Opcode.SCSI_COMMAND, flags=0x81, cdb=bytes((0x35,)) + bytes(15))
+        return int(reply.status)
+
+    async def flusher(served: Served) -> None:
+        while not served.disk.later:
+            await asyncio.sleep(0.001)
+        served.disk.later.pop()[1](Response())
+
+    assert serve(runner, test, beside=flusher) == 0
+
+
+def test_ipv6() -> None:
+    def test(served: Served) -> int:
+        return int(served.initiator().login().status_class)
+
+    try:
+        assert serve("asyncio", test, address="::1") == 0
+    except OSError as error:
+        pytest.skip(f"no IPv6 loopback: {error}")
+
+
+def test_a_wildcard_listener_gives_out_real_addresses() -> None:
+    async def run() -> list[str]:
+        directory, _ = one_disk()
+        portal = Portal(directory, Registry())
+        await portal.start("0.0.0.0", 0)
+        try:
+            return portal.addresses()
+        finally:
+            await portal.stop()
+
+    addresses = asyncio.run(run())
+    assert addresses
+    assert not any(a.startswith("0.0.0.0") for a in addresses)
+
+
+def test_an_address_in_use_is_an_error() -> None:
+    async def run() -> None:
+        directory, _ = one_disk()
+        portal = Portal(directory, Registry())
+        _, port = await portal.start("127.0.0.1", 0)
+        with pytest.raises(OSError, match="in use"):
+            await portal.start("127.0.0.1", port)
+        await portal.stop()
+
+    asyncio.run(run())
+
+
+@each_loop
+def test_garbage_ends_one_connection_with_one_line(runner: str, caplog: pytest.LogCaptureFixture) -> None:
+    def test(served: Served) -> None:
+        bystander = served.initiator()
+        bystander.login()
+        with socket.create_connection(served.address, timeout=LIMIT_S) as peer:
+            peer.sendall(b"GET / HTTP/1.0\r\n\r\n" + bytes(100))
+            assert peer.recv(100) == b""
+            name = "{}:{}".format(*peer.getsockname())
+        assert bystander.read(0, 1).status == 0
+        lines = [r.getMessage() for r in caplog.records if name in r.getMessage() and r.levelno >= logging.WARNING]
+        assert lines == [f"{name}: connection closed: something other than a Login Request before login"]
+
+    serve(runner, test)
+
+
+def test_a_refused_login_is_logged_with_its_name(caplog: pytest.LogCaptureFixture) -> None:
+    def test(served: Served) -> None:
+        assert served.initiator(target=TARGET + ":no").login().status_detail == 3
+
+    serve("asyncio", test)
+    (line,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert "login of iqn.2026-01.test.host:one refused (status 0203h): no target" in line
+
+
+def test_a_fault_of_ours_costs_one_connection(caplog: pytest.LogCaptureFixture) -> None:
+    def test(served: Served) -> None:
+        bystander = served.initiator(isid=b"\x80\0\0\0\0\7")
+        bystander.login()
+        victim = served.initiator()
+        victim.login()
+        served.disk.crash = True
+        assert victim.numbered(Opcode.SCSI_COMMAND, flags=0x81, cdb=bytes(16)) == []
+        assert victim.link.gone  # type: ignore[attr-defined]
+        served.disk.crash = False
+        assert bystander.read(0, 1).status == 0
+
+    serve("asyncio", test)
+    assert "internal error" in caplog.text
+
+
+def test_a_slow_login_is_ended() -> None:
+    def test(served: Served) -> None:
+        with socket.create_connection(served.address, timeout=LIMIT_S) as peer:
+            peer.sendall(b"\x43")
+            assert peer.recv(1) == b""
+
+    serve("asyncio", test, PortalConfig(login_timeout_s=0.05))
+
+
+def test_a_silent_initiator_is_ended() -> None:
+    def test(served: Served) -> None:
+        initiator = served.initiator()
+        initiator.login()
+        (ping,) = initiator.link.receive(1)  # type: ignore[attr-defined]
+        assert ping.opcode is Opcode.NOP_IN
+        initiator.link.receive(1)  # type: ignore[attr-defined]
+        assert initiator.link.gone  # type: ignore[attr-defined]
+
+    serve("asyncio", test, PortalConfig(nop_interval_s=0.05, nop_timeout_s=0.05))
+
+
+def test_connections_that_do_not_log_in_are_limited() -> None:
+    def test(served: Served) -> None:
+        first = [socket.create_connection(served.address, timeout=LIMIT_S) for _ in range(2)]
+        with socket.create_connection(served.address, timeout=LIMIT_S) as extra:
+            with contextlib.suppress(ConnectionResetError):
+                assert extra.recv(1) == b""
+        for peer in first:
+            peer.close()
+
+    serve("asyncio", test, PortalConfig(logging_in_max=2))
+
+
+def test_reinstatement_closes_the_old_connection() -> None:
+    def test(served: Served) -> None:
+        old, new = served.initiator(), served.initiator()
+        old.login()
+        new.login()
+        old.link.receive(1)  # type: ignore[attr-defined]
+        assert old.link.gone  # type: ignore[attr-defined]
+        assert new.read(0, 1).status == 0
+
+    serve("asyncio", test)
+
+
+def test_stopping_asks_initiators_to_log_out_first() -> None:
+    async def run() -> None:
+        directory, _ = one_disk()
+        portal = Portal(directory, Registry())
+        address = await portal.start("127.0.0.1", 0)
+
+        def client() -> None:
+            initiator = Initiator(SocketLink(address))
+            initiator.login()
+            ready.set()
+            (message,) = initiator.link.receive(1)  # type: ignore[attr-defined]
+            assert (message.opcode, message.async_event) == (Opcode.ASYNC_MESSAGE, 1)
+            initiator.numbered(Opcode.LOGOUT_REQUEST)
+
+        ready = threading.Event()
+        host = asyncio.ensure_future(asyncio.to_thread(client))
+        await asyncio.to_thread(ready.wait, LIMIT_S)
+        await portal.stop(logout_time_s=LIMIT_S)
+        await host
+
+    asyncio.run(run())
+
+
+def test_log_lines_of_one_source_are_limited(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    notices = RateLimited(logging.getLogger("limited"), lambda: now)
+    for n in range(1000):
+        notices.warning("192.0.2.1", "line %d", n)
+    notices.warning("192.0.2.2", "another source")
+    assert len(caplog.records) == LINES + 1
+    now = 61.0
+    notices.warning("192.0.2.1", "later")
+    assert f"{1000 - LINES} more messages" in caplog.text
