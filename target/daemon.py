@@ -23,6 +23,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import target.portal
 from cloner import CloneManager
 from target.config import Config, ConfigError, read_config
 from target.iscsi.registry import Registry
@@ -31,7 +32,7 @@ from target.management.api import make_app, product_version
 from target.management.clones import forward_event
 from target.management.core import Core
 from target.management.directory import Directory
-from target.management.events import EventLog
+from target.management.events import EventHandler, EventLog
 from target.management.names import PortalAddress, check_nodename
 from target.management.operations import Operations
 from target.management.refusal import Refused
@@ -70,6 +71,8 @@ class Daemon:
         self.directory = Directory(self.core)
         self.portal = Portal(self.directory, registry)
         self.services = Services(self.core, self.portal, registry)
+        self._notices = EventHandler(self.events, "iscsi.warning")
+        logging.getLogger(target.portal.__name__).addHandler(self._notices)
         self.app = make_app(self.services)
         self.server = ManagementServer(self.app, management)
 
@@ -109,6 +112,7 @@ class Daemon:
                 await step()  # type: ignore[misc]
             except Exception:
                 log.exception("stopping")
+        logging.getLogger(target.portal.__name__).removeHandler(self._notices)
         last = self.events.last_seq
         self.store.change_now(lambda cursor: set_setting(cursor, "next_event", str(last + 1)))
         self.store.close()

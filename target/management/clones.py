@@ -23,7 +23,7 @@ PROGRESS_S = 0.5
 
 
 def forward_event(events: EventLog, event: CloneEvent) -> None:
-    events.emit(event.kind, event.message, subject=event.path, severity=Severity[event.level.upper()], **event.data)
+    events.emit(event.kind, event.message, subject=event.path, severity=Severity[event.level.upper()], data=event.data)
 
 
 class Clones:

@@ -12,7 +12,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -61,13 +61,21 @@ class EventLog:
         self._closed = False
 
     def emit(
-        self, kind: str, message: str, *, subject: str = "", severity: Severity = Severity.INFO, **data: Any
+        self,
+        kind: str,
+        message: str,
+        *,
+        subject: str = "",
+        severity: Severity = Severity.INFO,
+        logged: bool = False,
+        data: Mapping[str, Any] | None = None,
     ) -> Event:
-        event = Event(next(self._numbers), self._clock(), kind, severity, subject, message, data)
+        """`logged`: the log has it already."""
+        event = Event(next(self._numbers), self._clock(), kind, severity, subject, message, dict(data or {}))
         self._ring.append(event)
         key = kind, severity.name.lower()
         self.counts[key] = self.counts.get(key, 0) + 1
-        if severity >= Severity.NOTICE:
+        if severity >= Severity.NOTICE and not logged:
             log.log(severity, "%s: %s", kind, message)
         # Followers wait on the old Event; setting it wakes all of them once, and the next wait is on a new one.
         self._changed.set()
@@ -99,3 +107,16 @@ class EventLog:
         """End all followers: the daemon is stopping."""
         self._closed = True
         self._changed.set()
+
+
+class EventHandler(logging.Handler):
+    """Makes events of the warnings that another part of the daemon logs (refused logins, for one)."""
+
+    def __init__(self, events: EventLog, kind: str) -> None:
+        super().__init__(logging.WARNING)
+        self._events = events
+        self._kind = kind
+
+    def emit(self, record: logging.LogRecord) -> None:
+        severity = Severity.ERROR if record.levelno >= logging.ERROR else Severity.WARNING
+        self._events.emit(self._kind, record.getMessage(), severity=severity, logged=True)

@@ -98,7 +98,7 @@ class Volumes:
             f"volume {record.name} stays offline: {refused.message}",
             subject=record.name,
             severity=Severity.ERROR,
-            error=refused.name,
+            data={"error": refused.name},
         )
 
     async def _mount(self, record: VolumeRecord) -> Unit:

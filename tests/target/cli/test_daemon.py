@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from target.daemon import main
 from tests.target.cli.conftest import DaemonProcess, Lun
 
 
@@ -44,12 +45,13 @@ def test_a_second_lund_on_the_same_volume_leaves_it_offline_and_says_why(lun: Lu
     [("[iscsi]\nlissten = []\n", "lissten"), ("[volumes]\ncache_mib = 0\n", "cache_mib"), ("what is this", "line 1")],
     ids=["misspelt", "out of range", "not TOML"],
 )
-def test_a_bad_configuration_file_is_refused_in_one_line(tmp_path: Path, text: str, word: str) -> None:
+def test_a_bad_configuration_file_is_refused_in_one_line(
+    tmp_path: Path, text: str, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tmp_path / "lund.toml"
     config.write_text(text)
-    done = lund("--state", str(tmp_path / "state"), "--config", str(config))
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    assert main(["--state", str(tmp_path / "state"), "--config", str(config)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
     assert word in line
 
 
