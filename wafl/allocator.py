@@ -8,10 +8,9 @@ Three bit arrays, one bit a block:
 
 Rules:
 
-- A block freed in generation g goes to g's pending list and stays busy until the consistency point of g is durable
-  and every reader that started earlier has ended (`Readers`).  A block that a snapshot still holds when g is frozen is
-  dropped from the list: whoever clears its summary bit lists it again.  So each block is in at most one list, and a
-  block is never handed out while any tree that a crash could fall back to reaches it.
+- A block whose last bit (active or summary) goes in generation g is put into g's pending list.  It stays busy until
+  the consistency point of g is durable and every reader that started earlier has ended (`Readers`).  So each block is
+  in at most one list, and none is handed out while any tree that a crash could fall back to reaches it.
 - Guest data comes in long runs from the front of a window (one map block's worth of volume), pointer blocks from
   its back: both stay contiguous.
 - The data run is marked in advance and its unused rest given back at each freeze, so that the frozen active map is
@@ -204,17 +203,16 @@ class Allocator:
         del self.freed[:]
         clear_each(self.active, vbns)
         self.active_count -= len(vbns)
-        self.freeing += len(vbns)
         self.dirty_active.update(rows_of(vbns))
-        self._pending.append(vbns)
+        # What a snapshot still holds is listed by whoever takes it out of the summary.
+        self._list(vbns[~test_each(self.summary, vbns)])
 
     def free_own(self, vbn: int) -> None:
         """Free a block of the volume itself."""
         self._summary_bytes[vbn >> 3] &= 0xFF ^ (1 << (vbn & 7))
         self.summary_count -= 1
-        self.freeing += 1
         self.dirty_summary.add(vbn // MAP_BITS)
-        self._pending.append(np.array([vbn], dtype=np.uint64))
+        self._list(np.array([vbn], dtype=np.uint64))
 
     def drop_from_summary(self, vbns: Vbns) -> int:
         """Snapshots hold these no longer.  Returns how many become free (the others are still active)."""
@@ -223,9 +221,13 @@ class Allocator:
         self.summary_count -= len(vbns)
         self.dirty_summary.update(rows_of(vbns))
         gone = vbns[~test_each(self.active, vbns)]
-        self.freeing += len(gone)
-        self._pending.append(gone)
+        self._list(gone)
         return len(gone)
+
+    def _list(self, vbns: Vbns) -> None:
+        if len(vbns):
+            self.freeing += len(vbns)
+            self._pending.append(vbns)
 
     def merge_active_into_summary(self) -> None:
         """A snapshot is made: all that is active is now in use by something else too."""
@@ -237,12 +239,9 @@ class Allocator:
         self.summary_count = count(self.summary)
 
     def freeze_frees(self) -> list[Vbns]:
-        """What this generation freed for good: the list to pass to `release` once it is durable."""
+        """What this generation freed: the list to pass to `release` once it is durable."""
         frozen, self._pending = self._pending, []
-        before = sum(map(len, frozen))
-        kept = [vbns[~test_each(self.summary, vbns)] for vbns in frozen]
-        self.freeing -= before - sum(map(len, kept))
-        return kept
+        return frozen
 
     def release(self, frozen: list[Vbns]) -> None:
         """The generation that freed these blocks is durable."""
@@ -255,8 +254,7 @@ class Allocator:
             clear_each(self.busy, vbns)
             self.free += len(vbns)
             self.freeing -= len(vbns)
-            if len(vbns):
-                self.chunk_free += np.bincount((vbns >> MAP_SHIFT).astype(np.intp), minlength=self.chunks)
+            self.chunk_free += np.bincount((vbns >> MAP_SHIFT).astype(np.intp), minlength=self.chunks)
 
     # --- questions -------------------------------------------------------------------------------------------------
 

@@ -291,7 +291,8 @@ class Core:
             self.cool()
             return
         goal = self.cache_limit * 3 // 4
-        for _ in range(len(self._queue)):
+        # Not the newest: whoever loaded it is still at work on it.
+        for _ in range(len(self._queue) - 1):
             if self.cached <= goal:
                 break
             self._evict_oldest()

@@ -286,6 +286,8 @@ class Lun(View):
     def _punch(self, first: int, last: int) -> None:
         core, inode = self.core, self.inode
         limit = self.backing.limit_bytes >> BLOCK_SHIFT if self.backing else 0
+        if last == -(-self.size_bytes // BLOCK_BYTES):
+            last = POINTERS**inode.height  # nothing lies behind: whole subtrees go, none is left half empty
         core.ensure(8 * inode.height + 16, core.allocator.floor_ops)
         graveyard_of = self._files.graveyard_of
         try:
@@ -417,7 +419,7 @@ class Lun(View):
         filled; 0 if the backing is not the plan's any more.  Never logged (spec: no NVLOG protection).
         Raises NoSpace (at once, without a consistency point of its own), ReadOnlyVolume, VolumeFailed."""
         self.core.check_writable()
-        if self.destroyed or self.backing is not plan.backing:
+        if self.destroyed or self.backing is None or self.backing != plan.backing:
             return 0
         missing = self.missing
         filled = plan.install(memoryview(data))

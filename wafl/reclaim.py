@@ -44,6 +44,7 @@ class Reclaim:
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
         self._core = volume.core
+        self._work: Generator[Step, None, None] | None = None
 
     @property
     def pending(self) -> bool:
@@ -51,8 +52,26 @@ class Reclaim:
 
     def run(self) -> Generator[Step, None, None]:
         """Slices until all is done, or until only a consistency point helps on (no room to work in, or a snapshot
-        in the making whose map cannot be read yet)."""
+        in the making whose map cannot be read yet).  However many run at a time, they share the work: a shortage of
+        space may drive it on while somebody else's iteration rests."""
+        while self.advance():
+            yield Step.SLICE
+
+    def advance(self) -> bool:
+        """One slice; False at the end."""
         self._core.check_writable()
+        if self._work is None:
+            self._work = self._slices()
+        try:
+            next(self._work)
+        except BaseException as error:
+            self._work = None
+            if isinstance(error, StopIteration):
+                return False
+            raise
+        return True
+
+    def _slices(self) -> Generator[Step, None, None]:
         yield from self._trim_zombies()
         for snapshot in list(self._volume.snapshots_table.deleting.values()):
             yield from self._free_snapshot(snapshot)
@@ -69,7 +88,6 @@ class Reclaim:
 
     def _trim_some(self, zombie: Inode) -> bool:
         """One slice.  False for want of room."""
-        self._core.check_writable()
         files = self._volume.files
         for _ in range(TRIM_SLICE):
             try:
@@ -101,7 +119,6 @@ class Reclaim:
             aside: list[Vbns] = []
             own_map = table.active_map(snapshot)
             for row in self._rows(snapshot, own_map):
-                core.check_writable()
                 if table.making:
                     return
                 gone = self._only_in(snapshot, own_map, row)

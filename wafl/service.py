@@ -53,6 +53,9 @@ class VolumeService:
         self._tasks: list[asyncio.Task[None]] = []
         self._executor: ThreadPoolExecutor | None = None
         self._stopping = False
+        self._forced = False
+        """A consistency point is wanted though its time has not come."""
+        self._reported: set[str] = set()
         self._last_start = 0.0
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -91,8 +94,8 @@ class VolumeService:
     def flush(self, done: FlushDone) -> None:
         """Call `done` once everything written so far is durable, or with the error; never before returning."""
         volume = self.volume
-        if volume.failure is not None:
-            error = VolumeFailed(f"the volume has failed: {volume.failure}")
+        if volume.failure is not None or self._executor is None:
+            error = VolumeFailed(f"the volume has failed: {volume.failure or 'it is not being served'}")
             asyncio.get_running_loop().call_soon(done, error)
         elif volume.dirty:
             self._next.append(done)
@@ -147,6 +150,8 @@ class VolumeService:
             return True
         if not volume.dirty:
             return False
+        if self._forced:
+            return True
         late = asyncio.get_running_loop().time() - self._last_start >= self.cp_interval_s
         return late or volume.dirty_blocks >= self.dirty_limit or self._pressed()
 
@@ -166,6 +171,7 @@ class VolumeService:
     async def _checkpoint(self) -> None:
         self._last_start = asyncio.get_running_loop().time()
         self._current, self._next = self._next, []
+        self._forced = False
         try:
             if self.volume.dirty:
                 await self._run(self.volume.checkpoint())
@@ -194,6 +200,7 @@ class VolumeService:
                 checkpoint.throw(error)
 
     def _report(self, error: BaseException) -> None:
+        self.volume.fail(error)
         self._fail_all(error)
         if isinstance(error, Exception):
             log.error("volume %s: %s", self.volume.name, error)
@@ -215,7 +222,9 @@ class VolumeService:
                 await self._reclaim_once()
             except WaflError as error:
                 # A damaged block in a tree that goes: its space stays taken until the volume is repaired.
-                log.error("volume %s: reclaim: %s", self.volume.name, error)
+                if str(error) not in self._reported:
+                    self._reported.add(str(error))
+                    log.error("volume %s: reclaim: %s", self.volume.name, error)
 
     async def _reclaim_once(self) -> None:
         for done, _ in enumerate(self.volume.reclaim(), 1):
@@ -223,7 +232,6 @@ class VolumeService:
             if done % RECLAIM_SLICES == 0 and self._due():
                 self._wake.set()
                 await asyncio.sleep(0)
-        if self.volume.reclaim_pending:
-            self._wake.set()  # only a consistency point helps on; it kicks reclaim again
-        elif self.volume.dirty:
-            self._wake.set()
+        # What was freed becomes allocatable; and if anything is left, only this helps on (it kicks reclaim again).
+        self._forced = True
+        self._wake.set()

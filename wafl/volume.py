@@ -12,7 +12,7 @@ import hashlib
 import time
 import uuid as uuids
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +22,7 @@ from wafl.bits import Vbns, count, set_range
 from wafl.buffers import VOLUME, Core
 from wafl.checkpoint import Checkpoint
 from wafl.device import Device
-from wafl.errors import ChainTooDeep, InvalidSize, LunBusy, NameTaken
+from wafl.errors import ChainTooDeep, CorruptVolume, InvalidSize, LunBusy, NameTaken
 from wafl.filesystem import FileSystem, check_lun_size
 from wafl.format import (
     BLOCK_BYTES,
@@ -151,6 +151,7 @@ class Volume:
         finally:
             self.closed = True
             self.core.read_only = True
+            self._cool()
             self.device.close()
 
     # --- state -----------------------------------------------------------------------------------------------------
@@ -274,9 +275,11 @@ class Volume:
         return allocator.free > before
 
     def _run_reclaim(self, slices: int) -> None:
-        for done, _ in enumerate(self.reclaim(), 1):
-            if done >= slices:
-                break
+        # A damaged tree keeps its space; it must not fail the write that looked for room.
+        with suppress(CorruptVolume):
+            for _ in range(slices):
+                if not self._reclaim.advance():
+                    break
 
     # --- LUNs ------------------------------------------------------------------------------------------------------
 
@@ -443,6 +446,7 @@ class Volume:
             yield
         finally:
             readers.leave(epoch)
+            self.core.allocator.release_ripe()
 
     def check(self) -> list[Finding]:
         """The checker's findings on this mounted volume, as of its last durable consistency point.  May run in a
