@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from target.iscsi import pdus
-from target.iscsi.connection import Closed, Connection, Event, Host, LoggedIn, LoginFailed
+from target.iscsi.connection import Connection
 from target.iscsi.constants import FINAL, IMMEDIATE, NO_TAG, Opcode
 from target.iscsi.framing import Framing, encode
+from target.iscsi.host import Closed, Event, Host, LoggedIn, LoginFailed
 from target.iscsi.ports import TargetDirectory
 from target.iscsi.registry import Registry
 from tests.support.memory_target import TARGET

@@ -97,7 +97,7 @@ class Namespace:
         self, argv: Sequence[str | Path], *, timeout_s: float = 60, **options: Any
     ) -> subprocess.CompletedProcess[str]:
         """Runs a command to its end inside the namespace."""
-        options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, **options}
+        options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace", **options}
         return subprocess.run(self.wrap(argv), timeout=timeout_s, **options)
 
 

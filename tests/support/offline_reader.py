@@ -1,7 +1,7 @@
 """What every LUN reads, in the active file system and in every snapshot, worked out from the device alone.
 
-Slow and simple on purpose: one block at a time down the tree, and down the chain of backings, with none of the
-volume's own code but the record declarations.
+Simple on purpose: every tree is walked, and every chain of backings, with none of the volume's own code but the
+record declarations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from wafl.format import FIRST_DATA_VBN, HOLE, POINTERS, VTOC_INODE, EntryState, 
 from wafl.offline import Fields, Image, Root
 
 SMALL_BLOCKS = 1024
-"""LUNs up to this size are read whole; of larger ones the touched blocks, their neighbours and the ends."""
+"""LUNs up to this size are interesting as a whole; of larger ones the touched blocks, their neighbours, the ends."""
+
+
+Pointers = dict[int, tuple[int, int]]
+"""fbn -> (vbn, crc32c)"""
 
 
 class Unreadable(AssertionError):
@@ -40,6 +44,8 @@ class OfflineReader:
     def __init__(self, device: object) -> None:
         self.image = Image(device, _trouble)  # type: ignore[arg-type]
         self._nodes: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._blocks: dict[tuple[int, int], bytes] = {}
+        self._composed: dict[tuple[int, int], Pointers] = {}
         self.active = self._view(0, Root.of(self.image.fsinfo, "ifile_"))
         self.snapshots: dict[str, View] = {}
         for entry in self.image.snapshots():
@@ -56,18 +62,50 @@ class OfflineReader:
         entries = self.image.vtoc(Root.of(inodes[VTOC_INODE]), "vtoc")
         return View(snapshot_id, inodes, {decode_text(entry["name"]): entry for entry in entries})
 
-    def pointer(self, root: Root, fbn: int) -> tuple[int, int]:
-        """(vbn or mark, crc) of one block of a file."""
+    def composed(self, view: View, entry: Fields) -> Pointers:
+        """Every block that a host can read of a LUN, through all its backings; what is not here reads zeros."""
+        key = view.snapshot_id, entry["inode"]
+        if key not in self._composed:
+            self._composed[key] = self._compose(view, entry)
+        return self._composed[key]
+
+    def _compose(self, view: View, entry: Fields) -> Pointers:
+        root = Root.of(view.inodes[entry["inode"]])
+        found = self._own(root)
+        below = entry["backing_snapshot"]
+        if not below:
+            return found
+        if below not in self._by_id:
+            raise Unreadable(f"LUN {decode_text(entry['name'])!r}: backing snapshot {below} is not there")
+        parent_view = self._by_id[below]
+        parent = next(e for e in parent_view.luns.values() if e["inode"] == entry["backing_inode"])
+        limit = entry["backing_limit_bytes"] // BLOCK
+        for fbn, pointer in self.composed(parent_view, parent).items():
+            if fbn < limit and fbn not in found and self.state(root, fbn) == HOLE:
+                found[fbn] = pointer
+        return found
+
+    def _own(self, root: Root) -> Pointers:
+        """The data blocks of one file's own tree."""
+        found: Pointers = {}
+        for node in self.image.walk(root, "LUN"):
+            if node.level == 1:
+                for slot in node.data().tolist():
+                    found[node.first_fbn + slot] = int(node.vbns[slot]), int(node.crcs[slot])
+        return found
+
+    def state(self, root: Root, fbn: int) -> int:
+        """vbn or mark of one block of a file."""
         if fbn >= POINTERS**root.height:
-            return HOLE, 0
+            return HOLE
         vbn, crc = root.vbn, root.crc
         for level in range(root.height, 0, -1):
             if vbn < FIRST_DATA_VBN:
-                return vbn, 0
+                return vbn
             vbns, crcs = self._node(vbn, crc)
             slot = fbn // POINTERS ** (level - 1) % POINTERS
             vbn, crc = int(vbns[slot]), int(crcs[slot])
-        return vbn, crc
+        return vbn
 
     def _node(self, vbn: int, crc: int) -> tuple[np.ndarray, np.ndarray]:
         if vbn not in self._nodes:
@@ -76,21 +114,13 @@ class OfflineReader:
             self._nodes[vbn] = np.frombuffer(raw, "<u8", POINTERS), np.frombuffer(raw, "<u4", POINTERS, 2048)
         return self._nodes[vbn]
 
-    def block(self, view: View, entry: Fields, fbn: int) -> bytes:
-        """One block of a LUN as a host reads it."""
-        while True:
-            vbn, crc = self.pointer(Root.of(view.inodes[entry["inode"]]), fbn)
-            if vbn >= FIRST_DATA_VBN:
-                raw = self.image.load(vbn, crc, f"LUN {decode_text(entry['name'])!r}, block {fbn}")
-                assert raw is not None
-                return bytes(raw)
-            below = entry["backing_snapshot"]
-            if vbn != HOLE or not below or fbn * BLOCK >= entry["backing_limit_bytes"]:
-                return ZEROS
-            if below not in self._by_id:
-                raise Unreadable(f"LUN {decode_text(entry['name'])!r}: backing snapshot {below} is not there")
-            view = self._by_id[below]
-            entry = next(e for e in view.luns.values() if e["inode"] == entry["backing_inode"])
+    def block(self, pointer: tuple[int, int]) -> bytes:
+        """The contents of a block, verified."""
+        if pointer not in self._blocks:
+            raw = self.image.load(*pointer, f"block {pointer[0]}")
+            assert raw is not None
+            self._blocks[pointer] = bytes(raw)
+        return self._blocks[pointer]
 
 
 def differences(device: object, model: ModelVolume) -> list[str]:
@@ -121,9 +151,11 @@ def _view_differences(
         by_id = {other.snapshot_id: snapshot for snapshot, other in reader.snapshots.items()}
         if by_id.get(entry["backing_snapshot"]) != backing:
             yield f"{where}LUN {name} is backed by {entry['backing_snapshot']}, should be by {backing}"
-        for fbn in interesting_blocks(lun):
-            end = min(BLOCK, lun.size_bytes - fbn * BLOCK)
-            if reader.block(view, entry, fbn)[:end] != lun.blocks.get(fbn, ZEROS)[:end]:
+        mapped = reader.composed(view, entry)
+        for fbn in mapped.keys() | lun.blocks.keys():
+            end = max(0, min(BLOCK, lun.size_bytes - fbn * BLOCK))
+            found = reader.block(mapped[fbn]) if fbn in mapped else ZEROS
+            if found[:end] != lun.blocks.get(fbn, ZEROS)[:end]:
                 yield f"{where}LUN {name}, block {fbn}: wrong bytes"
 
 
