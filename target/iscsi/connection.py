@@ -18,66 +18,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 
 from target.iscsi import commands, hotpath, limits
 from target.iscsi.answers import Answer, Message
 from target.iscsi.buffers import OutputBuffer, ReceiveBuffer
-from target.iscsi.chap import Entropy
 from target.iscsi.constants import NO_TAG, AsyncEvent, LoginStatus, Opcode, RejectReason
 from target.iscsi.direct import DirectData, begin_direct
 from target.iscsi.errors import FormatError, LoginFailure, PduRejected
 from target.iscsi.framing import Framing, Pdu
 from target.iscsi.fullfeature import HANDLERS, SEQUENCED
+from target.iscsi.host import Closed, Event, Host, LoggedIn, LoginFailed
 from target.iscsi.keys import Value
 from target.iscsi.login import Login, LoginReply
-from target.iscsi.ports import TargetDirectory
-from target.iscsi.registry import Registry
-from target.iscsi.session import ConnectionInfo, Identity, Session
+from target.iscsi.session import ConnectionInfo, Session
 from target.iscsi.tasks import Task
 from target.iscsi.text import Pairs
-from target.iscsi.texting import TextExchange
+from target.iscsi.texting import TextExchange, send_targets
 from target.iscsi.window import MASK, Arrival, CommandWindow
-
-
-@dataclass(frozen=True)
-class Host:
-    """What the connections of one portal have in common."""
-
-    directory: TargetDirectory
-    registry: Registry
-    entropy: Entropy
-    """n -> n random bytes."""
-    addresses: Callable[[], list[str]] = field(default=list)
-    """TargetAddress values of every address that the portal answers on."""
-    tpgt: int = 1
-    login_timeout_s: float = limits.LOGIN_TIMEOUT_S
-    nop_interval_s: float = limits.NOP_INTERVAL_S
-    nop_timeout_s: float = limits.NOP_TIMEOUT_S
-
-
-@dataclass(frozen=True)
-class LoggedIn:
-    identity: Identity
-    tsih: int
-
-
-@dataclass(frozen=True)
-class LoginFailed:
-    who: str
-    status: int
-    detail: str
-
-
-@dataclass(frozen=True)
-class Closed:
-    reason: str
-    fault: bool
-    """True: something was wrong, worth a line in the log."""
-
-
-Event = LoggedIn | LoginFailed | Closed
 
 
 class Phase(Enum):
@@ -421,19 +380,7 @@ class Connection:
         self.emit(answer)
 
     def _list_targets(self, value: str) -> Pairs:
-        """SendTargets (appendix C): All or a name in discovery, only the session's own target elsewhere."""
-        identity = self.session.identity
-        visible = self.host.directory.visible_targets(identity.initiator, self.local)
-        pairs: Pairs = []
-        for name, addresses in visible:
-            if identity.target is not None:
-                wanted = name == identity.target and value in ("", "All", name)
-            else:
-                wanted = value in ("All", name)
-            if wanted:
-                pairs.append(("TargetName", name))
-                pairs += [("TargetAddress", address) for address in addresses or self.host.addresses()]
-        return pairs
+        return send_targets(self.host, self.session.identity, self.local, value)
 
     # --- time and end
 

@@ -14,8 +14,10 @@ from target.iscsi.answers import Message
 from target.iscsi.constants import CONTINUE, FINAL, NO_TAG, Opcode, RejectReason
 from target.iscsi.errors import PduRejected, TextError
 from target.iscsi.framing import Pdu
+from target.iscsi.host import Host
 from target.iscsi.keys import When
 from target.iscsi.negotiation import Negotiation
+from target.iscsi.session import Identity
 from target.iscsi.text import Pairs, format_pairs, parse_pairs
 
 ListTargets = Callable[[str], Pairs]
@@ -96,3 +98,18 @@ class TextExchange:
         self._itt = self._ttt = NO_TAG
         self._gathered = bytearray()
         self._answer = b""
+
+
+def send_targets(host: Host, identity: Identity, local: tuple[str, int], value: str) -> Pairs:
+    """Appendix C.  In discovery, All or one name; in a normal session only its own target: an empty value asks for
+    it.  There the RFC wants All refused; it is answered with the one target, which tells nothing new."""
+    pairs: Pairs = []
+    for name, addresses in host.directory.visible_targets(identity.initiator, local):
+        if identity.target is not None:
+            wanted = name == identity.target and value in ("", "All", name)
+        else:
+            wanted = value in ("All", name)
+        if wanted:
+            pairs.append(("TargetName", name))
+            pairs += [("TargetAddress", address) for address in addresses or host.addresses()]
+    return pairs

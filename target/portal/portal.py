@@ -9,7 +9,7 @@ import socket
 from dataclasses import dataclass
 
 from target.iscsi import limits
-from target.iscsi.connection import Host
+from target.iscsi.host import Host
 from target.iscsi.ports import TargetDirectory
 from target.iscsi.registry import Registry
 from target.portal.addresses import WILDCARDS, MachineAddresses, expand

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import cast
 
 from target.iscsi import limits
-from target.iscsi.connection import Closed, Connection, Event, Host, LoggedIn, LoginFailed
+from target.iscsi.connection import Connection
+from target.iscsi.host import Closed, Event, Host, LoggedIn, LoginFailed
 from target.portal.logs import RateLimited
 
 log = logging.getLogger("target.portal")

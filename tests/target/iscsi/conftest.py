@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from target.iscsi.connection import Host
+from target.iscsi.host import Host
 from tests.support.initiator import Initiator, Link, make_host
 from tests.support.memory_target import MemoryDirectory, MemoryDisk, one_disk
 
