@@ -168,12 +168,13 @@ class Login:
         assert self.request is not None
         if "InitiatorName" not in declared:
             raise LoginFailure(LoginStatus.MISSING_PARAMETER, "InitiatorName is missing")
-        initiator = str(declared["InitiatorName"])
+        # 4.2.7.2: names are compared after stringprep, which folds case
+        initiator = str(declared["InitiatorName"]).lower()
         target: str | None = None
         if not self.negotiation.discovery:
             if "TargetName" not in declared:
                 raise LoginFailure(LoginStatus.MISSING_PARAMETER, "TargetName is missing")
-            target = str(declared["TargetName"])
+            target = str(declared["TargetName"]).lower()
         elif self.request.tsih:
             raise LoginFailure(LoginStatus.CANNOT_INCLUDE_IN_SESSION, "a discovery session has one connection")
         policy = self._directory.chap_policy(initiator, target)

@@ -338,3 +338,10 @@ def test_an_answer_to_the_question_keeps_the_connection(make_bench: MakeBench) -
     initiator.request(Opcode.NOP_OUT, immediate=True, itt=0xFFFFFFFF, ttt=ping.ttt)
     assert initiator.link.pass_time(5) == []
     assert initiator.link.closed is None
+
+
+def test_names_are_compared_without_case(bench: Bench) -> None:
+    first = bench.logged_in()
+    second = bench.logged_in(name=NAME.upper().replace("IQN", "iqn"), target=TARGET.upper())
+    assert first.link.closed == "session reinstatement"
+    assert second.read(0, 1).status == 0
