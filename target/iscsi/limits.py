@@ -52,8 +52,8 @@ RECEIVE_BYTES = 1024 * 1024
 """Receive buffer: several of the longest PDUs, so that a partial one at the end is rarely moved."""
 DIRECT_RECEIVE_BYTES = 32 * 1024
 """A Data-Out whose missing rest is at least this long is received straight into the command's buffer."""
-OUTPUT_BYTES = 1024 * 1024
-"""One output buffer; a batch's answers are collected in it and sent at once."""
+OUTPUT_BYTES = 1024 * 1024 + 64 * 1024
+"""One output buffer; the answers of a batch are collected in it and sent at once.  Four of the longest Data-In fit."""
 OUTPUT_BUFFERS = 4
 """Output buffers that may be waiting for the network; then the socket is not read any more."""
 COMMAND_WINDOW = 128

@@ -1,0 +1,36 @@
+"""docs/protocol.md says what the code says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from target.iscsi import limits
+from target.iscsi.keys import TABLE, Key
+from target.iscsi.text import format_boolean
+
+TEXT = (Path(__file__).resolve().parents[3] / "docs" / "protocol.md").read_text()
+ROWS = {cells[0]: cells for line in TEXT.splitlines() if (cells := [c.strip() for c in line.strip("| ").split("|")])}
+
+
+def shown(value: object) -> str:
+    if isinstance(value, bool):
+        return format_boolean(value)
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    return "" if value is None else str(value)
+
+
+@pytest.mark.parametrize("key", TABLE, ids=lambda k: k.name)
+def test_the_row_of_each_key_is_the_tables(key: Key) -> None:
+    row = [*ROWS[key.name], "", ""]
+    assert row[1] == key.result.name.lower().replace("_", " ")
+    assert row[5:7] == [shown(key.default), shown(key.ours)]
+
+
+def test_the_numbers_in_the_text_are_the_limits() -> None:
+    assert f"ExpCmdSN + 1 is {limits.COMMAND_WINDOW} less" in TEXT
+    assert f"At most {limits.IMMEDIATE_COMMANDS} immediate" in TEXT
+    assert f"After {limits.NOP_INTERVAL_S:.0f} s of silence" in TEXT
+    assert f"over {limits.MAX_RECV_DATA_SEGMENT_BYTES // 1024} KiB" in TEXT
