@@ -32,7 +32,7 @@ from target.management.api import make_app, product_version
 from target.management.clones import forward_event
 from target.management.core import Core
 from target.management.directory import Directory
-from target.management.events import EventHandler, EventLog
+from target.management.events import EventHandler, EventLog, Severity
 from target.management.names import PortalAddress, check_nodename
 from target.management.operations import Operations
 from target.management.refusal import Refused
@@ -92,13 +92,14 @@ class Daemon:
         gc.collect()
         # What is there now stays; leaving it out keeps the collector's pauses short.
         gc.freeze()
-        self.events.emit("lund.started", f"lund {product_version()} is ready, state in {self.core.directory}")
+        text = f"lund {product_version()} is ready, state in {self.core.directory}"
+        self.events.emit("lund.started", text, severity=Severity.NOTICE)
         notify_service_manager("READY=1")
 
     async def stop(self) -> None:
         """Each step is tried whatever became of the one before: the volumes' last consistency points must come."""
         notify_service_manager("STOPPING=1")
-        self.events.emit("lund.stopping", "lund is stopping")
+        self.events.emit("lund.stopping", "lund is stopping", severity=Severity.NOTICE)
         self.events.close()
         steps: list[Callable[[], object]] = [
             self.server.stop,
