@@ -3,7 +3,8 @@
 
 Both serve a LUN of the same size with the same content, from files in the same directory, on loopback in a network
 namespace; the rounds alternate after a warm-up, so that what else the machine does hits both.  The figures are
-medians; the ratio is taken round by round.
+medians; the ratio is taken round by round.  The target's CPU time per read says more than the rate where the client
+is the bottleneck or the machine has other work.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,14 +42,34 @@ def iscsi_perf(namespace: Namespace, lun_url: str, options: argparse.Namespace) 
     return int(found[-1])
 
 
+def cpu_seconds(pid: int) -> float:
+    """User and system time of all threads of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def make_image(path: Path, size_bytes: int) -> None:
     with path.open("wb") as file:
         for _ in range(size_bytes >> 20):
             file.write(os.urandom(1 << 20))
 
 
-def measure(options: argparse.Namespace, console: Console) -> dict[str, list[int]]:
-    rounds: dict[str, list[int]] = {"lund": [], "tgt": []}
+@dataclass
+class Rounds:
+    url: str
+    pid: int
+    rates: list[int] = field(default_factory=list)
+    cpu_us: list[float] = field(default_factory=list)
+    """The target's CPU time for one read."""
+
+    def measure(self, namespace: Namespace, options: argparse.Namespace) -> None:
+        before = cpu_seconds(self.pid)
+        rate = iscsi_perf(namespace, self.url, options)
+        self.rates.append(rate)
+        self.cpu_us.append((cpu_seconds(self.pid) - before) * 1e6 / (rate * options.seconds))
+
+
+def measure(options: argparse.Namespace, console: Console) -> dict[str, Rounds]:
     with tempfile.TemporaryDirectory(dir=options.directory) as name, Namespace() as namespace:
         directory = Path(name)
         image = directory / "disk.img"
@@ -56,15 +78,20 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, list[int
         with lund, Tgt(namespace, image, address="127.0.0.1", port=TGT_PORT) as tgt:
             lund.add_volume(size_bytes=(options.size * 2 + 256) * MIB)
             lund.add_lun("/vol/vol0/disk", options.size * MIB)
-            urls = {"lund": url(lund.target()), "tgt": f"iscsi://127.0.0.1:{TGT_PORT}/{tgt.iqn}/{tgt.lun}"}
-            upload(namespace, image, urls["lund"])
+            assert lund.process is not None
+            rivals = {
+                "lund": Rounds(url(lund.target()), lund.process.pid),
+                "tgt": Rounds(f"iscsi://127.0.0.1:{TGT_PORT}/{tgt.iqn}/{tgt.lun}", tgt.process.pid),
+            }
+            upload(namespace, image, rivals["lund"].url)
             for number in range(options.rounds + 1):
-                for who, where in urls.items():
-                    rate = iscsi_perf(namespace, where, options)
-                    if number:
-                        rounds[who].append(rate)
-                    console.print(f"  {'round ' + str(number) if number else 'warm-up'}: {who} {rate:,}/s")
-    return rounds
+                for who, rounds in rivals.items():
+                    rounds.measure(namespace, options)
+                    name = f"round {number}" if number else "warm-up"
+                    console.print(f"  {name}: {who} {rounds.rates[-1]:,}/s, {rounds.cpu_us[-1]:.1f} µs CPU a read")
+    for rounds in rivals.values():
+        del rounds.rates[0], rounds.cpu_us[0]
+    return rivals
 
 
 def main() -> int:
@@ -82,18 +109,21 @@ def main() -> int:
     if os.geteuid() != 0 or lacking:
         console.print("bench needs root (network namespaces) and " + (", ".join(lacking) or "nothing else"))
         return 1
-    rounds = measure(options, console)
-    ratio = statistics.median(ours / theirs for ours, theirs in zip(rounds["lund"], rounds["tgt"], strict=True))
+    rivals = measure(options, console)
+    pairs = zip(rivals["lund"].rates, rivals["tgt"].rates, strict=True)
+    ratio = statistics.median(ours / theirs for ours, theirs in pairs)
     table = Table(title=f"{options.block} byte random reads, queue depth {options.depth}, {options.size} MiB LUN")
-    for column in ("target", "median /s", "lowest", "highest"):
+    for column in ("target", "median /s", "lowest", "highest", "CPU µs a read"):
         table.add_column(column, justify="left" if column == "target" else "right")
-    for who, rates in rounds.items():
-        table.add_row(who, *(f"{value:,.0f}" for value in (statistics.median(rates), min(rates), max(rates))))
+    for who, rounds in rivals.items():
+        rates = (statistics.median(rounds.rates), min(rounds.rates), max(rounds.rates))
+        table.add_row(who, *(f"{rate:,.0f}" for rate in rates), f"{statistics.median(rounds.cpu_us):.1f}")
     console.print(table)
     console.print(f"lund / tgt: {ratio:.2f}")
     if options.json:
         about = {"machine": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()}
-        options.json.write_text(json.dumps({"about": about, "rounds": rounds, "ratio": ratio}, indent=2) + "\n")
+        figures = {who: {"rates": rounds.rates, "cpu_us": rounds.cpu_us} for who, rounds in rivals.items()}
+        options.json.write_text(json.dumps({"about": about, **figures, "ratio": ratio}, indent=2) + "\n")
     return 0
 
 
