@@ -89,7 +89,7 @@ class Node:
 
     @property
     def first_fbn(self) -> int:
-        return self.index * POINTERS**self.level
+        return self.index * int(POINTERS**self.level)
 
     def data(self) -> npt.NDArray[np.intp]:
         """Indices of the pointers that name a block."""

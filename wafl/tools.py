@@ -23,7 +23,7 @@ from wafl.volume import Volume
 UNITS = {"k": 10, "m": 20, "g": 30, "t": 40}
 
 
-class Size(click.ParamType):
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2 only
     """512, 10k, 4m, 20g, 1t."""
 
     name = "size"
