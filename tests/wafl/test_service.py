@@ -1,0 +1,239 @@
+"""The asyncio driver: flushes in groups, consistency points on time and under pressure, failure for all."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import threading
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from tests.support.crash_device import MemoryDevice
+from tests.support.volumes import EPOCH, MIB, pattern, problems
+from wafl import NameTaken, Volume, VolumeFailed, VolumeService
+
+
+class GatedDevice(MemoryDevice):
+    """Syncs wait for the gate; counts them."""
+
+    def __init__(self, image: bytearray) -> None:
+        super().__init__(image)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.syncs = 0
+        self.fail = False
+
+    def sync(self) -> None:
+        self.gate.wait(60)
+        self.syncs += 1
+        if self.fail:
+            raise OSError(errno.EIO, "injected")
+        super().sync()
+
+
+def made() -> tuple[Volume, GatedDevice]:
+    device = GatedDevice(bytearray(16 * MIB))
+    Volume.format(device, name="v", now=EPOCH)
+    return Volume.mount(device), device
+
+
+def run(story: Callable[[VolumeService, GatedDevice], Awaitable[None]], *, interval: float = 3600.0) -> Volume:
+    """Run a story against a served volume, and check the volume afterwards."""
+
+    async def main() -> Volume:
+        volume, device = made()
+        service = VolumeService(volume, cp_interval_s=interval)
+        service.start()
+        try:
+            await story(service, device)
+        finally:
+            device.gate.set()
+            await service.stop()
+        volume.close()
+        assert device.fail or problems(device) == []
+        return volume
+
+    return asyncio.run(main())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def test_a_commit_makes_everything_durable() -> None:
+    async def story(service: VolumeService, device: GatedDevice) -> None:
+        service.volume.create_lun("a", MIB).write(0, pattern(1, MIB))
+        await service.commit()
+        again = Volume.mount(MemoryDevice(bytearray(device.image)))
+        found = bytearray(MIB)
+        again.lun("a").read_into(0, memoryview(found))
+        assert found == pattern(1, MIB)
+
+    run(story)
+
+
+def test_a_flush_with_nothing_to_write_makes_no_consistency_point() -> None:
+    async def story(service: VolumeService, device: GatedDevice) -> None:
+        await service.commit()
+        generation = service.volume.generation
+        calls: list[BaseException | None] = []
+        service.flush(calls.append)
+        assert calls == [], "never before returning"
+        await until(lambda: bool(calls))
+        assert calls == [None]
+        assert service.volume.generation == generation
+
+    run(story)
+
+
+def test_flushes_that_wait_together_share_one_consistency_point() -> None:
+    async def story(service: VolumeService, device: GatedDevice) -> None:
+        lun = service.volume.create_lun("a", MIB)
+        generation = service.volume.generation
+        calls: list[BaseException | None] = []
+        for number in range(32):
+            lun.write(number * 4096, pattern(number, 4096))
+            service.flush(calls.append)
+        await until(lambda: len(calls) == 32)
+        assert service.volume.generation == generation + 1
+
+    run(story)
+
+
+def test_a_flush_of_data_written_after_the_freeze_waits_for_the_next_consistency_point() -> None:
+    async def story(service: VolumeService, device: GatedDevice) -> None:
+        lun = service.volume.create_lun("a", MIB)
+        device.gate.clear()
+        first: list[BaseException | None] = []
+        second: list[BaseException | None] = []
+        joined: list[BaseException | None] = []
+        lun.write(0, pattern(1, 4096))
+        service.flush(first.append)
+        await until(lambda: service.volume.running is not None)
+        service.flush(joined.append)  # nothing new: the one being written has it all
+        lun.write(4096, pattern(2, 4096))
+        service.flush(second.append)
+        started = service.volume.core.frozen
+        device.gate.set()
+        await until(lambda: bool(first))
+        assert joined == [None]
+        assert second == []
+        assert service.volume.generation == started
+        await until(lambda: bool(second))
+        assert service.volume.generation == started + 1
+
+    run(story)
+
+
+def test_guests_go_on_while_a_sync_runs() -> None:
+    async def story(service: VolumeService, device: GatedDevice) -> None:
+        lun = service.volume.create_lun("a", MIB)
+        device.gate.clear()
+        waiting = asyncio.create_task(service.commit())
+        await until(lambda: service.volume.running is not None)
+        for turn in range(50):
+            lun.write(turn * 4096, pattern(turn, 4096))
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        device.gate.set()
+        await waiting
+
+    run(story)
+
+
+def test_a_snapshot_is_durable_when_its_creation_returns() -> None:
+    async def story(service: VolumeService, device: GatedDevice) -> None:
+        info = await service.create_snapshot("s")
+        assert [snap.id for snap in Volume.mount(MemoryDevice(bytearray(device.image))).snapshots()] == [info.id]
+        with pytest.raises(NameTaken):
+            await service.create_snapshot("s")
+
+    run(story)
+
+
+def test_a_change_is_durable_after_the_interval_without_a_flush() -> None:
+    async def story(service: VolumeService, device: GatedDevice) -> None:
+        generation = service.volume.generation
+        service.volume.create_lun("a", MIB)
+        await until(lambda: service.volume.generation > generation)
+
+    run(story, interval=0.01)
+
+
+def test_stopping_writes_what_is_left() -> None:
+    async def story(service: VolumeService, device: GatedDevice) -> None:
+        service.volume.create_lun("a", MIB)
+        await service.stop()
+        assert not service.volume.dirty
+        with pytest.raises(VolumeFailed):
+            await service.commit()
+
+    run(story)
+
+
+def test_overwriting_more_than_the_volume_holds_goes_on_without_no_space() -> None:
+    async def story(service: VolumeService, device: GatedDevice) -> None:
+        lun = service.volume.create_lun("a", 4 * MIB)
+        for turn in range(100):
+            lun.write((turn % 4) * MIB, pattern(turn, MIB))
+            await asyncio.sleep(0)
+
+    run(story)
+
+
+def test_what_is_destroyed_is_reclaimed_in_the_background() -> None:
+    async def story(service: VolumeService, device: GatedDevice) -> None:
+        lun = service.volume.create_lun("a", 4 * MIB)
+        lun.write(0, pattern(1, 4 * MIB))
+        await service.create_snapshot("s")
+        service.volume.destroy_lun("a")
+        service.volume.delete_snapshot("s")
+        service.kick_reclaim()
+        await until(lambda: service.volume.space().used < MIB)
+
+    run(story)
+
+
+def test_reclaim_of_an_earlier_run_goes_on_at_the_start() -> None:
+    volume, device = made()
+    volume.create_lun("a", 4 * MIB).write(0, pattern(1, 4 * MIB))
+    volume.destroy_lun("a")
+    volume.close()
+
+    async def main() -> None:
+        again = Volume.mount(device)
+        service = VolumeService(again)
+        service.start()
+        await until(lambda: again.space().used < MIB)
+        await service.stop()
+        again.close()
+
+    asyncio.run(main())
+    assert problems(device) == []
+
+
+def test_a_failure_fails_everybody_who_waits_and_is_reported_once() -> None:
+    async def story(service: VolumeService, device: GatedDevice) -> None:
+        reported: list[BaseException] = []
+        service.on_failure = reported.append
+        lun = service.volume.create_lun("a", MIB)
+        device.gate.clear()
+        calls: list[BaseException | None] = []
+        service.flush(calls.append)
+        await until(lambda: service.volume.running is not None)
+        lun.write(0, pattern(1, 4096))
+        service.flush(calls.append)
+        device.fail = True
+        device.gate.set()
+        await until(lambda: len(calls) == 2)
+        assert all(isinstance(error, VolumeFailed) for error in calls)
+        assert len(reported) == 1
+        with pytest.raises(VolumeFailed):
+            await service.commit()
+        with pytest.raises(VolumeFailed):
+            lun.write(0, pattern(1, 4096))
+
+    run(story)
