@@ -230,7 +230,7 @@ def test_a_size_of_half_a_logical_block_or_none_is_refused(volume: Volume) -> No
 # --- names and attributes ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["", "/a", "a/", "a//b", "..", "a/..", ".snapshot/x", "x" * 256, "a\n", " a", "\ud800"])
+@pytest.mark.parametrize("name", ["", "/a", "a/", "a//b", "a/..", ".snapshot/x", "x" * 256, "a\n", " a", "\ud800"])
 def test_a_bad_lun_name_is_refused(volume: Volume, name: str) -> None:
     with pytest.raises(InvalidName):
         volume.create_lun(name, MIB)

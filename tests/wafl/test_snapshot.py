@@ -261,7 +261,8 @@ def test_a_lun_larger_than_its_parent_reads_zeros_behind_the_limit(workshop: Wor
     clone = volume.create_lun("clone", 3 * MIB, backing=("s", "odd"))
     assert read(clone, 0, 2 * MIB) == pattern(7, MIB + 512) + bytes(MIB - 512)
     clone.write(MIB + 512, pattern(8, 512))
-    assert read(workshop.remount(volume).lun("clone"), MIB, 1536) == pattern(7, MIB + 512)[MIB:] + pattern(8, 512) + bytes(512)
+    expected = pattern(7, MIB + 512)[MIB:] + pattern(8, 512) + bytes(512)
+    assert read(workshop.remount(volume).lun("clone"), MIB, 1536) == expected
 
 
 @pytest.mark.parametrize("size", [512, BLOCK_BYTES + 1024, MIB])
