@@ -43,16 +43,16 @@ class ReceiveBuffer:
 class OutputBuffer:
     """Answers are put together at `used`; a few buffers take turns while the network is behind."""
 
-    __slots__ = ("_buffers", "_index", "buffer", "size", "used", "view")
+    __slots__ = ("_index", "buffer", "buffers", "size", "used", "view")
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._buffers = [bytearray(size)]
+        self.buffers = [bytearray(size)]
         self._index = 0
         self._select()
 
     def _select(self) -> None:
-        self.buffer = self._buffers[self._index]
+        self.buffer = self.buffers[self._index]
         self.view = memoryview(self.buffer)
         self.used = 0
 
@@ -70,18 +70,18 @@ class OutputBuffer:
     def rotate(self) -> None:
         """The current buffer is on its way and must not be touched: go on in another."""
         self._index += 1
-        if self._index == len(self._buffers):
+        if self._index == len(self.buffers):
             if self._index == limits.OUTPUT_BUFFERS:
-                self._buffers.pop(0)  # whoever sends it keeps it alive; the transport is paused long before
+                self.buffers.pop(0)  # whoever sends it keeps it alive; the transport is paused long before
                 self._index -= 1
-            self._buffers.append(bytearray(self.size))
+            self.buffers.append(bytearray(self.size))
         self._select()
 
     def reset(self) -> None:
         """Everything was sent: all buffers can be used again."""
         if self._index:
             self._index = 0
-            del self._buffers[2:]
+            del self.buffers[2:]
             self._select()
         self.used = 0
 

@@ -3,7 +3,8 @@
     view = connection.receive_buffer()      fill its beginning ...
     connection.received(count, now)         ... and say how much
     data = connection.data_to_send()        send it, then
-    connection.data_sent(kept)              kept: whoever sends it still holds the buffer
+    connection.data_sent(kept)              kept: whoever sends it still holds the buffer,
+    connection.all_sent()                   until now
     connection.resume(now)                  while `blocked`: there is room for answers again
     connection.tick(now), .deadline         time-outs
     connection.next_event()                 LoggedIn, LoginFailed, Closed
@@ -175,6 +176,11 @@ class Connection:
         if kept:
             self.output.rotate()
         else:
+            self.output.reset()
+
+    def all_sent(self) -> None:
+        """No buffer is being sent from any more."""
+        if not self.output.used:
             self.output.reset()
 
     def emit(self, answer: Answer) -> None:
@@ -396,8 +402,6 @@ class Connection:
             self.close("login took too long", fault=True)
         elif self.phase is Phase.FULL_FEATURE:
             self._keep_alive(now)
-        elif self.phase is Phase.ENDING and now >= self.deadline:
-            self.close("the peer does not take the last answers", fault=True)
 
     def _keep_alive(self, now: float) -> None:
         if self._ping_sent is not None:
@@ -421,7 +425,6 @@ class Connection:
             self.phase = Phase.ENDING
             self.full_feature = False
             self.closing = reason
-            self.deadline = self._now + self.host.login_timeout_s
             self._events.append(Closed(reason, fault))
 
     def close(self, reason: str, fault: bool = False) -> None:
@@ -453,11 +456,6 @@ class Connection:
     @property
     def has_events(self) -> bool:
         return bool(self._events)
-
-    @property
-    def timed_out(self) -> bool:
-        """Even a last answer is not to be waited for."""
-        return self.phase is Phase.CLOSED
 
     def next_event(self) -> Event | None:
         return self._events.popleft() if self._events else None

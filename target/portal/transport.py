@@ -21,6 +21,8 @@ log = logging.getLogger("target.portal")
 
 HIGH_WATER_BYTES = 2 * limits.OUTPUT_BYTES
 LOW_WATER_BYTES = limits.OUTPUT_BYTES // 2
+CLOSE_LIMIT_S = 5.0
+"""A peer that does not take its last answers within this time is cut off."""
 
 
 class IscsiTransport(asyncio.BufferedProtocol):
@@ -39,6 +41,8 @@ class IscsiTransport(asyncio.BufferedProtocol):
         self._notices = notices
         self._congested = False
         self._reading = True
+        self._kept = False
+        self._lost = False
         self._pumping = False
         self._wake_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -67,6 +71,8 @@ class IscsiTransport(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         try:
+            if self._kept:
+                self._reuse_buffers()
             self.core.received(nbytes, self._loop.time())
             self._send()
         except Exception as error:
@@ -86,6 +92,7 @@ class IscsiTransport(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._lost = True
         try:
             self.core.lost(f"connection lost: {exc}" if exc else "closed by the initiator")
             self._tell()
@@ -109,7 +116,9 @@ class IscsiTransport(asyncio.BufferedProtocol):
             if data and not self._congested:
                 transport.write(data)
                 # asyncio has sent it or keeps a reference to the rest, uvloop sends at the end of the loop's round
-                core.data_sent(kept=transport.get_write_buffer_size() > 0)
+                kept = transport.get_write_buffer_size() > 0
+                self._kept = self._kept or kept
+                core.data_sent(kept)
             if not core.blocked or self._congested or core.closing is not None:
                 break
             core.resume(self._loop.time())
@@ -120,6 +129,11 @@ class IscsiTransport(asyncio.BufferedProtocol):
             self._close()
         if core.has_events:
             self._tell()
+
+    def _reuse_buffers(self) -> None:
+        if self._transport.get_write_buffer_size() == 0:
+            self._kept = False
+            self.core.all_sent()
 
     def _pause_or_resume_reading(self) -> None:
         wanted = not self.core.blocked
@@ -132,8 +146,11 @@ class IscsiTransport(asyncio.BufferedProtocol):
 
     def _close(self) -> None:
         if not self._transport.is_closing():
-            # close() still sends what is in the transport; a peer that does not take it meets the timer
+            # close() still sends what is in the transport
             self._transport.close()
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_later(CLOSE_LIMIT_S, self._transport.abort)
 
     def _wake(self) -> None:
         """The core has something to say, or may go on; once a round of the loop is enough."""
@@ -143,6 +160,8 @@ class IscsiTransport(asyncio.BufferedProtocol):
 
     def _woken(self) -> None:
         self._wake_due = False
+        if self._lost:
+            return
         try:
             if self.core.blocked and not self._congested:
                 self.core.resume(self._loop.time())
@@ -158,9 +177,7 @@ class IscsiTransport(asyncio.BufferedProtocol):
         try:
             self.core.tick(self._loop.time())
             self._send()
-            if self.core.closing is not None and self.core.timed_out:
-                self._transport.abort()
-            else:
+            if self.core.closing is None:
                 self._arm_timer()
         except Exception as error:
             self._crashed(error)
@@ -169,7 +186,7 @@ class IscsiTransport(asyncio.BufferedProtocol):
         while (event := self.core.next_event()) is not None:
             self._log_event(event)
         # a new phase may have an earlier deadline than the one that the timer waits for
-        if self._timer is not None and self.core.deadline < self._timer.when():
+        if self._timer is not None and self.core.closing is None and self.core.deadline < self._timer.when():
             self._timer.cancel()
             self._arm_timer()
 

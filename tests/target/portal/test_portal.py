@@ -17,6 +17,7 @@ from target.iscsi.constants import Opcode
 from target.iscsi.ports import Response
 from target.iscsi.registry import Registry
 from target.portal import Portal, PortalConfig
+from target.portal import transport as transport_module
 from target.portal.logs import LINES, RateLimited
 from tests.support.initiator import READ_10, Initiator, Link, Reply, cdb_10, make_host
 from tests.support.memory_target import TARGET, MemoryDisk, one_disk
@@ -303,3 +304,44 @@ def test_log_lines_of_one_source_are_limited(caplog: pytest.LogCaptureFixture) -
     now = 61.0
     notices.warning("192.0.2.1", "later")
     assert f"{1000 - LINES} more messages" in caplog.text
+
+
+@each_loop
+def test_output_buffers_are_used_again(runner: str) -> None:
+    def test(served: Served) -> None:
+        initiator = served.initiator()
+        initiator.login()
+        for _ in range(50):
+            assert initiator.read(0, 8).status == 0
+        (transport,) = served.portal.connections
+        assert len(transport.core.output.buffers) <= 2
+
+    serve(runner, test)
+
+
+def test_a_peer_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Megabytes of answers and then an end: the connection does not hang on them."""
+    monkeypatch.setattr(transport_module, "CLOSE_LIMIT_S", 0.1)
+
+    def test(served: Served) -> None:
+        initiator = served.initiator()
+        initiator.login()
+        link: Any = initiator.link
+        for n in range(16):
+            cdb = cdb_10(READ_10, 0, 2048).ljust(16, b"\0")
+            link.socket.sendall(
+                initiator.encode(Opcode.SCSI_COMMAND, flags=0xC1, itt=1000 + n, edtl=1 << 20, cdb=cdb)
+            )
+            initiator.cmd_sn += 1
+        ended.wait(LIMIT_S)
+
+    async def disconnect(served: Served) -> None:
+        while not any(t.core.blocked for t in served.portal.connections):
+            await asyncio.sleep(0.001)
+        assert served.portal.registry.disconnect(TARGET) == 1
+        while served.portal.connections:
+            await asyncio.sleep(0.001)
+        ended.set()
+
+    ended = threading.Event()
+    serve("asyncio", test, beside=disconnect)
