@@ -26,7 +26,7 @@ from collections import deque
 
 import numpy as np
 
-from wafl.bits import Bits, Vbns, clear_each, clear_range, count, free_runs, set_range, test_each
+from wafl.bits import Bits, Vbns, are_set, clear_each, clear_range, count, free_runs, set_range
 from wafl.errors import NoSpace, VolumeFailed
 from wafl.format import BLOCK_BYTES, MAP_BITS
 
@@ -152,6 +152,10 @@ class Allocator:
 
     def take_pointer_block(self) -> int:
         """A block of the active file system for metadata."""
+        if self.free <= self.floor_guest and self.next < self.end:
+            # What is kept back is for consistency points: the data run gets shorter (its blocks are marked already).
+            self.end -= 1
+            return self.end
         vbn = self._take_back()
         self._active_bytes[vbn >> 3] |= 1 << (vbn & 7)
         self.active_count += 1
@@ -207,7 +211,7 @@ class Allocator:
         self.active_count -= len(vbns)
         self.dirty_active.update(rows_of(vbns))
         # What a snapshot still holds is listed by whoever takes it out of the summary.
-        self._list(vbns[~test_each(self.summary, vbns)])
+        self._list(vbns[~are_set(self.summary, vbns)])
 
     def free_own(self, vbn: int) -> None:
         """Free a block of the volume itself."""
@@ -222,7 +226,7 @@ class Allocator:
         clear_each(self.summary, vbns)
         self.summary_count -= len(vbns)
         self.dirty_summary.update(rows_of(vbns))
-        gone = vbns[~test_each(self.active, vbns)]
+        gone = vbns[~are_set(self.active, vbns)]
         self._list(gone)
         return len(gone)
 

@@ -47,7 +47,7 @@ def clear_each(bits: Bits, vbns: Vbns) -> None:
     np.bitwise_and.at(bits, (vbns >> 3).astype(np.intp), ~_MASK[(vbns & 7).astype(np.intp)])
 
 
-def test_each(bits: Bits, vbns: Vbns) -> npt.NDArray[np.bool_]:
+def are_set(bits: Bits, vbns: Vbns) -> npt.NDArray[np.bool_]:
     """For each vbn, whether its bit is set."""
     found: npt.NDArray[np.bool_] = (bits[(vbns >> 3).astype(np.intp)] & _MASK[(vbns & 7).astype(np.intp)]) != 0
     return found

@@ -77,6 +77,7 @@ class FillPlan:
         if not len(still):
             return 0
         core.ensure(len(still) + 2 * lun.inode.height + 2, allocator.floor_guest, wait=False)
+        lun.prepare_leaf(self.index)
         # Neighbours in the LUN stay neighbours on the volume: one write for each stretch of slots.
         slots = self.slots[still]
         edges = [0, *(np.flatnonzero(np.diff(slots) != 1) + 1).tolist(), len(still)]

@@ -21,12 +21,15 @@ import numpy.typing as npt
 from crc32c import crc32c
 
 from wafl.buffers import Buffer, Core, PointerMap
+from wafl.checksums import of_blocks
 from wafl.device import Bytes
 from wafl.errors import InvalidSize, LunBusy, NoSuchLun
 from wafl.fill import FillPlan, missing_slots
 from wafl.format import (
+    BIRTH_PLANE,
     BLOCK_BYTES,
     BLOCK_SHIFT,
+    CRC_PLANE,
     FIRST_DATA_VBN,
     HOLE,
     LEVEL_ONE_BYTES,
@@ -40,6 +43,7 @@ from wafl.tree import Punch, span_state
 from wafl.types import Backing
 from wafl.views import BLOCK_MASK, SLOT_MASK, ZERO_BLOCK, View
 
+CRC_AT, BIRTH_AT = CRC_PLANE.start, BIRTH_PLANE.start
 SCAN_STEP = 64
 """Level-1 buffers that one `next_missing` compares before it lets others run."""
 
@@ -204,16 +208,15 @@ class Lun(View):
         core.ensure(left + trees, allocator.floor_guest)
         at = 0
         while left:
-            # A new run first: taking it may end in a consistency point, which would freeze the leaf.
+            # The leaf first: when space is short its place comes out of the data run.
+            leaf = self._leaf(fbn >> 8)
             if allocator.next == allocator.end:
                 allocator.refill()
-            leaf = self._leaf(fbn >> 8)
             low = fbn & SLOT_MASK
             blocks = min(left, POINTERS - low, allocator.end - allocator.next)
             piece = data[at : at + (blocks << BLOCK_SHIFT)]
             self._pwrite(allocator.next << BLOCK_SHIFT, (piece,))
-            crcs = [crc32c(piece[k : k + BLOCK_BYTES]) for k in range(0, len(piece), BLOCK_BYTES)]
-            self._install(leaf, fbn >> 8, low, allocator.next, crcs)
+            self._install(leaf, fbn >> 8, low, allocator.next, of_blocks(piece))
             allocator.next += blocks
             fbn, left, at = fbn + blocks, left - blocks, at + (blocks << BLOCK_SHIFT)
 
@@ -233,21 +236,33 @@ class Lun(View):
 
     def _install(self, leaf: Buffer, index: int, low: int, vbn: int, crcs: list[int]) -> None:
         """Point slots from `low` on at the blocks from `vbn` on, and free what they pointed at."""
-        high = low + len(crcs)
-        old = leaf.vector()[low:high].copy()
+        blocks = len(crcs)
+        high = low + blocks
         composed = self.maps.get(index) if self.maps is not self.own else None
         if composed is not None and self.missing:
-            covered = (old == HOLE) & (composed.vector()[low:high] >= FIRST_DATA_VBN)
+            covered = (leaf.vector()[low:high] == HOLE) & (composed.vector()[low:high] >= FIRST_DATA_VBN)
             self.missing = max(0, self.missing - int(covered.sum()))
-        freed = old[old >= FIRST_DATA_VBN]
-        if len(freed):
-            self.core.allocator.freed.frombytes(freed.tobytes())
-        self.inode.blocks += len(crcs) - len(freed)
-        vbns, sums = array("Q", range(vbn, vbn + len(crcs))), array("I", crcs)
-        for target in (leaf, composed) if composed is not None else (leaf,):
-            target.vbns[low:high] = memoryview(vbns)
-            target.crcs[low:high] = memoryview(sums)
-        leaf.births[low:high] = memoryview(array("I", [self.core.generation]) * len(crcs))
+        old = leaf.vbns[low:high].tolist()
+        if min(old) < FIRST_DATA_VBN:
+            old = [freed for freed in old if freed >= FIRST_DATA_VBN]
+        if old:
+            self.core.allocator.freed.extend(old)
+        self.inode.blocks += blocks - len(old)
+        # Raw bytes into the planes: a fifth of the price of typed slices.
+        vbns = np.arange(vbn, vbn + blocks, dtype="<u8").tobytes()
+        sums = array("I", crcs).tobytes()
+        data = leaf.data
+        data[8 * low : 8 * high] = vbns
+        data[CRC_AT + 4 * low : CRC_AT + 4 * high] = sums
+        data[BIRTH_AT + 4 * low : BIRTH_AT + 4 * high] = self.core.generation.to_bytes(4, "little") * blocks
+        if composed is not None and composed is not leaf:
+            data = composed.data  # type: ignore[assignment]
+            data[8 * low : 8 * high] = vbns
+            data[CRC_AT + 4 * low : CRC_AT + 4 * high] = sums
+
+    def prepare_leaf(self, index: int) -> None:
+        """Take now what pointer blocks a change of level-1 `index` needs, so that the data run stays as it is."""
+        self._leaf(index)
 
     def install_blocks(self, index: int, low: int, vbn: int, crcs: list[int]) -> None:
         """A fill's blocks, already written, become the LUN's."""

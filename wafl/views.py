@@ -19,8 +19,9 @@ import numpy as np
 from crc32c import crc32c
 
 from wafl.buffers import HOLE_MAP, ZERO_MAP, Buffer, Core, PointerMap
+from wafl.checksums import Crcs, first_wrong
 from wafl.errors import CorruptVolume, InvalidSize
-from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, FIRST_DATA_VBN, HOLE, POINTERS
+from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, FIRST_DATA_VBN, HOLE, POINTERS, ZERO
 from wafl.inode import Inode
 from wafl.tree import level_one, span_state
 from wafl.types import Backing
@@ -35,6 +36,7 @@ SLOT_MASK = POINTERS - 1
 Run = tuple[int, int, int]
 """(vbn or mark, number of blocks, position in blocks): a stretch that one preadv or one zero fill serves."""
 
+ALL_MARKS = {HOLE: bytes(HOLE_MAP.data[:2048]), ZERO: bytes(ZERO_MAP.data[:2048])}
 _POSITIONS = np.arange(POINTERS, dtype=np.uint64)
 
 
@@ -247,27 +249,37 @@ class View:
             if vbn >= FIRST_DATA_VBN:
                 self.core.device.prefetch(vbn << BLOCK_SHIFT, blocks << BLOCK_SHIFT)
 
-    def _runs(self, first: int, end: int, nowait: bool) -> tuple[list[Run], list[int]] | None:
+    def _runs(self, first: int, end: int, nowait: bool) -> tuple[list[Run], Crcs] | None:
         """The runs of blocks `first` to `end - 1`, and the checksum of each block."""
+        if first >> 8 == (end - 1) >> 8:
+            pointers = self.maps.get(first >> 8) or self.read_map(first >> 8, nowait)
+            if pointers is None:
+                return None
+            low, high = first & SLOT_MASK, ((end - 1) & SLOT_MASK) + 1
+            return split_runs(pointers, low, high), pointers.crc_vector()[low:high]
+        return self._runs_over_borders(first, end, nowait)
+
+    def _runs_over_borders(self, first: int, end: int, nowait: bool) -> tuple[list[Run], Crcs] | None:
         runs: list[Run] = []
-        crcs: list[int] = []
+        crcs: list[Crcs] = []
         fbn = first
         while fbn < end:
             pointers = self.read_map(fbn >> 8, nowait)
             if pointers is None:
                 return None
             low, high = fbn & SLOT_MASK, min(POINTERS, (fbn & SLOT_MASK) + end - fbn)
-            crcs += pointers.crcs[low:high].tolist()
-            for vbn, blocks in split_runs(pointers, low, high):
-                _join(runs, vbn, blocks, fbn - first)
-                fbn += blocks
-        return runs, crcs
+            # A copy: what was found first must not change under us when the next map is loaded.
+            crcs.append(pointers.crc_vector()[low:high].copy())
+            for vbn, blocks, at in split_runs(pointers, low, high):
+                _join(runs, vbn, blocks, fbn + at - first)
+            fbn += high - low
+        return runs, np.concatenate(crcs)
 
-    def _verify(self, piece: memoryview, vbn: int, crcs: list[int], fbn: int) -> None:
-        found = [crc32c(piece[at : at + BLOCK_BYTES]) for at in range(0, len(piece), BLOCK_BYTES)]
-        if found != crcs:
-            bad = next(k for k in range(len(crcs)) if found[k] != crcs[k])
-            raise self._corrupt(vbn + bad, crcs[bad], found[bad], fbn + bad)
+    def _verify(self, piece: memoryview, vbn: int, crcs: Crcs, fbn: int) -> None:
+        wrong = first_wrong(piece, crcs)
+        if wrong is not None:
+            bad, found = wrong
+            raise self._corrupt(vbn + bad, int(crcs[bad]), found, fbn + bad)
 
     def _corrupt(self, vbn: int, expected: int, found: int, fbn: int) -> CorruptVolume:
         return CorruptVolume(vbn, expected, found, f"LUN {self.name}, byte {fbn << BLOCK_SHIFT}")
@@ -293,23 +305,24 @@ class View:
             at = upto
 
 
-def split_runs(pointers: PointerMap, low: int, high: int) -> list[tuple[int, int]]:
-    """(vbn or mark, blocks) of each stretch of slots low to high - 1 with consecutive vbns or one mark."""
+def split_runs(pointers: PointerMap, low: int, high: int) -> list[Run]:
+    """Each stretch of slots low to high - 1 with consecutive vbns, or with marks."""
     count = high - low
     start = pointers.vbns[low]
     if count == 1:
-        return [(start, 1)]
-    vbns = pointers.vector()[low:high]
+        return [(start, 1, 0)]
     # The common cases, one comparison each: all in one piece, nothing here.
+    here = pointers.data[low * 8 : high * 8]
     if start >= FIRST_DATA_VBN:
-        if int(vbns[-1]) == start + count - 1 and bool((vbns[1:] - vbns[:-1] == 1).all()):
-            return [(start, count)]
-    elif not (vbns >= FIRST_DATA_VBN).any():
-        return [(HOLE, count)]
+        if here == np.arange(start, start + count, dtype="<u8").tobytes():
+            return [(start, count, 0)]
+    elif here == ALL_MARKS[start][: count * 8]:
+        return [(start, count, 0)]
+    vbns = pointers.vector()[low:high]
     data = vbns >= FIRST_DATA_VBN
     joined = np.where(data[1:], vbns[1:] - vbns[:-1] == 1, ~data[:-1]) & (data[1:] == data[:-1])
     edges = [0, *(np.flatnonzero(~joined) + 1).tolist(), count]
-    return [(int(vbns[a]), b - a) for a, b in pairwise(edges)]
+    return [(int(vbns[a]), b - a, a) for a, b in pairwise(edges)]
 
 
 def _join(runs: list[Run], vbn: int, blocks: int, at: int) -> None:

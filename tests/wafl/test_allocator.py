@@ -200,7 +200,7 @@ def test_a_full_volume_with_a_snapshot_refuses_writes_and_recovers_when_it_goes(
     checkpoint(volume)
     other = volume.create_lun("b", 64 * MIB)
     turns = 0
-    while attempt(lambda: other.write(turns * MIB, pattern(turns, MIB))):
+    while attempt(lambda turn=turns: other.write(turn * MIB, pattern(turn, MIB))):
         turns += 1
     assert 1 < turns < 8
     checkpoint(volume)
@@ -216,7 +216,7 @@ def test_a_snapshot_is_refused_when_the_next_consistency_points_could_lack_room(
     volume = workshop.format(8 * MIB)
     fill_up(volume)
     turns = 0
-    while attempt(lambda: volume.request_snapshot(f"s{turns}")):
+    while attempt(lambda turn=turns: volume.request_snapshot(f"s{turn}")):
         checkpoint(volume)
         turns += 1
     assert turns < 50

@@ -17,7 +17,7 @@ from tests.support.crash_history import History
 from tests.support.volumes import EPOCH, MIB, errors
 from wafl import BLOCK_BYTES, NotAVolume, Volume
 from wafl.allocator import Allocator
-from wafl.bits import test_each
+from wafl.bits import are_set
 
 POINTS = int(os.environ.get("LAZYLUN_CRASH_POINTS", "24"))
 
@@ -246,7 +246,7 @@ def test_the_harness_catches_freed_blocks_that_are_reused_at_once(monkeypatch: p
     def free_at_once(self: Allocator) -> None:
         apply_frees(self)
         at_once, self._pending = self._pending, []
-        self.release([vbns[~test_each(self.summary, vbns)] for vbns in at_once])
+        self.release([vbns[~are_set(self.summary, vbns)] for vbns in at_once])
 
     history = History(size_bytes=2 * MIB)
     history.create("a", MIB)
