@@ -69,7 +69,12 @@ def mkfs(path: Path, name: str | None, size: int | None, force: bool) -> None:
     with closing(FileDevice.open(path, create_bytes=size)) as device:
         if size is None and not force and _holds_volume(device):
             raise click.ClickException(f"{path} holds a volume already; --force destroys it")
-        Volume.format(device, name=name or path.stem, now=time.time())
+        try:
+            Volume.format(device, name=name or path.stem, now=time.time())
+        except Exception:
+            if size is not None:
+                path.unlink()
+            raise
         click.echo(f"{path}: volume {name or path.stem}, {device.size_bytes} bytes")
 
 

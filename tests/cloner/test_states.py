@@ -9,7 +9,7 @@ import pytest
 from cloner.states import ENDED, LEGAL, IllegalMove, JobState, moved
 
 
-@pytest.mark.parametrize(("state", "to"), itertools.product(JobState, JobState))
+@pytest.mark.parametrize(("state", "to"), list(itertools.product(JobState, JobState)))
 def test_every_move_is_legal_or_refused(state: JobState, to: JobState) -> None:
     if to in LEGAL[state]:
         assert moved(state, to) is to

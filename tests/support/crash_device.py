@@ -134,6 +134,8 @@ class MemoryDevice:
         self.image = image
         self.size_bytes = len(image)
         self.read_only = read_only
+        self.cold = False
+        """Nothing can be read without waiting for the disk."""
 
     def pread(self, offset: int, view: Any) -> None:
         flat = memoryview(view).cast("B")
@@ -142,6 +144,8 @@ class MemoryDevice:
         flat[:] = memoryview(self.image)[offset : offset + len(flat)]
 
     def pread_nowait(self, offset: int, view: Any) -> bool:
+        if self.cold:
+            return False
         self.pread(offset, view)
         return True
 

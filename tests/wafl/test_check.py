@@ -1,0 +1,435 @@
+"""The checker: clean volumes give no finding, and each kind of damage is found and named.
+
+Damage is done to the image of a volume that has everything: LUNs, a snapshot, a clone, a shrunk LUN's graveyard, a
+snapshot being deleted.  The blocks' checksums are made right again (`reseal`) so that the checker has to notice the
+contradiction itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.crash_device import MemoryDevice
+from tests.support.volumes import EPOCH, MIB, checkpoint, pattern, problems, run_steps, take_snapshot
+from wafl import BLOCK_BYTES, Volume
+from wafl.check import Finding, Severity, check, check_volume
+from wafl.format import (
+    ACTIVE_MAP_INODE,
+    FSINFO,
+    INODE,
+    SNAPSHOT_ENTRY,
+    VTOC_ENTRY,
+    VTOC_INODE,
+    EntryState,
+    decode_text,
+    seal,
+)
+from wafl.offline import Fields, Image, Root
+
+
+def make_volume() -> MemoryDevice:
+    device = MemoryDevice(bytearray(8 * MIB))
+    Volume.format(device, name="vol0", now=EPOCH)
+    volume = Volume.mount(device)
+    golden = volume.create_lun("golden", 3 * MIB)
+    golden.write(0, pattern(1, 300 * BLOCK_BYTES))
+    take_snapshot(volume, "base")
+    clone = volume.create_lun("clone", None, backing=("base", "golden"))
+    clone.write(5 * BLOCK_BYTES, pattern(2, BLOCK_BYTES + 512))
+    take_snapshot(volume, "going")
+    golden.write(0, pattern(3, 10 * BLOCK_BYTES))
+    odd = volume.create_lun("odd", 2 * MIB + 512)
+    odd.write(MIB, pattern(4, MIB + 512))
+    checkpoint(volume)
+    volume.resize_lun("odd", 512)
+    volume.delete_snapshot("going")
+    checkpoint(volume)
+    volume.close()
+    return device
+
+
+@pytest.fixture(scope="module")
+def whole() -> bytes:
+    return bytes(make_volume().image)
+
+
+@pytest.fixture
+def device(whole: bytes) -> MemoryDevice:
+    return MemoryDevice(bytearray(whole))
+
+
+# -- changing a volume behind its back
+
+
+class Tamper:
+    """Rewrites blocks in place and makes every checksum up to fsinfo right again."""
+
+    def __init__(self, device: MemoryDevice) -> None:
+        self.device = device
+        self.image = Image(device)
+        self.fsinfo = dict(self.image.fsinfo)
+        self.ifile = Root.of(self.fsinfo, "ifile_")
+
+    def inode(self, number: int) -> Fields:
+        return self.image.inodes(self.ifile, "")[number]
+
+    def lun(self, name: str) -> Fields:
+        entries = self.image.vtoc(Root.of(self.inode(VTOC_INODE)), "")
+        return next(entry for entry in entries if decode_text(entry["name"]) == name)
+
+    def path(self, root: Root, fbn: int) -> list[tuple[int, int]]:
+        """(vbn of a pointer block, slot) from the root down to the block `fbn`."""
+        found, vbn, crc = [], root.vbn, root.crc
+        for level in range(root.height, 0, -1):
+            slot = fbn // 256 ** (level - 1) % 256
+            found.append((vbn, slot))
+            raw = self.image.load(vbn, crc, "")
+            assert raw is not None
+            vbn = int.from_bytes(raw[slot * 8 : slot * 8 + 8], "little")
+            crc = int.from_bytes(raw[2048 + slot * 4 : 2052 + slot * 4], "little")
+        return [*found, (vbn, 0)]
+
+    def block(self, vbn: int) -> bytearray:
+        return bytearray(self.device.image[vbn * BLOCK_BYTES : (vbn + 1) * BLOCK_BYTES])
+
+    def put(self, vbn: int, data: bytes) -> None:
+        self.device.image[vbn * BLOCK_BYTES : (vbn + 1) * BLOCK_BYTES] = data
+
+    def change_file(self, root: Root, offset: int, data: bytes) -> int:
+        """Overwrite bytes of a file; its new root checksum."""
+        path = self.path(root, offset // BLOCK_BYTES)
+        at = path[-1][0]
+        block = self.block(at)
+        block[offset % BLOCK_BYTES : offset % BLOCK_BYTES + len(data)] = data
+        return self.reseal(path, block)
+
+    def change_pointer(self, root: Root, fbn: int, vbn: int | None = None, birth: int | None = None) -> int:
+        path = self.path(root, fbn)[:-1]
+        at, slot = path[-1]
+        block = self.block(at)
+        if vbn is not None:
+            block[slot * 8 : slot * 8 + 8] = vbn.to_bytes(8, "little")
+            block[2048 + slot * 4 : 2052 + slot * 4] = crc_of(self.block(vbn)).to_bytes(4, "little")
+        if birth is not None:
+            block[3072 + slot * 4 : 3076 + slot * 4] = birth.to_bytes(4, "little")
+        return self.reseal(path, block)
+
+    def reseal(self, path: list[tuple[int, int]], block: bytearray) -> int:
+        for (vbn, _), (parent, slot) in zip(reversed(path), [*reversed(path[:-1]), (0, 0)], strict=True):
+            self.put(vbn, block)
+            crc = crc_of(block)
+            if parent:
+                block = self.block(parent)
+                block[2048 + slot * 4 : 2052 + slot * 4] = crc.to_bytes(4, "little")
+        return crc
+
+    def change_inode(self, which: int, **values: int) -> None:
+        fields = self.inode(which) | values
+        self.fsinfo["ifile_root_crc"] = self.change_file(self.ifile, which * INODE.size, INODE.pack(**fields))
+        self.write_fsinfo()
+
+    def change_lun(self, which: str, **values: object) -> None:
+        fields = self.lun(which)
+        vtoc = self.inode(VTOC_INODE)
+        slots = {entry["name"]: slot for slot, entry in self.image.records(VTOC_ENTRY, Root.of(vtoc), "")}
+        entry = VTOC_ENTRY.pack(**fields | values)
+        crc = self.change_file(Root.of(vtoc), slots[fields["name"]] * VTOC_ENTRY.size, entry)
+        self.change_inode(VTOC_INODE, root_crc=crc)
+
+    def change_map_bit(self, vbn: int) -> None:
+        inode = self.inode(ACTIVE_MAP_INODE)
+        byte = self.image.contents(Root.of(inode), "")[vbn // 8] ^ 1 << vbn % 8
+        crc = self.change_file(Root.of(inode), vbn // 8, bytes([byte]))
+        self.change_inode(ACTIVE_MAP_INODE, root_crc=crc)
+
+    def change_summary_bit(self, vbn: int) -> None:
+        root = Root.of(self.fsinfo, "summary_")
+        byte = self.image.contents(root, "")[vbn // 8] ^ 1 << vbn % 8
+        self.fsinfo["summary_root_crc"] = self.change_file(root, vbn // 8, bytes([byte]))
+        self.write_fsinfo()
+
+    def change_snapshot(self, name: str, **values: object) -> None:
+        root = Root.of(self.fsinfo, "snapshot_table_")
+        for slot, entry in self.image.records(SNAPSHOT_ENTRY, root, ""):
+            if decode_text(entry["name"]) == name:
+                data = SNAPSHOT_ENTRY.pack(**entry | values)
+                self.fsinfo["snapshot_table_root_crc"] = self.change_file(root, slot * SNAPSHOT_ENTRY.size, data)
+                self.write_fsinfo()
+
+    def write_fsinfo(self, **values: int) -> None:
+        self.fsinfo |= values
+        for vbn in self.image.geometry.fsinfo_vbns(self.fsinfo["generation"]):
+            self.put(vbn, seal(FSINFO, **self.fsinfo | {"vbn": vbn}))
+        self.image = Image(self.device)
+        self.ifile = Root.of(self.fsinfo, "ifile_")
+
+    def lun_root(self, name: str) -> tuple[int, Root]:
+        number = self.lun(name)["inode"]
+        return number, Root.of(self.inode(number))
+
+    def free_vbn(self) -> int:
+        """A block that nothing uses."""
+        active = self.image.map_bits(Root.of(self.inode(ACTIVE_MAP_INODE)), "")
+        summary = self.image.map_bits(Root.of(self.fsinfo, "summary_"), "")
+        return int((~(active | summary)).nonzero()[0][0])
+
+    def vbn_of(self, name: str, fbn: int) -> int:
+        return self.path(self.lun_root(name)[1], fbn)[-1][0]
+
+
+def crc_of(block: bytes | bytearray) -> int:
+    from crc32c import crc32c
+
+    return int(crc32c(block))
+
+
+# -- whole volumes
+
+
+def test_a_whole_volume_has_no_findings(device: MemoryDevice) -> None:
+    assert check(device) == []
+
+
+def test_a_mounted_volume_can_be_checked_with_changes_under_way(device: MemoryDevice) -> None:
+    volume = Volume.mount(device)
+    volume.lun("golden").write(0, pattern(9, 50 * BLOCK_BYTES))
+    assert check_volume(volume) == []
+    found: list[list[Finding]] = []
+    run_steps(volume, volume.checkpoint(), lambda: found.append([f for f in volume.check() if f.severity > 1]))
+    assert found
+    assert not any(found)
+
+
+def test_the_checker_writes_nothing(device: MemoryDevice, whole: bytes) -> None:
+    check(device)
+    assert bytes(device.image) == whole
+
+
+# -- damage, one kind each: what is done, and a word of the finding
+
+DAMAGE: dict[str, tuple[Callable[[Tamper], object], str]] = {}
+
+
+def damage(word: str) -> Callable[[Callable[[Tamper], object]], Callable[[Tamper], object]]:
+    def add(act: Callable[[Tamper], object]) -> Callable[[Tamper], object]:
+        DAMAGE[act.__name__] = act, word
+        return act
+
+    return add
+
+
+@damage("crc32c")
+def a_flipped_bit_in_data(tamper: Tamper) -> None:
+    tamper.device.image[tamper.vbn_of("golden", 3) * BLOCK_BYTES + 99] ^= 4
+
+
+@damage("crc32c")
+def a_flipped_bit_in_a_pointer_block(tamper: Tamper) -> None:
+    _, root = tamper.lun_root("golden")
+    tamper.device.image[tamper.path(root, 0)[0][0] * BLOCK_BYTES + 2050] ^= 4
+
+
+@damage("reachable but not in the active map")
+def a_block_that_the_active_map_lacks(tamper: Tamper) -> None:
+    tamper.change_map_bit(tamper.vbn_of("golden", 3))
+
+
+@damage("in the active map but not reachable")
+def a_block_that_the_active_map_has_for_nothing(tamper: Tamper) -> None:
+    tamper.change_map_bit(tamper.free_vbn())
+
+
+@damage("in it and nothing uses them")
+def a_block_that_the_summary_has_for_nothing(tamper: Tamper) -> None:
+    tamper.change_summary_bit(tamper.free_vbn())
+
+
+@damage("in use but not in it")
+def a_snapshots_block_that_the_summary_lacks(tamper: Tamper) -> None:
+    tamper.change_summary_bit(tamper.vbn_of("golden", 200))
+
+
+@damage("in use but not in it")
+def the_volumes_own_block_that_the_summary_lacks(tamper: Tamper) -> None:
+    tamper.change_summary_bit(tamper.fsinfo["snapshot_table_root_vbn"])
+
+
+@damage("reached twice")
+def a_block_with_two_fathers(tamper: Tamper) -> None:
+    number, root = tamper.lun_root("golden")
+    tamper.change_inode(number, root_crc=tamper.change_pointer(root, 3, vbn=tamper.vbn_of("golden", 4)))
+
+
+@damage("where no data can be")
+def a_pointer_to_the_label(tamper: Tamper) -> None:
+    number, root = tamper.lun_root("golden")
+    tamper.change_inode(number, root_crc=tamper.change_pointer(root, 3, vbn=2))
+
+
+@damage("younger than itself")
+def a_child_from_the_future(tamper: Tamper) -> None:
+    number, root = tamper.lun_root("golden")
+    tamper.change_inode(number, root_crc=tamper.change_pointer(root, 3, birth=1 << 30))
+
+
+@damage("behind the end of the file")
+def data_behind_the_end(tamper: Tamper) -> None:
+    number, _ = tamper.lun_root("golden")
+    tamper.change_inode(number, size_bytes=100 * BLOCK_BYTES)
+
+
+@damage("behind the end of the LUN are not zeros")
+def a_tail_that_is_not_zero(tamper: Tamper) -> None:
+    number, root = tamper.lun_root("golden")
+    tamper.change_inode(number, size_bytes=root.size_bytes - 512)
+    tamper.change_inode(number, size_bytes=299 * BLOCK_BYTES + 512)
+
+
+@damage("data blocks and has")
+def a_wrong_count_of_blocks(tamper: Tamper) -> None:
+    number, _ = tamper.lun_root("golden")
+    tamper.change_inode(number, blocks=7)
+
+
+@damage("calls itself")
+def an_inode_with_another_number(tamper: Tamper) -> None:
+    number, _ = tamper.lun_root("golden")
+    tamper.change_inode(number, number=number + 9)
+
+
+@damage("was never given out")
+def an_inode_generation_from_the_future(tamper: Tamper) -> None:
+    number, _ = tamper.lun_root("golden")
+    tamper.change_inode(number, generation=1 << 40)
+
+
+@damage("does not belong here")
+def an_unknown_type_of_inode(tamper: Tamper) -> None:
+    number, _ = tamper.lun_root("golden")
+    tamper.change_inode(number, type=1)
+
+
+@damage("differs from the inode's")
+def a_size_that_the_inode_does_not_have(tamper: Tamper) -> None:
+    tamper.change_lun("golden", size_bytes=MIB)
+
+
+@damage("is not a LUN's")
+def a_lun_without_an_inode(tamper: Tamper) -> None:
+    tamper.change_lun("golden", inode=900)
+
+
+@damage("the vtoc does not name")
+def a_lun_that_the_vtoc_forgot(tamper: Tamper) -> None:
+    tamper.change_lun("golden", state=int(EntryState.FREE))
+
+
+@damage("is there 2 times")
+def two_luns_of_one_name(tamper: Tamper) -> None:
+    tamper.change_lun("golden", name=b"clone")
+
+
+@damage("is there 2 times")
+def two_luns_of_one_uuid(tamper: Tamper) -> None:
+    tamper.change_lun("golden", uuid=tamper.lun("clone")["uuid"])
+
+
+@damage("is not there")
+def a_backing_snapshot_that_is_gone(tamper: Tamper) -> None:
+    tamper.change_lun("clone", backing_snapshot=77)
+
+
+@damage("is not there")
+def a_backing_inode_that_is_gone(tamper: Tamper) -> None:
+    tamper.change_lun("clone", backing_inode=99)
+
+
+@damage("is not there")
+def a_backing_inode_of_another_generation(tamper: Tamper) -> None:
+    tamper.change_lun("clone", backing_inode_generation=99)
+
+
+@damage("not a whole number of blocks")
+def a_limit_within_a_block(tamper: Tamper) -> None:
+    tamper.change_lun("clone", backing_limit_bytes=512)
+
+
+@damage("active_blocks is")
+def a_wrong_count_of_active_blocks(tamper: Tamper) -> None:
+    tamper.write_fsinfo(active_blocks=5)
+
+
+@damage("summary_blocks is")
+def a_wrong_count_of_summary_blocks(tamper: Tamper) -> None:
+    tamper.write_fsinfo(summary_blocks=5)
+
+
+@damage("its record counts")
+def a_wrong_count_in_a_snapshots_record(tamper: Tamper) -> None:
+    tamper.change_snapshot("base", active_blocks=5)
+
+
+@damage("was never given out")
+def a_snapshot_id_from_the_future(tamper: Tamper) -> None:
+    tamper.write_fsinfo(next_snapshot_id=1)
+
+
+@damage("has not been")
+def a_snapshot_of_a_later_consistency_point(tamper: Tamper) -> None:
+    tamper.change_snapshot("base", generation=1 << 20)
+
+
+@damage("this copy of the label is damaged")
+def a_damaged_first_label(tamper: Tamper) -> None:
+    tamper.device.image[20] ^= 1
+
+
+@damage("this copy of the label is damaged")
+def a_damaged_second_label(tamper: Tamper) -> None:
+    tamper.device.image[-BLOCK_BYTES + 20] ^= 1
+
+
+@damage("this copy of fsinfo")
+def a_damaged_copy_of_fsinfo(tamper: Tamper) -> None:
+    tamper.device.image[tamper.fsinfo["vbn"] * BLOCK_BYTES + 300] ^= 1
+
+
+@damage("unknown incompatible features")
+def a_feature_nobody_knows(tamper: Tamper) -> None:
+    from wafl.format import LABEL
+
+    for vbn in tamper.image.labels:
+        tamper.put(vbn, seal(LABEL, **tamper.image.label | {"incompat": 1 << 40}))
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_found_and_named(device: MemoryDevice, name: str) -> None:
+    act, word = DAMAGE[name]
+    act(Tamper(device))
+    found = [str(finding) for finding in check(device)]
+    assert any(word in line for line in found), found or "no finding"
+
+
+def test_a_spare_copy_that_is_damaged_is_a_warning(device: MemoryDevice) -> None:
+    a_damaged_second_label(Tamper(device))
+    assert [finding.severity for finding in problems(device)] == [Severity.WARNING]
+
+
+def test_what_is_no_volume_is_one_error(device: MemoryDevice) -> None:
+    (finding,) = check(MemoryDevice(bytearray(MIB)))
+    assert finding.severity is Severity.ERROR
+
+
+def test_any_damaged_block_is_reported_and_nothing_raises(device: MemoryDevice, whole: bytes) -> None:
+    """One flipped bit in each block of the active file system: the checker says something, whatever it is."""
+    image = Image(device)
+    in_use = image.map_bits(Root.of(image.inodes(Root.of(image.fsinfo, "ifile_"), "")[ACTIVE_MAP_INODE]), "")
+    for vbn in in_use.nonzero()[0].tolist():
+        device.image[vbn * BLOCK_BYTES + vbn % BLOCK_BYTES] ^= 1
+        assert check(device), f"block {vbn}"
+        device.image[vbn * BLOCK_BYTES + vbn % BLOCK_BYTES] ^= 1
+    assert bytes(device.image) == whole
+
+
