@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -20,6 +21,9 @@ from tests.support.offline_reader import differences, interesting_blocks
 from tests.support.volume_model import BLOCK, ModelLun, ModelVolume
 from tests.support.volumes import EPOCH, MIB, pattern, problems, run_steps
 from wafl import Lun, NameTaken, NoSpace, SnapshotBusy, Volume, WaflError
+from wafl.fill import missing_slots
+from wafl.format import ACTIVE_MAP_INODE, EntryState, decode_text
+from wafl.offline import Image, Root
 
 VOLUME_BYTES = 8 * MIB
 SECTOR = 512
@@ -28,6 +32,8 @@ SNAPSHOT_NAMES = ["s1", "s2", "s3", "s4"]
 # Both sides of a block, of a level-1 buffer and of a level-2 buffer.
 SIZES = [SECTOR, BLOCK, BLOCK + SECTOR, MIB - SECTOR, MIB, MIB + BLOCK, 2 * MIB + SECTOR, 256 * MIB, 257 * MIB + SECTOR]
 CHAIN_LIMIT_OF_TEST = 4
+SMALL_CACHE_BYTES = 1
+"""The least there is: 64 buffers, so that they are evicted all the time."""
 
 names = st.sampled_from(LUN_NAMES)
 snapshot_names = st.sampled_from(SNAPSHOT_NAMES)
@@ -46,7 +52,7 @@ class VolumeMachine(RuleBasedStateMachine):
         """A volume that has a past already: most of what can go wrong needs a snapshot and a LUN that stands on it."""
         self.device = MemoryDevice(bytearray(VOLUME_BYTES))
         Volume.format(self.device, name="model", now=EPOCH)
-        self.volume = Volume.mount(self.device)
+        self.mount()
         self.model = ModelVolume()
         self.durable, self.durable_generation = self.model.copy(), self.volume.generation
         self.seed = 0
@@ -67,6 +73,9 @@ class VolumeMachine(RuleBasedStateMachine):
             self.compare_durable()
 
     # -- helpers
+
+    def mount(self) -> None:
+        self.volume = Volume.mount(self.device, cache_bytes=SMALL_CACHE_BYTES)
 
     def attempt(self, action: Callable[[], object]) -> bool:
         """Do it, unless the volume is full; then it must have changed nothing, which the comparisons will see."""
@@ -156,6 +165,72 @@ class VolumeMachine(RuleBasedStateMachine):
         found = bytearray(length)
         lun.read_into(offset, memoryview(found))
         assert found == model.read(offset, length)
+
+    @precondition(has_luns)
+    @rule(pick=picks, fraction=fractions, length=lengths, cold=st.booleans())
+    def read_without_waiting(self, pick: int, fraction: float, length: int, cold: bool) -> None:
+        _, lun, model = self.pick_lun(pick)
+        offset, length = self.place(model.size_bytes, fraction, length)
+        self.device.cold = cold
+        try:
+            for _ in range(2):
+                found = bytearray(length)
+                if lun.read_into_nowait(offset, memoryview(found)):
+                    assert found == model.read(offset, length)
+        finally:
+            self.device.cold = False
+
+    @precondition(has_luns)
+    @rule(pick=picks, fraction=fractions, count=st.integers(1, 4))
+    def write_one_block_after_reading_it(self, pick: int, fraction: float, count: int) -> None:
+        """The short path of a write: its level-1 buffer is in memory and changed already."""
+        _, lun, model = self.pick_lun(pick)
+        offset = int(fraction * model.size_bytes) // BLOCK * BLOCK
+        for at in range(offset, offset + count * BLOCK, BLOCK):
+            length = min(BLOCK, model.size_bytes - at)
+            if length <= 0:
+                break
+            self.seed += 1
+            data = pattern(self.seed, length)
+            lun.read_into(at, memoryview(bytearray(length)))
+            for _ in range(2):
+                if self.attempt(lambda at=at, data=data: lun.write(at, data)):  # type: ignore[misc]
+                    model.write(at, data)
+            found = bytearray(length)
+            lun.read_into(at, memoryview(found))
+            assert found == data
+
+    @precondition(has_luns)
+    @rule(pick=picks, step=st.integers(1, 3))
+    def scatter(self, pick: int, step: int) -> None:
+        """One block here and there over a large LUN: more level-1 buffers than the cache holds."""
+        _, lun, model = self.pick_lun(pick)
+        for index in range(0, min(model.size_bytes // MIB, 80 * step), step):
+            self.seed += 1
+            data = pattern(self.seed, BLOCK)
+            at = index * MIB + self.seed % 256 * BLOCK
+            if not self.attempt(lambda at=at, data=data: lun.write(at, data)):  # type: ignore[misc]
+                break
+            model.write(at, data)
+
+    @precondition(has_luns)
+    @rule(pick=picks, fraction=fractions)
+    def extents(self, pick: int, fraction: float) -> None:
+        """In order, without gaps; what is called unmapped reads zeros."""
+        _, lun, model = self.pick_lun(pick)
+        start = int(fraction * model.size_bytes) // SECTOR * SECTOR
+        at, unmapped = start, []
+        for offset, length, mapped in lun.extents(start, model.size_bytes - start):
+            assert offset == at
+            assert length > 0
+            at += length
+            if not mapped:
+                unmapped.append((offset, at))
+        assert at == model.size_bytes
+        for fbn, data in model.blocks.items():
+            for low, high in unmapped:
+                part = data[max(0, low - fbn * BLOCK) : max(0, high - fbn * BLOCK)]
+                assert not any(part), f"block {fbn} is said to be unmapped"
 
     @precondition(has_luns)
     @rule(pick=picks, size=sizes)
@@ -318,9 +393,50 @@ class VolumeMachine(RuleBasedStateMachine):
 
         self.checkpoint_with(guest)
 
-    @rule()
-    def reclaim(self) -> None:
-        self.attempt(lambda: run_steps(self.volume, self.volume.reclaim()))
+    @rule(slices=st.sampled_from([1, 2, 5, 1000]))
+    def reclaim(self, slices: int) -> None:
+        """All of it, or only the beginning."""
+        for done, _ in enumerate(self.volume.reclaim(), 1):
+            if done >= slices:
+                break
+
+    @precondition(has_snapshots)
+    @rule(pick=picks, during=st.integers(0, 4))
+    def things_happen_during_a_consistency_point(self, pick: int, during: int) -> None:
+        """Not only writes: snapshots go, LUNs come and go, trees are given back, blocks are filled."""
+
+        def reclaim_some() -> None:
+            for done, _ in enumerate(self.volume.reclaim(), 1):
+                if done >= 2:
+                    break
+
+        def drop_something() -> None:
+            self.delete_snapshot(pick)
+            if self.model.luns and pick % 3 == 0:
+                self.destroy(pick)
+
+        def fill_something() -> None:
+            if self.has_backed():
+                self.fill(pick, 0, 7, pick % 4)
+
+        def make_something() -> None:
+            self.create(LUN_NAMES[pick % len(LUN_NAMES)], SIZES[pick % len(SIZES)])
+
+        def resize_something() -> None:
+            if self.model.luns:
+                self.resize(pick, SIZES[self.seed % len(SIZES)])
+
+        action = [reclaim_some, drop_something, fill_something, make_something, resize_something][during]
+        left = 3
+
+        def guest() -> None:
+            nonlocal left
+            if left and self.model.snapshots:
+                left -= 1
+                self.seed += 1
+                action()
+
+        self.checkpoint_with(guest)
 
     @rule()
     def crash(self) -> None:
@@ -328,7 +444,7 @@ class VolumeMachine(RuleBasedStateMachine):
         if self.volume.generation != self.durable_generation:
             self.checkpoint()
         self.device = MemoryDevice(bytearray(self.device.image))
-        self.volume = Volume.mount(self.device)
+        self.mount()
         self.model = self.durable.copy()
         self.lingering.clear()
         self.compare_live()
@@ -336,7 +452,7 @@ class VolumeMachine(RuleBasedStateMachine):
     @rule()
     def close_and_mount(self) -> None:
         self.volume.close()
-        self.volume = Volume.mount(self.device)
+        self.mount()
         self.durable, self.durable_generation = self.model.copy(), self.volume.generation
         self.compare_durable()
         assert self.volume.mount_report == []
@@ -347,6 +463,32 @@ class VolumeMachine(RuleBasedStateMachine):
     def compare_durable(self) -> None:
         assert differences(self.device, self.durable) == []
         assert [str(finding) for finding in problems(self.device)] == []
+
+    @precondition(lambda self: hasattr(self, "volume"))
+    @rule()
+    def space_is_what_the_maps_say(self) -> None:
+        """By brute force over the maps on the device, which are those in memory right after a consistency point."""
+        self.checkpoint()
+        image = Image(self.device)
+        inodes = image.inodes(Root.of(image.fsinfo, "ifile_"), "inode file")
+        active = image.map_bits(Root.of(inodes[ACTIVE_MAP_INODE]), "active map")
+        summary = image.map_bits(Root.of(image.fsinfo, "summary_"), "summary")
+        maps = {}
+        for entry in image.snapshots():
+            if entry["state"] == EntryState.LIVE:
+                of_snapshot = image.inodes(Root.of(entry, "ifile_"), "inode file")
+                root = Root.of(of_snapshot[ACTIVE_MAP_INODE])
+                maps[decode_text(entry["name"])] = image.map_bits(root, "its map")
+        space = self.volume.space()
+        assert space.active == int(active.sum()) * BLOCK
+        assert space.freeing == 0
+        assert space.free == int((~active & ~summary)[: image.blocks].sum()) * BLOCK
+        assert space.snapshots + space.volume_own == int((summary & ~active).sum()) * BLOCK
+        for name, bits in maps.items():
+            others = [other for other_name, other in maps.items() if other_name != name]
+            alone = bits & ~active & ~np.logical_or.reduce([np.zeros_like(bits), *others])
+            found = self.volume.snapshot_space(name)
+            assert (found.referenced, found.reclaimable) == (int(bits.sum()) * BLOCK, int(alone.sum()) * BLOCK)
 
     def compare_live(self) -> None:
         for name, model in self.model.luns.items():
@@ -372,6 +514,35 @@ class VolumeMachine(RuleBasedStateMachine):
         assert {lun.name for lun in self.volume.luns()} == self.model.luns.keys()
         listed = {info.name: set(info.busy_holders) for info in self.volume.snapshots()}
         assert listed == {s.name: self.expected_holders(s.name) for s in self.model.snapshots.values()}
+
+    @invariant()
+    def missing_blocks_are_never_counted_too_low(self) -> None:
+        """Progress may come late, but never says that more is done than is."""
+        if not hasattr(self, "volume"):
+            return
+        for name, model in self.model.luns.items():
+            lun = self.volume.lun(name)
+            if model.backing is None:
+                assert lun.missing_blocks() == 0
+            elif model.size_bytes <= 4 * MIB:
+                missing = sum(len(missing_slots(lun, index)) for index in range(lun.level_one_count))
+                assert lun.missing_blocks() >= missing
+
+    @precondition(has_snapshots)
+    @rule(pick=picks)
+    def read_in_a_snapshot(self, pick: int) -> None:
+        name = self.pick_snapshot(pick)
+        expected = self.model.snapshot(name).luns
+        assert {record.name: record.size_bytes for record in self.volume.snapshot_luns(name)} == {
+            lun: model.size_bytes for lun, model in expected.items()
+        }
+        for lun, model in expected.items():
+            view = self.volume.snapshot_lun(name, lun)
+            for fbn in list(model.blocks)[:20]:
+                length = max(0, min(BLOCK, model.size_bytes - fbn * BLOCK))
+                found = bytearray(length)
+                view.read_into(fbn * BLOCK, memoryview(found))
+                assert found == model.read(fbn * BLOCK, length)
 
     @invariant()
     def space_adds_up(self) -> None:
