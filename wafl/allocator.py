@@ -101,6 +101,8 @@ class Allocator:
         self.freeing = 0
         self.dirty_active: set[int] = set()
         self.dirty_summary: set[int] = set()
+        self._unmerged = set(np.flatnonzero(self.chunk_free < MAP_BITS).tolist())
+        """Rows in which the summary may lack an active block: a snapshot has to look at these only."""
         self.readers = Readers()
         self.next = self.end = 0
         self.floor_guest = self.floor_ops = 0
@@ -116,7 +118,7 @@ class Allocator:
 
     # --- taking ----------------------------------------------------------------------------------------------------
 
-    def refill(self, wanted: int = 1) -> None:
+    def refill(self) -> None:
         """Start a new data run.  Raises NoSpace with nothing changed."""
         assert self.next == self.end
         if len(self.freed) >= APPLY_FREES:
@@ -237,12 +239,20 @@ class Allocator:
 
     def merge_active_into_summary(self) -> None:
         """A snapshot is made: all that is active is now in use by something else too."""
-        rows = (self.chunks, BLOCK_BYTES)
-        active, summary = self.active.reshape(rows), self.summary.reshape(rows)
-        changed = np.flatnonzero((active & ~summary).any(axis=1))
-        summary[changed] |= active[changed]
-        self.dirty_summary.update(changed.tolist())
-        self.summary_count = count(self.summary)
+        rows = np.fromiter(self._unmerged | self.dirty_active | self.dirty_summary, dtype=np.intp)
+        self._unmerged.clear()
+        shape = (self.chunks, BLOCK_BYTES)
+        new = self.active.reshape(shape)[rows] & ~self.summary.reshape(shape)[rows]
+        self.summary.reshape(shape)[rows] |= new
+        self.summary_count += count(new)
+        self.dirty_summary.update(rows[new.any(axis=1)].tolist())
+
+    def clean(self) -> tuple[set[int], set[int]]:
+        """The freeze: (rows of the active map, rows of the summary) that have changed, now no longer dirty."""
+        rows = self.dirty_active, self.dirty_summary
+        self._unmerged |= self.dirty_active | self.dirty_summary
+        self.dirty_active, self.dirty_summary = set(), set()
+        return rows
 
     def freeze_frees(self) -> list[Vbns]:
         """What this generation freed: the list to pass to `release` once it is durable."""

@@ -176,6 +176,13 @@ class Core:
             if not (wait and self.relieve()):
                 raise NoSpace("the volume is full")
 
+    def new_run(self) -> None:
+        """The next run of blocks for data.  A file allocates it in one piece: each write into it is then a quarter
+        cheaper than into a hole."""
+        allocator = self.allocator
+        allocator.refill()
+        self.device.preallocate(allocator.next << BLOCK_SHIFT, (allocator.end - allocator.next) << BLOCK_SHIFT)
+
     def swap_dirty(self) -> DirtyLists:
         """The freeze: hand over the dirty lists and begin the next generation."""
         lists, self.dirty = self.dirty, _no_dirty()

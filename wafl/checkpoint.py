@@ -120,10 +120,9 @@ class Checkpoint:
             volume.summary.assign(rows)
             moved |= rows
         images: list[list[RowImage]] = [[], [], []]
-        images[ACTIVE] = volume.files.active_map.images(allocator.active, allocator.dirty_active)
-        images[VOLUME] = volume.summary.images(allocator.summary, allocator.dirty_summary)
-        allocator.dirty_active = set()
-        allocator.dirty_summary = set()
+        active_rows, summary_rows = allocator.clean()
+        images[ACTIVE] = volume.files.active_map.images(allocator.active, active_rows)
+        images[VOLUME] = volume.summary.images(allocator.summary, summary_rows)
         freed = allocator.freeze_frees()
         return core.swap_dirty(), images, freed
 

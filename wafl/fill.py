@@ -90,7 +90,7 @@ class FillPlan:
         allocator = lun.core.allocator
         while blocks:
             if allocator.next == allocator.end:
-                allocator.refill()
+                lun.core.new_run()
             count = min(blocks, allocator.end - allocator.next)
             lun.core.device.pwrite(
                 allocator.next << BLOCK_SHIFT, (data[at << BLOCK_SHIFT : (at + count) << BLOCK_SHIFT],)

@@ -211,7 +211,7 @@ class Lun(View):
             # The leaf first: when space is short its place comes out of the data run.
             leaf = self._leaf(fbn >> 8)
             if allocator.next == allocator.end:
-                allocator.refill()
+                core.new_run()
             low = fbn & SLOT_MASK
             blocks = min(left, POINTERS - low, allocator.end - allocator.next)
             piece = data[at : at + (blocks << BLOCK_SHIFT)]

@@ -162,6 +162,9 @@ class MemoryDevice:
     def sync(self) -> None:
         pass
 
+    def preallocate(self, offset: int, length: int) -> None:
+        """Memory is there already."""
+
     def prefetch(self, offset: int, length: int) -> None:
         pass
 
