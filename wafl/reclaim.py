@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from wafl.allocator import new_bits
-from wafl.bits import Bits, Vbns, positions
+from wafl.allocator import MAP_SHIFT, new_bits
+from wafl.bits import Bits, Vbns, are_set, clear_each, positions
 from wafl.errors import NoSpace
 from wafl.format import BLOCK_BYTES, FIRST_DATA_VBN, MAP_BITS, POINTERS
 from wafl.inode import Inode
@@ -34,8 +34,14 @@ from wafl.types import Step
 if TYPE_CHECKING:
     from wafl.volume import Volume
 
-TRIM_SLICE = 32
+TRIM_SLICE = 8
 """Level-1 subtrees freed between two yields."""
+
+
+def in_row(vbns: Vbns, row: int) -> Vbns:
+    """Those of the blocks that the row describes, counted from its first."""
+    found: Vbns = vbns[vbns >> MAP_SHIFT == row] - np.uint64(row * MAP_BITS)
+    return found
 
 
 class Reclaim:
@@ -122,11 +128,13 @@ class Reclaim:
                 if table.making:
                     return
                 gone = self._only_in(snapshot, own_map, row)
-                kept = self._needed_to_restart()
-                first = gone[~np.isin(gone, kept)]
-                aside.append(gone[np.isin(gone, kept)])
-                if len(first):
-                    core.allocator.drop_from_summary(first)
+                kept = in_row(self._needed_to_restart(), row)
+                kept = kept[are_set(gone, kept)]
+                aside.append(kept + np.uint64(row * MAP_BITS))
+                clear_each(gone, kept)
+                now = positions(gone, row * MAP_BITS)
+                if len(now):
+                    core.allocator.drop_from_summary(now)
                 yield Step.SLICE
             if table.making:
                 return
@@ -166,8 +174,8 @@ class Reclaim:
             snapshot.map_inode = self._volume.snapshots_table.active_map(snapshot)
         return snapshot.map_inode
 
-    def _only_in(self, snapshot: Snapshot, own_map: Inode, row: int) -> Vbns:
-        """Blocks of this row that the summary holds for `snapshot` alone."""
+    def _only_in(self, snapshot: Snapshot, own_map: Inode, row: int) -> Bits:
+        """Blocks of this row that the summary holds for snapshots being deleted, and for nothing else."""
         allocator = self._core.allocator
         bits = np.empty(BLOCK_BYTES, dtype=np.uint8)
         read_row(self._core, own_map, row, bits)
@@ -180,8 +188,8 @@ class Reclaim:
                 seen.add(vbn)
                 read_row(self._core, inode, row, other)
                 bits &= ~other
-        gone = positions(bits, row * MAP_BITS)
-        return gone[~np.isin(gone, self._volume.own_vbns())]
+        clear_each(bits, in_row(self._volume.own_vbns(), row))
+        return bits
 
     def _needed_to_restart(self, but: Snapshot | None = None) -> Vbns:
         """The blocks of inode file and active map of every snapshot being deleted."""
