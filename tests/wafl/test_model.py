@@ -214,6 +214,18 @@ class VolumeMachine(RuleBasedStateMachine):
             model.write(at, data)
 
     @precondition(has_luns)
+    @rule(pick=picks, step=st.sampled_from([MIB // 4, MIB, 2 * MIB]))
+    def flood(self, pick: int, step: int) -> None:
+        """Write until the volume is full, or the LUN is."""
+        _, lun, model = self.pick_lun(pick)
+        for at in range(0, min(model.size_bytes, VOLUME_BYTES) - step + 1, step):
+            self.seed += 1
+            data = pattern(self.seed, step)
+            if not self.attempt(lambda at=at, data=data: lun.write(at, data)):  # type: ignore[misc]
+                break
+            model.write(at, data)
+
+    @precondition(has_luns)
     @rule(pick=picks, fraction=fractions)
     def extents(self, pick: int, fraction: float) -> None:
         """In order, without gaps; what is called unmapped reads zeros."""
