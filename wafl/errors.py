@@ -2,7 +2,8 @@
 what a person needs to act.
 
 Rules: every exception that crosses the package border is one of these, or an OSError of the device that the volume
-could not translate.  An error raised by a call that changes state means that nothing was changed.
+could not translate.  An error raised by a call that changes state means that nothing was changed, except that a write
+or UNMAP of a range may have done a part of it.
 """
 
 from __future__ import annotations

@@ -340,6 +340,8 @@ class Lun(View):
         if size_bytes & BLOCK_MASK:
             # Materialise the last block with a zero tail: the limit is whole blocks, and the tail must not come back.
             self._zero_part(size_bytes, min(end << BLOCK_SHIFT, self.size_bytes))
+        # Whatever can be refused is refused before the limit falls.
+        self.core.ensure(8 * self.inode.height + 16, self.core.allocator.floor_ops)
         backing = self.backing
         if backing is not None and backing.limit_bytes > end << BLOCK_SHIFT:
             self.replace_backing(

@@ -54,8 +54,13 @@ class MapFile:
 
     def load(self, bits: Bits) -> None:
         """Read the whole map (and with it every pointer block) into `bits`."""
-        for row in range(len(bits) // BLOCK_BYTES):
-            read_row(self.core, self.inode, row, bits[row * BLOCK_BYTES : (row + 1) * BLOCK_BYTES])
+        rows = len(bits) // BLOCK_BYTES
+        for index in range(-(-rows // POINTERS)):
+            pointers = level_one(self.core, self.inode, index)
+            assert pointers is not None
+            for slot in np.flatnonzero(pointers.vector() >= FIRST_DATA_VBN).tolist():
+                row = index * POINTERS + slot
+                read_row(self.core, self.inode, row, bits[row * BLOCK_BYTES : (row + 1) * BLOCK_BYTES])
 
     def assign(self, rows: Iterable[int]) -> None:
         """Give each row a new place in this generation, which may dirty other rows."""
