@@ -10,6 +10,7 @@ import pytest
 
 from cloner import AlreadyCloning, CloneEvent, CloneManager, JobState, NotBacked, NotCloning
 from tests.support.clones import GOLDEN_BLOCKS, GOLDEN_BYTES, Family, add_clone, make_family, read_all
+from tests.support.crash_device import MemoryDevice
 from tests.support.volumes import MIB, Workshop, pattern
 from wafl import BLOCK_BYTES, NoSuchLun, VolumeService
 
@@ -306,6 +307,26 @@ def test_a_destroyed_lun_ends_its_job_and_leaves_the_list(workshop: Workshop) ->
             while any(status.state not in (JobState.STOPPED,) for status in d.manager.show()):
                 await asyncio.sleep(0)
             assert d.kinds() == ["started", "stopped"]
+
+    asyncio.run(main())
+
+
+def test_a_volume_that_fails_fails_its_jobs(workshop: Workshop) -> None:
+    async def main() -> None:
+        family = make_family(workshop)
+        before = bytes(family.volume.device.image)  # type: ignore[attr-defined]
+
+        def broken() -> None:
+            raise OSError(5, "the disk is gone")
+
+        async with daemon(family) as d:
+            family.volume.device.sync = broken  # type: ignore[method-assign]
+            await d.run(["clone"])
+            assert d.manager.status(d.service, "clone").state is JobState.FAILED
+            assert d.kinds() == ["started", "failed"]
+        workshop.abandon(family.volume)
+        volume = workshop.mount(MemoryDevice(bytearray(before)))
+        assert volume.lun("clone").backing is not None
 
     asyncio.run(main())
 

@@ -19,7 +19,7 @@ from tests.support.clones import (
     steps_of,
 )
 from tests.support.volumes import MIB, Workshop, checkpoint, pattern, reclaim, take_snapshot
-from wafl import BLOCK_BYTES, CorruptVolume, NoSuchLun, SnapshotBusy, Volume
+from wafl import BLOCK_BYTES, CorruptVolume, Lun, NoSuchLun, SnapshotBusy, Volume
 
 
 class StopHere(Exception):
@@ -276,6 +276,35 @@ def test_a_job_follows_its_lun_through_a_rename(workshop: Workshop) -> None:
     drive(family.volume, steps, lambda n, step: family.volume.rename_lun("clone", "other") if n == 6 else None)
     assert family.volume.lun("other").backing is None
     assert family.reads_right()
+
+
+def test_a_job_goes_on_when_its_backing_snapshot_is_renamed(workshop: Workshop) -> None:
+    for wanted in range(3, 12):
+        family = make_family(workshop)
+        steps, _ = steps_of(family.volume, family.clone, chunk_blocks=16)
+
+        def rename(number: int, step: Step, family: Family = family, wanted: int = wanted) -> None:
+            if number == wanted:
+                family.volume.rename_snapshot("base", "renamed")
+
+        drive(family.volume, steps, rename)
+        assert family.clone.backing is None
+        assert family.reads_right()
+
+
+def test_a_clone_keeps_its_identity_through_its_whole_life(workshop: Workshop) -> None:
+    family = make_family(workshop)
+    before = identity(family.clone)
+    assert not set(before) & set(identity(family.volume.lun("golden")))
+    steps, _ = steps_of(family.volume, family.clone, chunk_blocks=16)
+    same: list[bool] = []
+    drive(family.volume, steps, lambda number, step: same.append(identity(family.volume.lun("clone")) == before))
+    assert all(same)
+    assert identity(workshop.crash(family.volume).lun("clone")) == before
+
+
+def identity(lun: Lun) -> tuple[str, str, bytes]:
+    return lun.uuid, lun.serial, lun.naa
 
 
 def test_shrink_and_growth_in_the_middle_read_zeros(workshop: Workshop) -> None:
