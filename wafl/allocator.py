@@ -257,7 +257,7 @@ class Allocator:
     def freeze_frees(self) -> list[Vbns]:
         """What this generation freed: the list to pass to `release` once it is durable."""
         frozen, self._pending = self._pending, []
-        return frozen
+        return [np.concatenate(frozen)] if frozen else []
 
     def release(self, frozen: list[Vbns]) -> None:
         """The generation that freed these blocks is durable."""

@@ -51,6 +51,8 @@ READ_ONLY = 3
 """Trees inside snapshots."""
 
 MAX_LEVELS = 8
+PIECE_BLOCKS = 2048
+"""Preallocation goes by 8 MiB."""
 
 Vector = npt.NDArray[np.uint64]
 
@@ -153,6 +155,8 @@ class Core:
         """Set by the volume: does what may free blocks at once; False if nothing was left to do."""
         self.cool: Callable[[], None] = lambda: None
         """Set by the volume: empties all read and write maps, so that their buffers may be evicted."""
+        self._prepared = bytearray(allocator.blocks // PIECE_BLOCKS + 1)
+        """Pieces of the device that this mount has preallocated."""
         self.cache_limit = max(64, cache_bytes // (BLOCK_BYTES + 1024))
         self.cached = 0
         self._lukewarm = False
@@ -177,11 +181,15 @@ class Core:
                 raise NoSpace("the volume is full")
 
     def new_run(self) -> None:
-        """The next run of blocks for data.  A file allocates it in one piece: each write into it is then a quarter
-        cheaper than into a hole."""
+        """The next run of blocks for data.  A file allocates them in large pieces, each once: a write into one is then
+        a quarter cheaper than into a hole."""
         allocator = self.allocator
         allocator.refill()
-        self.device.preallocate(allocator.next << BLOCK_SHIFT, (allocator.end - allocator.next) << BLOCK_SHIFT)
+        for piece in range(allocator.next // PIECE_BLOCKS, (allocator.end - 1) // PIECE_BLOCKS + 1):
+            if not self._prepared[piece]:
+                self._prepared[piece] = 1
+                length = min(PIECE_BLOCKS, allocator.blocks - piece * PIECE_BLOCKS)
+                self.device.preallocate(piece * PIECE_BLOCKS << BLOCK_SHIFT, length << BLOCK_SHIFT)
 
     def swap_dirty(self) -> DirtyLists:
         """The freeze: hand over the dirty lists and begin the next generation."""
