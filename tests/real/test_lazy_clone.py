@@ -17,6 +17,8 @@ GOLDEN, CLONE, SECOND = "/vol/vol0/golden", "/vol/vol0/clone", "/vol/vol0/second
 BACKING = "/vol/vol0/.snapshot/base/golden"
 # Slow enough that the host is at work during the whole clone, fast enough for a test.
 CLONE_RATE = "8m"
+# What the kernel writes when a disk is not what it was, or not there for a moment.
+TROUBLE = "error|unit attention|attention|changed|reset|abort|offline|timing out|timed out"
 IDENTITY = ("serial", "naa", "uuid", "size_bytes")
 
 
@@ -64,7 +66,7 @@ def test_a_host_works_on_a_lun_while_it_is_cloned(
     golden_after = image(namespace, lund, 0, tmp_path)
     assert golden_after != golden
 
-    host.sh(f"mkdir -p /mnt/clone; mount {disk} /mnt/clone")
+    host.sh(f"dmesg --clear; mkdir -p /mnt/clone; mount {disk} /mnt/clone")
     work = host.spawn(*fio_verify("/mnt/clone", seconds=15), limit_s=180)
     lund.lun("clone", "start", "--limit", CLONE_RATE, CLONE)
     with pytest.raises(Refused) as busy:
@@ -75,6 +77,8 @@ def test_a_host_works_on_a_lun_while_it_is_cloned(
     assert work.running, work.wait(check=False)
     lund.wait_for_clone(CLONE)
     work.wait()
+    noticed = host.sh(f"dmesg | grep -iE '{TROUBLE}' || true").out
+    assert noticed == "", "the host noticed something"
 
     assert_same_files(host, "/mnt/clone", sums)
     host.sh("umount /mnt/clone")
