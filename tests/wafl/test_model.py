@@ -198,7 +198,7 @@ class VolumeMachine(RuleBasedStateMachine):
                     model.write(at, data)
             found = bytearray(length)
             lun.read_into(at, memoryview(found))
-            assert found == data
+            assert found == model.read(at, length)
 
     @precondition(has_luns)
     @rule(pick=picks, step=st.integers(1, 3))
