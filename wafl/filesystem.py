@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from wafl.buffers import ACTIVE, INODE_FILE, Core
-from wafl.errors import InvalidSize, LimitReached, NameTaken, NoSuchLun
+from wafl.errors import InvalidSize, LimitReached, NameTaken, NoSuchLun, NotAVolume
 from wafl.format import (
     ACTIVE_MAP_INODE,
     BLOCK_BYTES,
@@ -99,8 +99,11 @@ class FileSystem:
 
     def _lun_from(self, slot: int, fields: dict[str, Any]) -> Lun:
         flags = VtocFlag(fields["flags"])
+        inode = self.inodes.get(fields["inode"])
+        if inode is None or inode.generation != fields["inode_generation"]:
+            raise NotAVolume(f"the vtoc names inode {fields['inode']}, which is not there: run the checker")
         return Lun(
-            self, self.inodes[fields["inode"]], decode_text(fields["name"]), uuids.UUID(bytes=fields["uuid"]),
+            self, inode, decode_text(fields["name"]), uuids.UUID(bytes=fields["uuid"]),
             serial=decode_text(fields["serial"]), naa=fields["naa"], size_bytes=fields["size_bytes"],
             block_bytes=fields["block_bytes"], ostype=decode_text(fields["ostype"]),
             comment=decode_text(fields["comment"]), created_us=fields["created_us"], slot=slot,
