@@ -6,8 +6,9 @@ then the vtocs with the inodes, and every backing with the snapshot it names.  I
 stops at the first fault: each one is a Finding.
 
     check(device)            a volume that nobody has mounted
-    check_volume(volume)     the last durable state of a mounted one; blocks of it are not reused before the next
-                             consistency point, so guests may have gone on since
+    check_volume(volume)     the last durable state of a mounted one, on the volume's thread
+    VolumeService.check()    the same in a thread, while hosts go on: what is freed meanwhile is not reused before the
+                             check has ended
 
 A snapshot that is being reclaimed is half gone on purpose: its blocks may or may not be in the summary, and only
 its record is looked at.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -66,21 +67,53 @@ class Finding:
         return f"{self.severity.name.lower()}: {self.where}: {self.what}"
 
 
-def check(device: Device, *, data: bool = True) -> list[Finding]:
-    """All findings about the volume on `device`.  Without `data` only metadata blocks are read."""
+class _Stopped(Exception):
+    pass
+
+
+def check(device: Device, *, data: bool = True, stop: Callable[[], str] = lambda: "") -> list[Finding]:
+    """All findings about the volume on `device`.  Without `data` only metadata blocks are read.  `stop` is asked now
+    and then: a reason ends the check early, with a note that says so."""
+    return prepare_check(device, data=data, stop=stop)()
+
+
+def prepare_check(
+    device: Device, *, data: bool = True, stop: Callable[[], str] = lambda: ""
+) -> Callable[[], list[Finding]]:
+    """Read labels and fsinfo now, at one moment of a mounted volume; the function that does the rest may run in a
+    thread, while the volume is `held`."""
     findings: list[Finding] = []
     try:
         image = Image(device, lambda what, where: findings.append(Finding(Severity.ERROR, what, where)))
     except NotAVolume as error:
-        return [Finding(Severity.ERROR, str(error), "volume")]
-    _Check(image, findings, data).run()
-    return findings
+        found = [Finding(Severity.ERROR, str(error), "volume")]
+        return lambda: found
+
+    def run() -> list[Finding]:
+        try:
+            _Check(image, findings, data, stop).run()
+        except _Stopped as reason:
+            findings.append(Finding(Severity.NOTE, f"the check was not finished: {reason}", "volume"))
+        return findings
+
+    return run
 
 
 def check_volume(volume: Volume, *, data: bool = True) -> list[Finding]:
-    """The same for the last durable consistency point of a mounted volume.  Call it between two steps of a
-    consistency point, not from another thread."""
+    """The same for the last durable consistency point of a mounted volume, on the volume's own thread."""
     return check(volume.device, data=data)
+
+
+SPARE_PARTS = 64
+
+
+def short_of_space(volume: Volume) -> str:
+    """Why a check of a mounted volume should end: it keeps freed blocks from being used, and they are needed.
+    For any thread: reads a few numbers and changes nothing."""
+    allocator = volume.core.allocator
+    spare = allocator.free + allocator.end - allocator.next - allocator.floor_guest
+    short = allocator.freeing and spare < allocator.blocks // SPARE_PARTS
+    return "hosts need the space that it keeps from being used again" if short else ""
 
 
 @dataclass(slots=True)
@@ -96,9 +129,15 @@ class _View:
     reached: Bits
     map: Bits
 
+    def let_go(self) -> _View:
+        """The maps of 255 snapshots are not kept at once."""
+        self.reached = self.map = np.zeros(0, bool)
+        return self
+
 
 class _Check:
-    def __init__(self, image: Image, findings: list[Finding], data: bool) -> None:
+    def __init__(self, image: Image, findings: list[Finding], data: bool, stop: Callable[[], str]) -> None:
+        self.stop = stop
         self.image = image
         self.findings = findings
         self.data = data
@@ -131,11 +170,12 @@ class _Check:
             root = Root.of(self.image.fsinfo, f"{name}_")
             self.walk(root, name.replace("_", " "), own_trees, self.image.fsinfo["generation"])
         self.own = own_trees
+        self.must = self.own.copy()
         views = [self.view_of_snapshot(entry) for entry in table if entry["state"] == EntryState.LIVE]
         active = self.active_view()
         self.check_snapshot_table(table)
         self.check_active(active)
-        self.check_summary(views, [entry for entry in table if entry["state"] == EntryState.DELETING])
+        self.check_summary([entry for entry in table if entry["state"] == EntryState.DELETING])
         for view in (active, *views):
             self.check_vtoc(view)
             self.check_backings(view, {other.snapshot_id: other for other in views})
@@ -165,6 +205,8 @@ class _Check:
         if root.birth > generation:
             self.wrong(f"root born in {root.birth}, after consistency point {generation}", where)
         for node in self.image.walk(root, where):
+            if reason := self.stop():
+                raise _Stopped(reason)
             children = node.data()
             self.mark(node.vbns[children], f"{where}, below block {node.vbn}", reached)
             self.check_node(node, root, where)
@@ -204,7 +246,8 @@ class _Check:
         self.compare(view.reached, view.map, "reachable", "in the snapshot's map", where)
         if (count := int(view.map.sum())) != entry["active_blocks"]:
             self.wrong(f"its record counts {entry['active_blocks']} blocks, its map {count}", where)
-        return view
+        self.must |= view.map
+        return view.let_go()
 
     def view(self, where: str, snapshot_id: int, generation: int, ifile: Root) -> _View:
         reached = np.zeros(self.blocks, bool)
@@ -281,12 +324,9 @@ class _Check:
         if (both := active.map & self.own).any():
             self.wrong(f"blocks {_some(np.flatnonzero(both))} are the volume's own and in use", active.where)
 
-    def check_summary(self, views: list[_View], deleting: list[Fields]) -> None:
+    def check_summary(self, deleting: list[Fields]) -> None:
         bits = self.image.map_bits(Root.of(self.image.fsinfo, "summary_"), "summary")[: self.blocks]
-        must = self.own.copy()
-        for view in views:
-            must |= view.map
-        may = must.copy()
+        must, may = self.must, self.must.copy()
         for entry in deleting:
             may |= self.map_of_deleting(entry)
         if (lacking := must & ~bits).any():

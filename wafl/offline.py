@@ -243,7 +243,7 @@ class Image:
 
     def map_bits(self, root: Root, where: str) -> npt.NDArray[np.bool_]:
         """A map file as one bool a block of the volume."""
-        bits = np.unpackbits(np.frombuffer(self.contents(root, where), np.uint8), bitorder="little").astype(bool)
+        bits = np.unpackbits(np.frombuffer(self.contents(root, where), np.uint8), bitorder="little").view(np.bool_)
         if bits.size < self.blocks:
             bits = np.concatenate([bits, np.zeros(self.blocks - bits.size, bool)])
         return bits

@@ -16,11 +16,15 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from wafl.checkpoint import Checkpoint
 from wafl.errors import VolumeFailed, WaflError
 from wafl.types import SnapshotInfo, Step
 from wafl.volume import Volume
+
+if TYPE_CHECKING:
+    from wafl.check import Finding
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +56,7 @@ class VolumeService:
         self._reclaim_wanted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._executor: ThreadPoolExecutor | None = None
+        self._checks: set[asyncio.Future[list[Finding]]] = set()
         self._stopping = False
         self._forced = False
         """A consistency point is wanted though its time has not come."""
@@ -79,6 +84,8 @@ class VolumeService:
         self._wake.set()
         for task in self._tasks[1:]:
             task.cancel()
+        if self._checks:
+            await asyncio.wait(self._checks)
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         for result in results:
@@ -125,6 +132,27 @@ class VolumeService:
         self.volume.request_snapshot(name)
         await self.commit()
         return self.volume.snapshot(name)
+
+    async def check(self, *, data: bool = True) -> list[Finding]:
+        """The checker's findings on the last durable consistency point, from a thread, while hosts go on.  Blocks
+        freed meanwhile are kept from being used again; when that makes space short the check ends with a note."""
+        # Here, not at the top: the checker is a tool on top of the volume.
+        from wafl.check import prepare_check, short_of_space
+
+        def stop() -> str:
+            return "the volume goes offline" if self._stopping else short_of_space(self.volume)
+
+        with self.volume.held():
+            checking = asyncio.ensure_future(
+                asyncio.to_thread(prepare_check(self.volume.device, data=data, stop=stop))
+            )
+            self._checks.add(checking)
+            try:
+                return await asyncio.shield(checking)
+            finally:
+                # Cancelled or not: the thread must have ended before its blocks may be used again.
+                await asyncio.wait([checking])
+                self._checks.discard(checking)
 
     def kick_reclaim(self) -> None:
         """There is something to reclaim (after destroy, delete, shrink, UNMAP).  Harmless otherwise."""

@@ -248,8 +248,7 @@ class Volumes:
 
     async def _check(self, unit: Unit) -> dict[str, Any]:
         await unit.service.commit()
-        with unit.volume.held():
-            findings = await asyncio.to_thread(unit.volume.check)
+        findings = await unit.service.check()
         bad = any(each.severity is wafl.Severity.ERROR for each in findings)
         severity = Severity.ERROR if bad else Severity.NOTICE
         text = f"{len(findings)} findings" if findings else "clean"

@@ -7,14 +7,16 @@ contradiction itself.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 
 from tests.support.crash_device import MemoryDevice
 from tests.support.volumes import EPOCH, MIB, checkpoint, pattern, problems, run_steps, take_snapshot
-from wafl import BLOCK_BYTES, Volume
-from wafl.check import Finding, Severity, check, check_volume
+from wafl import BLOCK_BYTES, Volume, VolumeService
+from wafl.check import Finding, Severity, check, check_volume, prepare_check
 from wafl.format import (
     ACTIVE_MAP_INODE,
     FSINFO,
@@ -433,3 +435,71 @@ def test_any_damaged_block_is_reported_and_nothing_raises(device: MemoryDevice, 
     assert bytes(device.image) == whole
 
 
+
+
+# -- while the volume is in use
+
+
+class BusyDevice(MemoryDevice):
+    """Guests write, and consistency points are made, between the reads of a check."""
+
+    def __init__(self, image: bytearray, blocks: int) -> None:
+        super().__init__(image)
+        self.blocks = blocks
+        """How much is overwritten each time."""
+        self.reads = -1
+        self.volume: Volume | None = None
+
+    def pread(self, offset: int, view: object) -> None:
+        super().pread(offset, view)
+        if self.volume is None or self.reads < 0:
+            return
+        self.reads += 1
+        if self.reads % 10 == 0:
+            volume, self.volume = self.volume, None
+            volume.lun("golden").write(0, pattern(self.reads, self.blocks * BLOCK_BYTES))
+            for _ in range(3):
+                checkpoint(volume)
+            self.volume = volume
+
+
+def check_while_busy(whole: bytes, hold: bool) -> list[Finding]:
+    device = BusyDevice(bytearray(whole), blocks=5 if hold else 100)
+    device.volume = volume = Volume.mount(device)
+    with volume.held() if hold else nullcontext():
+        run = prepare_check(device)
+        device.reads = 0
+        findings = run()
+        device.reads = -1
+    return findings
+
+
+def test_a_check_that_holds_its_blocks_finds_nothing_while_hosts_go_on(whole: bytes) -> None:
+    assert check_while_busy(whole, hold=True) == []
+
+
+def test_a_check_that_does_not_hold_its_blocks_would_see_them_reused(whole: bytes) -> None:
+    assert check_while_busy(whole, hold=False)
+
+
+def test_the_service_checks_in_a_thread_and_gives_the_blocks_back(device: MemoryDevice) -> None:
+    async def main() -> None:
+        volume = Volume.mount(device)
+        service = VolumeService(volume)
+        service.start()
+        checking = asyncio.ensure_future(service.check())
+        for round_number in range(5):
+            volume.lun("golden").write(0, pattern(round_number, 5 * BLOCK_BYTES))
+            await service.commit()
+        assert await checking == []
+        await service.commit()
+        assert volume.space().freeing == 0
+        await service.stop()
+        volume.close()
+
+    asyncio.run(main())
+
+
+def test_a_check_ends_with_a_note_when_space_gets_short(device: MemoryDevice) -> None:
+    (note,) = check(device, stop=lambda: "hosts need the space")
+    assert (note.severity, note.what) == (Severity.NOTE, "the check was not finished: hosts need the space")
