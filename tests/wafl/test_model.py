@@ -72,7 +72,7 @@ class VolumeMachine(RuleBasedStateMachine):
             self.volume.close()
             self.compare_durable()
 
-    # -- helpers
+    # -- what the rules share
 
     def mount(self) -> None:
         self.volume = Volume.mount(self.device, cache_bytes=SMALL_CACHE_BYTES)
