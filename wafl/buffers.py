@@ -17,7 +17,8 @@ Rules:
    copy, with the parent and slot of that moment, into `core.copies` before the live one moves on.  The copy is what
    the checkpoint writes; its checksum goes into the parent's copy, and into the live parent only if that still
    points at the same vbn.
-3. A buffer that changes its parent is owned first if it is frozen (so the copy remembers the old place).
+3. A frozen buffer that changes its parent leaves a copy too (so the copy remembers the old place), but no new block is
+   taken: until somebody changes it, the block that is about to be written serves both trees.
 4. A clean buffer (generation 0) without children may be evicted.  `used` is set while a read map or a write map of a
    LUN refers to it, which also keeps it.
 """
@@ -241,15 +242,15 @@ class Core:
         return buffer
 
     def reparent(self, buffer: Buffer, parent: Buffer | Inode, slot: int) -> None:
-        """Move a buffer in memory (the caller moves the pointer).  Call `settle` before reading the pointer."""
+        """Move a buffer in memory (the caller moves the pointer).  Call `settle` before."""
         del buffer.parent.children[buffer.slot]
         buffer.parent, buffer.slot = parent, slot
         parent.children[slot] = buffer
 
     def settle(self, buffer: Buffer) -> None:
         """Before a buffer changes its parent: rule 3."""
-        if buffer.generation == self.frozen and self.frozen:
-            self.own(buffer)
+        if self.frozen:
+            self._keep_copy(buffer)
 
     def discard(self, buffer: Buffer) -> None:
         """The block leaves the live tree: free it; the caller has owned the parent and clears its slot."""

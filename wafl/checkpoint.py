@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from crc32c import crc32c
 
 from wafl.bits import Vbns
-from wafl.buffers import ACTIVE, DEAD, INODE_FILE, VOLUME, Buffer, DirtyLists
+from wafl.buffers import ACTIVE, CLEAN, DEAD, INODE_FILE, VOLUME, Buffer, DirtyLists
 from wafl.errors import LimitReached, VolumeFailed
 from wafl.format import (
     BLOCK_SHIFT,
@@ -119,6 +119,7 @@ class Checkpoint:
         while rows := allocator.dirty_summary - moved:
             volume.summary.assign(rows)
             moved |= rows
+        volume.files.count_shared(volume.snapshots_table.newest_generation())
         images: list[list[RowImage]] = [[], [], []]
         active_rows, summary_rows = allocator.clean()
         images[ACTIVE] = volume.files.active_map.images(allocator.active, active_rows)
@@ -149,11 +150,14 @@ class Checkpoint:
         freeze."""
         core = self._volume.core
         copy = core.copies.pop(buffer, None)
+        moved = False
         if copy is not None:
             data, parent, slot, vbn = copy.data, copy.parent, copy.slot, copy.vbn
+            if buffer.generation == core.frozen:  # it changed its place in the tree and nothing else
+                buffer.generation, moved = CLEAN, True
         elif buffer.generation == core.frozen:
             data, parent, slot, vbn = buffer.data, buffer.parent, buffer.slot, buffer.vbn
-            buffer.generation = 0
+            buffer.generation = CLEAN
         else:
             assert buffer.generation == DEAD
             return None
@@ -166,6 +170,8 @@ class Checkpoint:
             self._seal_inode(parent, crc)
         if parent.vbns[slot] == vbn:
             parent.crcs[slot] = crc
+        if moved:
+            buffer.parent.crcs[buffer.slot] = crc
         return vbn, data
 
     def _seal_inode(self, inode: Inode, crc: int) -> None:

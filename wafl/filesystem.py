@@ -30,7 +30,7 @@ from wafl.format import (
 )
 from wafl.inode import Inode, RecordFile, tree_blocks
 from wafl.lun import Lun
-from wafl.maps import MapFile
+from wafl.maps import MapFile, count_older
 from wafl.types import Backing, LunRecord
 from wafl.views import View
 
@@ -57,6 +57,7 @@ class FileSystem:
         self.graveyards: dict[tuple[int, int, int], Inode] = {}
         """(owner number, owner generation, level) -> graveyard."""
         self.snapshot_table_blocks = 0
+        self._shared_blocks = 0
         self.find_view: Callable[[Backing], View]
         self.linger: Callable[[Lun, Backing], None]
         self.snapshot_name: Callable[[int], str]
@@ -246,8 +247,19 @@ class FileSystem:
             self.ifile.put(inode.number, inode.record())
         core.dirty_inodes.clear()
 
+    def count_shared(self, newest: int | None) -> None:
+        """How many blocks of the active map, inode file and vtoc a snapshot may share: their next version will not give
+        them back.  `newest` is the generation of the newest snapshot, None if there is none."""
+        self._shared_blocks = 0
+        if newest is not None:
+            rows = count_older(self.core, self.active_map.inode, newest)
+            inner = tree_blocks(self.core.allocator.chunks) - self.core.allocator.chunks
+            self._shared_blocks = rows + inner + self.ifile.tree_blocks() + self.vtoc.tree_blocks()
+        self.set_reserve()
+
     def set_reserve(self) -> None:
-        """What one consistency point can need at most: every map row with its tree, and the record files."""
+        """What one consistency point can need at most: every map row with its tree, and the record files; and what
+        consistency points can take for good because a snapshot keeps the versions they replace."""
         allocator = self.core.allocator
         maps = 2 * tree_blocks(allocator.chunks)
         inode_blocks = -(-(max(self.inodes, default=0) + 1) // self.ifile.per_block)
@@ -256,7 +268,8 @@ class FileSystem:
             tree_blocks(max(blocks, len(file.blocks)) + GROWTH_BLOCKS)
             for blocks, file in ((inode_blocks, self.ifile), (vtoc_blocks, self.vtoc))
         )
-        allocator.floor_ops = maps + records + tree_blocks(self.snapshot_table_blocks + GROWTH_BLOCKS)
+        table = tree_blocks(self.snapshot_table_blocks + GROWTH_BLOCKS)
+        allocator.floor_ops = maps + records + table + self._shared_blocks
         allocator.floor_guest = allocator.floor_ops + max(64, min(4096, allocator.blocks // 256))
 
 

@@ -93,6 +93,17 @@ class MapFile:
         return tree_vbns(self.core, self.inode)
 
 
+def count_older(core: Core, inode: Inode, generation: int) -> int:
+    """Rows of a map file that were written in `generation` or before."""
+    total = 0
+    for index in range(-(-inode.size_bytes // BLOCK_BYTES // POINTERS)):
+        pointers = level_one(core, inode, index)
+        if isinstance(pointers, Buffer):
+            births = np.asarray(pointers.births)
+            total += int(((births <= generation) & (pointers.vector() >= FIRST_DATA_VBN)).sum())
+    return total
+
+
 def tree_vbns(core: Core, inode: Inode, leaf_level: int = 0) -> Vbns:
     """The vbns of all blocks of a file from its root down to `leaf_level`."""
     found: list[Vbns] = [np.array([v for v in inode.vbns if v >= FIRST_DATA_VBN], dtype=np.uint64)]

@@ -146,6 +146,7 @@ class SnapshotTable:
         allocator = self.core.allocator
         self.core.ensure((2 + len(self.requested)) * allocator.floor_ops, allocator.floor_guest)
         self.requested.append(name)
+        self.files.count_shared(self.newest_generation())
 
     def _check_free(self, name: str) -> None:
         if name in self.live or name in self.requested or any(made.name == name for made in self.making):
@@ -199,6 +200,13 @@ class SnapshotTable:
     def dirty(self) -> bool:
         return bool(self._dirty or self.requested)
 
+    def newest_generation(self) -> int | None:
+        """Of the newest snapshot that holds blocks, the ones to be made included; None if there is none."""
+        if self.requested:
+            return self.core.generation
+        held = [*self.live.values(), *self.making, *self.deleting.values()]
+        return max((snapshot.generation for snapshot in held), default=None)
+
     def freeze(self, created_us: int) -> None:
         """Pack changed entries, and make the requested snapshots of the file system just frozen."""
         for slot, snapshot in self._dirty.items():
@@ -223,7 +231,6 @@ class SnapshotTable:
             self.making.append(snapshot)
         self.requested.clear()
         self.files.snapshot_table_blocks = len(self.table.blocks)
-        self.files.set_reserve()
 
     def made(self) -> None:
         """The consistency point is durable."""

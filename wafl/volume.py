@@ -84,7 +84,7 @@ class Volume:
             self._load()
         else:
             self._make()
-        self.files.set_reserve()
+        self.files.count_shared(self.snapshots_table.newest_generation())
 
     # --- making and mounting ---------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from wafl import (
     InvalidSize,
     LimitReached,
     Lun,
+    NoSpace,
     NotAVolume,
     ReadOnlyVolume,
     Step,
@@ -401,3 +402,44 @@ def test_a_device_writes_many_buffers_and_reads_them_back(tmp_path: Path) -> Non
     with pytest.raises(OSError, match="past the end"):
         device.pread(16 * MIB - 4096, bytearray(8192))
     device.close()
+
+
+def test_burying_what_is_being_written_takes_no_room(workshop: Workshop) -> None:
+    """Each buried level-1 buffer that was frozen once took a block: on a full volume, those of the next freeze."""
+    volume = workshop.format(16 * MIB)
+    lun = volume.create_lun("a", 256 * MIB)
+    for index in range(250):
+        lun.write(index * MIB, pattern(index, BLOCK_BYTES))
+    steps = volume.checkpoint()
+    next(steps)
+    before = volume.space().free
+    lun.unmap(MIB, 248 * MIB)
+    assert before - volume.space().free < 12 * BLOCK_BYTES
+    for _ in steps:
+        pass
+    crashed = workshop.mount(MemoryDevice(bytearray(volume.device.image)))  # type: ignore[attr-defined]
+    for index in range(250):
+        assert read(crashed.lun("a"), index * MIB, BLOCK_BYTES) == pattern(index, BLOCK_BYTES)
+    volume.reclaim_now()
+    assert lun.used_bytes == 2 * BLOCK_BYTES
+
+
+def test_what_a_snapshot_keeps_of_the_maps_is_reserved(workshop: Workshop) -> None:
+    """Right after a snapshot, consistency points get nothing back for the maps they replace."""
+    volume = workshop.format(16 * MIB)
+    lun = volume.create_lun("a", 64 * MIB)
+    reserved = volume.space().reserved
+    take_snapshot(volume, "s")
+    assert volume.space().reserved > reserved
+    try:
+        for block in range(16 * MIB // BLOCK_BYTES):
+            lun.write(block * BLOCK_BYTES, pattern(block, BLOCK_BYTES))
+    except NoSpace:
+        pass
+    for turn in range(6):
+        lun.set_comment(str(turn))
+        checkpoint(volume)
+    assert volume.space().free > 0
+    volume.delete_snapshot("s")
+    volume.reclaim_now()
+    assert volume.space().reserved <= reserved + 4 * BLOCK_BYTES
