@@ -159,7 +159,7 @@ class Lun(View):
                 leaf.crcs[slot] = crc = crc32c(data)
                 leaf.births[slot] = core.generation  # type: ignore[attr-defined]
                 if self.maps is not self.own:
-                    self._keep_composed(index, slot, old, vbn, crc)
+                    self._keep_composed(leaf, index, slot, old, vbn, crc)
                 if old >= FIRST_DATA_VBN:
                     allocator.freed.append(old)
                 else:
@@ -169,9 +169,10 @@ class Lun(View):
                 return
         self._write(offset, data)
 
-    def _keep_composed(self, index: int, slot: int, old: int, vbn: int, crc: int) -> None:
+    def _keep_composed(self, leaf: PointerMap, index: int, slot: int, old: int, vbn: int, crc: int) -> None:
         composed = self.maps.get(index)
-        if composed is not None:
+        # Where the backing adds nothing, the composed buffer is the leaf itself.
+        if composed is not None and composed is not leaf:
             if old == HOLE and composed.vbns[slot] >= FIRST_DATA_VBN and self.missing:
                 self.missing -= 1
             composed.vbns[slot] = vbn

@@ -514,3 +514,14 @@ def test_a_snapshot_taken_in_the_middle_of_a_clone_inherits_the_dependency(volum
         volume.delete_snapshot("s")
     volume.delete_snapshot("middle")
     volume.delete_snapshot("s")
+
+
+def test_writing_behind_the_limit_does_not_lower_the_count_of_missing_blocks(volume: Volume) -> None:
+    """The composed buffer is the leaf itself there, and a write counted as one over the backing's data."""
+    take_snapshot(volume, "s")
+    clone = volume.create_lun("clone", 64 * MIB, backing=("s", "golden"))
+    before = clone.missing_blocks()
+    for block in range(3):
+        read(clone, 60 * MIB + block * BLOCK_BYTES, BLOCK_BYTES)
+        clone.write(60 * MIB + block * BLOCK_BYTES, pattern(block, BLOCK_BYTES))
+    assert clone.missing_blocks() == before
