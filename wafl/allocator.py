@@ -34,6 +34,8 @@ DATA_RUN_BLOCKS = 2048
 """Blocks taken from a window at a time for guest data: 8 MiB."""
 APPLY_FREES = 4096
 """Frees collected before they are put into the active map in one vector operation."""
+RELEASE_SLICE = 16384
+"""Blocks made allocatable between two yields of a consistency point: about two milliseconds."""
 MAP_SHIFT = MAP_BITS.bit_length() - 1
 
 
@@ -109,6 +111,7 @@ class Allocator:
         self.freed = array("Q")
         """Freed by the active file system, bits not yet cleared.  The write path appends."""
         self._pending: list[Vbns] = []
+        self._ripe: deque[Vbns] = deque()
         self._runs: deque[tuple[int, int]] = deque()
         self._window = min(hint // MAP_BITS, self.chunks - 1) - 1
         self._active_bytes = memoryview(active.data)
@@ -257,20 +260,30 @@ class Allocator:
     def freeze_frees(self) -> list[Vbns]:
         """What this generation freed: the list to pass to `release` once it is durable."""
         frozen, self._pending = self._pending, []
-        return [np.concatenate(frozen)] if frozen else []
+        small = [vbns for vbns in frozen if len(vbns) < APPLY_FREES]
+        joined = [np.concatenate(small)] if small else []
+        return joined + [vbns for vbns in frozen if len(vbns) >= APPLY_FREES]
 
     def release(self, frozen: list[Vbns]) -> None:
-        """The generation that freed these blocks is durable."""
+        """The generation that freed these blocks is durable.  Call `release_ripe` until it says no."""
         self.readers.defer(frozen)
-        self.release_ripe()
 
-    def release_ripe(self) -> None:
-        """Make allocatable what no reader holds back (called when a reader leaves, too)."""
-        for vbns in self.readers.ripe():
+    def release_ripe(self, most: int = RELEASE_SLICE) -> bool:
+        """Make allocatable what no reader holds back, about `most` blocks of it.  True if more is ready."""
+        self._ripe.extend(self.readers.ripe())
+        while self._ripe and most > 0:
+            vbns = self._ripe.popleft()
+            most -= len(vbns)
             clear_each(self.busy, vbns)
             self.free += len(vbns)
             self.freeing -= len(vbns)
             self.chunk_free += np.bincount((vbns >> MAP_SHIFT).astype(np.intp), minlength=self.chunks)
+        return bool(self._ripe)
+
+    def reader_left(self) -> None:
+        """What only that reader held back becomes allocatable."""
+        while self.release_ripe():
+            pass
 
     # --- questions -------------------------------------------------------------------------------------------------
 

@@ -106,6 +106,8 @@ class Checkpoint:
         core.durable, core.frozen = generation, 0
         volume.snapshots_table.made()
         core.allocator.release(freed)
+        while core.allocator.release_ripe():
+            yield Step.SLICE
 
     # --- freezing --------------------------------------------------------------------------------------------------
 

@@ -104,4 +104,4 @@ class FillPlan:
         if self._epoch is not None:
             self._readers.leave(self._epoch)
             self._epoch = None
-            self.lun.core.allocator.release_ripe()
+            self.lun.core.allocator.reader_left()

@@ -446,7 +446,7 @@ class Volume:
             yield
         finally:
             readers.leave(epoch)
-            self.core.allocator.release_ripe()
+            self.core.allocator.reader_left()
 
     def check(self) -> list[Finding]:
         """The checker's findings on this mounted volume, as of its last durable consistency point.  May run in a

@@ -55,6 +55,8 @@ def release(made: Allocator) -> None:
     made.give_back_run()
     made.apply_frees()
     made.release(made.freeze_frees())
+    while made.release_ripe():
+        pass
 
 
 def test_the_unused_rest_of_a_run_is_not_in_the_map() -> None:
@@ -84,6 +86,7 @@ def test_a_freed_block_is_not_handed_out_before_its_consistency_point_is_durable
     frozen = made.freeze_frees()
     assert made.free == free
     made.release(frozen)
+    assert not made.release_ripe()
     assert made.free == free + 1
     assert 5 not in positions(made.busy)
 
@@ -97,7 +100,7 @@ def test_a_freed_block_waits_for_the_readers_that_started_before() -> None:
     late = made.readers.enter()
     assert made.free == free
     made.readers.leave(early)
-    made.release_ripe()
+    made.reader_left()
     assert made.free == free + 1
     made.readers.leave(late)
 

@@ -247,6 +247,7 @@ def test_the_harness_catches_freed_blocks_that_are_reused_at_once(monkeypatch: p
         apply_frees(self)
         at_once, self._pending = self._pending, []
         self.release([vbns[~are_set(self.summary, vbns)] for vbns in at_once])
+        self.release_ripe()
 
     history = History(size_bytes=2 * MIB)
     history.create("a", MIB)
