@@ -19,6 +19,7 @@ from target.iscsi.registry import Registry
 from target.portal import Portal, PortalConfig
 from target.portal import transport as transport_module
 from target.portal.logs import LINES, RateLimited
+from tests.conftest import unavailable
 from tests.support.initiator import READ_10, Initiator, Link, Reply, cdb_10, make_host
 from tests.support.memory_target import TARGET, MemoryDisk, one_disk
 
@@ -155,7 +156,7 @@ def test_ipv6() -> None:
     try:
         assert serve("asyncio", test, address="::1") == 0
     except OSError as error:
-        pytest.skip(f"no IPv6 loopback: {error}")
+        unavailable(f"no IPv6 loopback: {error}")
 
 
 def test_a_wildcard_listener_gives_out_real_addresses() -> None:
