@@ -87,7 +87,8 @@ class Reclaim:
     def _trim_zombies(self) -> Generator[Step, None, None]:
         files = self._volume.files
         for zombie in list(files.zombies.values()):
-            while zombie.number in files.zombies:
+            # By identity: while this rests, the number of a freed inode may go to another zombie.
+            while files.zombies.get(zombie.number) is zombie:
                 if not self._trim_some(zombie):
                     return
                 yield Step.SLICE

@@ -361,3 +361,19 @@ def test_a_small_cache_gives_the_same_bytes(workshop: Workshop) -> None:
             if place % 13 == 0:
                 checkpoint(volume)
     assert volume.core.cached < 2000
+
+
+def test_a_resting_reclaim_does_not_take_a_new_zombie_for_one_it_has_finished(volume: Volume) -> None:
+    """The new graveyard got the inode number of the LUN just reclaimed, and was freed with all that was in it."""
+    volume.create_lun("a", 4 * MIB)
+    lun = volume.create_lun("b", 4 * MIB)
+    checkpoint(volume)
+    volume.destroy_lun("a")
+    slices = volume.reclaim()
+    next(slices)
+    lun.write(2 * MIB, pattern(1, BLOCK_BYTES))
+    lun.unmap(MIB, 3 * MIB)
+    for _ in slices:
+        pass
+    volume.reclaim_now()
+    assert lun.used_bytes == 0
