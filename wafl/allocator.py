@@ -150,7 +150,8 @@ class Allocator:
             self.active_count -= end - start
             self.free += end - start
             self.chunk_free[start // MAP_BITS] += end - start
-            if self._runs and self._runs[0][0] == end:
+            # Never over a window's border: a run is counted in the window in which it begins.
+            if self._runs and self._runs[0][0] == end and end % MAP_BITS:
                 end = self._runs.popleft()[1]
             self._runs.appendleft((start, end))
         self.next = self.end = 0

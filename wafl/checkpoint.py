@@ -49,13 +49,16 @@ _U32 = struct.Struct("<I")
 
 class Checkpoint:
     """One consistency point, as an iterator of Steps.  If it is driven to its end from elsewhere (a shortage of
-    space forces that), iteration just ends."""
+    space forces that), iteration just ends; if it failed there, it fails here too."""
 
     def __init__(self, volume: Volume, *, clean: bool = False) -> None:
         self._volume = volume
         self._clean = clean
         self._steps = self._run()
+        self._error: BaseException | None = None
         self.done = False
+        self.syncing = False
+        """The last step was a SYNC: whoever takes over does it again."""
 
     def __iter__(self) -> Checkpoint:
         return self
@@ -69,6 +72,8 @@ class Checkpoint:
 
     def _advance(self, step: Callable[[], Step]) -> Step:
         volume = self._volume
+        if self._error is not None:
+            raise VolumeFailed(f"the consistency point could not be written: {self._error}") from self._error
         if self.done:
             raise StopIteration
         if volume.running is None:
@@ -76,12 +81,14 @@ class Checkpoint:
         elif volume.running is not self:
             raise RuntimeError("another consistency point is being written")
         try:
-            return step()
+            taken = step()
+            self.syncing = taken is Step.SYNC
+            return taken
         except StopIteration:
             self.done, volume.running = True, None
             raise
         except BaseException as error:
-            self.done, volume.running = True, None
+            self.done, volume.running, self._error = True, None, error
             volume.fail(error)
             raise VolumeFailed(f"the consistency point could not be written: {error}") from error
 

@@ -173,6 +173,7 @@ class FileSystem:
         lun = self.lun(name)
         del self.luns[name]
         lun.destroyed = True
+        lun.size_bytes = 0  # whoever still has the object reads and writes nothing that is on its way out
         lun.cool()
         self.dirty_luns[lun.slot] = None
         lun.inode.type = InodeType.ZOMBIE

@@ -174,7 +174,7 @@ class VolumeService:
 
     def _due(self) -> bool:
         volume = self.volume
-        if self._next:
+        if self._next or volume.failure is not None:
             return True
         if not volume.dirty:
             return False
@@ -201,6 +201,8 @@ class VolumeService:
         self._current, self._next = self._next, []
         self._forced = False
         try:
+            # A shortage of space makes consistency points elsewhere: they may have failed there.
+            self.volume.core.check_writable()
             if self.volume.dirty:
                 await self._run(self.volume.checkpoint())
         except BaseException as error:
@@ -221,7 +223,7 @@ class VolumeService:
                 await asyncio.sleep(0)
                 continue
             try:
-                await loop.run_in_executor(self._executor, self.volume.device.sync)
+                await loop.run_in_executor(self._executor, self.volume.sync)
             except OSError as error:
                 if checkpoint.done:
                     raise

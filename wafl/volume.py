@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import threading
 import time
 import uuid as uuids
 from collections.abc import Callable, Generator, Iterator
@@ -64,6 +65,8 @@ class Volume:
         self.running: Checkpoint | None = None
         """The consistency point being written."""
         self.closed = False
+        self._sync_lock = threading.Lock()
+        self._sync_error: OSError | None = None
         self._clock = clock
         blocks = self.geometry.blocks
         fsinfo = superblock.fsinfo
@@ -107,6 +110,10 @@ class Volume:
         """Take up the newest consistency point.
         Raises NotAVolume, UnsupportedFeature, CorruptVolume, OSError."""
         superblock = read_superblock(device, read_only=read_only)
+        if not read_only:
+            # A killed process may have left this fsinfo in the page cache alone, and what it freed is used again from
+            # now on: after a power cut the disk must not know an older one only.
+            device.sync()
         return cls(device, superblock, read_only=read_only, cache_bytes=cache_bytes, clock=clock)
 
     def _make(self) -> None:
@@ -195,7 +202,9 @@ class Volume:
         """Take no more changes.  Reads go on."""
         if self.core.failure is None:
             self.core.failure = error
-        self._cool()  # the fast path of writes looks only at the maps
+        # The fast path of writes looks only at the maps, which reads fill again, and at the data run.
+        self._cool()
+        self.core.allocator.give_back_run()
 
     def _cool(self) -> None:
         for lun in self.files.luns.values():
@@ -211,17 +220,36 @@ class Volume:
     def commit_now(self, *, clean: bool = False) -> None:
         """Finish the consistency point that is being written, if any, and make another of all that has changed
         since, waiting for the disk here."""
-        if self.running is not None:
-            self._drive(self.running)
+        running = self.running
+        if running is not None:
+            if running.syncing:
+                # Its driver's sync is under way in a thread, or about to be: nobody may go on before one has ended.
+                self._sync_for(running)
+            self._drive(running)
         self._drive(Checkpoint(self, clean=clean))
 
     def _drive(self, checkpoint: Checkpoint) -> None:
         for step in checkpoint:
             if step is Step.SYNC:
-                try:
-                    self.device.sync()
-                except OSError as error:
-                    checkpoint.throw(error)
+                self._sync_for(checkpoint)
+
+    def _sync_for(self, checkpoint: Checkpoint) -> None:
+        try:
+            self.sync()
+        except OSError as error:
+            checkpoint.throw(error)
+
+    def sync(self) -> None:
+        """`device.sync()`, from any thread, one at a time.  The kernel tells of a failed write-back once: whoever asks
+        after that hears of it here."""
+        with self._sync_lock:
+            if self._sync_error is not None:
+                raise self._sync_error
+            try:
+                self.device.sync()
+            except OSError as error:
+                self._sync_error = error
+                raise
 
     def frozen_roots(self) -> dict[str, int]:
         """What fsinfo says beside the roots, as of the freeze that just happened."""

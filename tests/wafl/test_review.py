@@ -1,0 +1,196 @@
+"""Faults that a hostile reading of the volume's code found: each test failed before its fix."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import threading
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from tests.support.crash_device import CrashDevice, MemoryDevice, Sync
+from tests.support.volumes import EPOCH, MIB, Workshop, checkpoint, pattern
+from wafl import Step, Volume, VolumeFailed, VolumeService, WaflError
+from wafl.allocator import Allocator, new_bits
+from wafl.bits import count, set_range
+from wafl.format import MAP_BITS
+
+BLOCK = 4096
+
+
+def crash_volume() -> tuple[Volume, CrashDevice]:
+    made = MemoryDevice(bytearray(16 * MIB))
+    Volume.format(made, name="v", now=EPOCH)
+    device = CrashDevice(image=made.image)
+    return Volume.mount(device), device
+
+
+def step_to_sync(volume: Volume, number: int = 1) -> None:
+    """Drive a consistency point to the place where its driver's `number`th sync is under way."""
+    steps = volume.checkpoint()
+    for step in steps:
+        if step is Step.SYNC:
+            number -= 1
+            if not number:
+                return
+            volume.device.sync()
+
+
+# --- a consistency point taken over while its driver's sync is under way ------------------------------------------
+
+
+def test_a_consistency_point_taken_over_while_its_first_sync_runs_writes_fsinfo_only_after_a_sync() -> None:
+    volume, device = crash_volume()
+    volume.create_lun("a", MIB).write(0, pattern(1, BLOCK))
+    step_to_sync(volume)
+    before = device.journal.position
+    volume.commit_now()
+    assert isinstance(device.journal.records[before], Sync)
+
+
+def test_a_consistency_point_taken_over_while_its_second_sync_runs_is_not_durable_before_a_sync() -> None:
+    volume, device = crash_volume()
+    volume.create_lun("a", MIB).write(0, pattern(1, BLOCK))
+    step_to_sync(volume, 2)
+    before = device.journal.position
+    volume.commit_now()
+    assert isinstance(device.journal.records[before], Sync)
+
+
+class FailingDevice(MemoryDevice):
+    """Syncs in the service's thread wait for the gate; those on the volume's thread may fail."""
+
+    def __init__(self, image: bytearray) -> None:
+        super().__init__(image)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.main = threading.get_ident()
+        self.fail_main = False
+
+    def sync(self) -> None:
+        if threading.get_ident() == self.main:
+            if self.fail_main:
+                raise OSError(errno.EIO, "injected")
+        else:
+            self.gate.wait(60)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def served(story: Callable[[VolumeService, FailingDevice, list[BaseException]], Awaitable[None]]) -> None:
+    async def main() -> None:
+        device = FailingDevice(bytearray(16 * MIB))
+        Volume.format(device, name="v", now=EPOCH)
+        failures: list[BaseException] = []
+        service = VolumeService(Volume.mount(device), cp_interval_s=3600, on_failure=failures.append)
+        service.start()
+        try:
+            await story(service, device, failures)
+        finally:
+            device.gate.set()
+            await service.stop()
+
+    asyncio.run(main())
+
+
+def test_a_consistency_point_that_fails_elsewhere_fails_the_flushes_that_wait_for_it() -> None:
+    async def story(service: VolumeService, device: FailingDevice, failures: list[BaseException]) -> None:
+        volume = service.volume
+        volume.create_lun("a", MIB).write(0, pattern(1, BLOCK))
+        answers: list[BaseException | None] = []
+        service.flush(answers.append)
+        await until(lambda: volume.running is not None)
+        assert volume.running is not None
+        assert not volume.running.syncing
+        device.fail_main = True
+        with pytest.raises(VolumeFailed):
+            volume.commit_now()  # what a shortage of space does
+        await until(lambda: bool(answers))
+        assert isinstance(answers[0], VolumeFailed)
+        await until(lambda: bool(failures))
+
+    served(story)
+
+
+def test_a_failure_outside_the_driver_is_reported_and_fails_those_who_wait_for_the_next_one() -> None:
+    async def story(service: VolumeService, device: FailingDevice, failures: list[BaseException]) -> None:
+        volume = service.volume
+        volume.create_lun("a", MIB).write(0, pattern(1, BLOCK))
+        answers: list[BaseException | None] = []
+        service.flush(answers.append)
+        device.fail_main = True
+        with pytest.raises(VolumeFailed):
+            volume.commit_now()
+        await until(lambda: bool(answers))
+        assert isinstance(answers[0], VolumeFailed)
+        await until(lambda: bool(failures))
+
+    served(story)
+
+
+# --- mount --------------------------------------------------------------------------------------------------------
+
+
+def test_a_mount_after_a_crash_makes_what_it_found_durable_before_it_builds_on_it() -> None:
+    volume, device = crash_volume()
+    lun = volume.create_lun("a", 8 * MIB)
+    lun.write(0, pattern(1, 8 * MIB))
+    checkpoint(volume)
+    lun.write(0, pattern(2, 4 * MIB))
+    checkpoint(volume)
+    lun.write(0, pattern(3, 2 * MIB))
+    step_to_sync(volume, 2)  # fsinfo is in the page cache; now the process is killed
+    Volume.mount(device)
+    assert isinstance(device.journal.records[-1], Sync)
+
+
+# --- the fast path of writes --------------------------------------------------------------------------------------
+
+
+def test_a_failed_volume_takes_no_write_even_after_a_read() -> None:
+    device = FailingDevice(bytearray(16 * MIB))
+    Volume.format(device, name="v", now=EPOCH)
+    volume = Volume.mount(device)
+    lun = volume.create_lun("a", MIB)
+    step_to_sync(volume)
+    lun.write(0, pattern(1, BLOCK))  # a pointer block of the next generation
+    device.fail_main = True
+    with pytest.raises(VolumeFailed):
+        volume.commit_now()
+    lun.read_into(0, memoryview(bytearray(BLOCK)))
+    with pytest.raises(VolumeFailed):
+        lun.write(0, pattern(2, BLOCK))
+
+
+def test_a_destroyed_lun_is_neither_read_nor_written(workshop: Workshop) -> None:
+    volume = workshop.format()
+    lun = volume.create_lun("a", MIB)
+    lun.write(0, pattern(1, BLOCK))
+    volume.destroy_lun("a")
+    with pytest.raises(WaflError):
+        lun.read_into(0, memoryview(bytearray(BLOCK)))
+    with pytest.raises(WaflError):
+        lun.write(0, pattern(2, BLOCK))
+
+
+# --- the allocator ------------------------------------------------------------------------------------------------
+
+
+def test_a_data_run_given_back_at_a_window_border_does_not_grow_into_the_next_window() -> None:
+    active, summary = new_bits(2 * MAP_BITS), new_bits(2 * MAP_BITS)
+    set_range(summary, 0, MAP_BITS - 100)
+    set_range(summary, MAP_BITS + 200, 2 * MAP_BITS - 100)
+    allocator = Allocator(2 * MAP_BITS, active, summary)
+    allocator.refill()
+    assert (allocator.next, allocator.end) == (MAP_BITS - 100, MAP_BITS), "all that the first window has"
+    allocator.take_pointer_block()  # opens the next window
+    allocator.give_back_run()
+    allocator.refill()
+    assert allocator.end == MAP_BITS
+    for chunk in range(2):
+        assert allocator.chunk_free[chunk] == MAP_BITS - count(allocator.row(allocator.busy, chunk))
