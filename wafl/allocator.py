@@ -69,6 +69,11 @@ class Readers:
         if not self._open[epoch]:
             del self._open[epoch]
 
+    @property
+    def holding(self) -> bool:
+        """Whether something freed waits for a reader."""
+        return bool(self._deferred)
+
     def defer(self, freed: list[Vbns]) -> None:
         """`freed` becomes allocatable once all readers of this epoch and earlier ones have left."""
         self._deferred.append((self.epoch, freed))
@@ -290,6 +295,11 @@ class Allocator:
 
     def row(self, bits: Bits, chunk: int) -> Bits:
         return bits[chunk * BLOCK_BYTES : (chunk + 1) * BLOCK_BYTES]
+
+    @property
+    def cramped(self) -> bool:
+        """Too little is free for another consistency point, because readers hold back what the last ones freed."""
+        return self.readers.holding and self.free + self.end - self.next < self.floor_ops
 
     @property
     def hint(self) -> int:

@@ -35,6 +35,8 @@ DIRTY_LIMIT_BLOCKS = 8192
 PRESSURE_SHARE = 4
 """A consistency point starts early when 1/4 of what is available waits only for one to become allocatable."""
 PRESSURE_CHECK_S = 0.25
+READER_LOOK_S = 0.01
+"""On a full volume a consistency point waits for the readers that hold back freed blocks: how often it looks."""
 RECLAIM_SLICES = 256
 """Slices of reclaim between two looks at whether a consistency point is due."""
 
@@ -201,6 +203,8 @@ class VolumeService:
         self._current, self._next = self._next, []
         self._forced = False
         try:
+            while self.volume.core.allocator.cramped:
+                await asyncio.sleep(READER_LOOK_S)
             # A shortage of space makes consistency points elsewhere: they may have failed there.
             self.volume.core.check_writable()
             if self.volume.dirty:

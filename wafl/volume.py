@@ -289,7 +289,7 @@ class Volume:
         if self._relieving or self.core.read_only or self.core.failure is not None:
             return False
         allocator.apply_frees()
-        if not (allocator.freeing or self._reclaim.pending or self.running is not None):
+        if allocator.cramped or not (allocator.freeing or self._reclaim.pending or self.running is not None):
             return False
         before = allocator.free
         self._relieving = True

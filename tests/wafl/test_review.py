@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.crash_device import CrashDevice, MemoryDevice, Sync
 from tests.support.volumes import EPOCH, MIB, Workshop, checkpoint, pattern
-from wafl import Step, Volume, VolumeFailed, VolumeService, WaflError
+from wafl import Lun, NoSpace, Step, Volume, VolumeFailed, VolumeService, WaflError
 from wafl.allocator import Allocator, new_bits
 from wafl.bits import count, set_range
 from wafl.format import MAP_BITS
@@ -176,6 +176,47 @@ def test_a_destroyed_lun_is_neither_read_nor_written(workshop: Workshop) -> None
         lun.read_into(0, memoryview(bytearray(BLOCK)))
     with pytest.raises(WaflError):
         lun.write(0, pattern(2, BLOCK))
+
+
+# --- space --------------------------------------------------------------------------------------------------------
+
+
+def fill_up(lun: Lun) -> None:
+    for offset in range(0, lun.size_bytes, BLOCK):
+        try:
+            lun.write(offset, pattern(offset, BLOCK))
+        except NoSpace:
+            return
+
+
+def test_on_a_full_volume_consistency_points_wait_for_readers_and_never_run_out_of_blocks() -> None:
+    async def story(service: VolumeService, device: FailingDevice, failures: list[BaseException]) -> None:
+        volume = service.volume
+        lun = volume.create_lun("a", 16 * MIB)
+        fill_up(lun)
+        await service.commit()
+
+        async def administer() -> None:
+            for turn in range(100):
+                lun.set_comment(str(turn))
+                await service.commit()
+
+        with volume.held():
+            busy = asyncio.create_task(administer())
+            await until(lambda: busy.done() or volume.core.allocator.cramped)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            with pytest.raises(NoSpace):
+                overwrite(lun)
+        await busy
+        assert failures == []
+
+    served(story)
+
+
+def overwrite(lun: Lun) -> None:
+    for offset in range(0, lun.size_bytes, BLOCK):
+        lun.write(offset, pattern(offset + 1, BLOCK))
 
 
 # --- the allocator ------------------------------------------------------------------------------------------------
