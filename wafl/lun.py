@@ -299,11 +299,14 @@ class Lun(View):
         if pointers.vbns[fbn & SLOT_MASK] >= FIRST_DATA_VBN:
             self.write(start, ZERO_BLOCK[: end - start])
 
-    def _punch(self, first: int, last: int) -> None:
+    def _punch(self, first: int, last: int, *, cut: bool = False) -> None:
+        """Blocks first to last - 1 read zeros.  `cut`: the limit will not be above `first`, so ZERO may go beyond it."""
         core, inode = self.core, self.inode
         limit = self.backing.limit_bytes >> BLOCK_SHIFT if self.backing else 0
         if last == -(-self.size_bytes // BLOCK_BYTES):
             last = POINTERS**inode.height  # nothing lies behind: whole subtrees go, none is left half empty
+            if cut and first < limit:
+                limit = last
         core.ensure(8 * inode.height + 16, core.allocator.floor_ops)
         graveyard_of = self._files.graveyard_of
         try:
@@ -341,8 +344,9 @@ class Lun(View):
         if size_bytes & BLOCK_MASK:
             # Materialise the last block with a zero tail: the limit is whole blocks, and the tail must not come back.
             self._zero_part(size_bytes, min(end << BLOCK_SHIFT, self.size_bytes))
-        # Whatever can be refused is refused before the limit falls.
-        self.core.ensure(8 * self.inode.height + 16, self.core.allocator.floor_ops)
+        # The limit falls last: if a pointer block cannot be read here, what is not cut off yet still reads as before.
+        if end < old_end:
+            self._punch(end, old_end, cut=True)
         backing = self.backing
         if backing is not None and backing.limit_bytes > end << BLOCK_SHIFT:
             self.replace_backing(
@@ -350,8 +354,6 @@ class Lun(View):
                         backing.snapshot_name, backing.lun_name)
             )  # fmt: skip
             self.missing = min(self.missing, end)
-        if end < old_end:
-            self._punch(end, old_end)
 
     def replace_backing(self, backing: Backing | None) -> None:
         """Another limit, another name of the same backing, or none (the caller marks the vtoc entry)."""

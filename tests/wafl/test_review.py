@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tests.support.crash_device import CrashDevice, MemoryDevice, Sync
-from tests.support.volumes import EPOCH, MIB, Workshop, checkpoint, pattern
+from tests.support.volumes import EPOCH, MIB, Workshop, checkpoint, pattern, take_snapshot
 from wafl import Lun, NoSpace, Step, Volume, VolumeFailed, VolumeService, WaflError
 from wafl.allocator import Allocator, new_bits
 from wafl.bits import count, set_range
@@ -235,3 +235,39 @@ def test_a_data_run_given_back_at_a_window_border_does_not_grow_into_the_next_wi
     assert allocator.end == MAP_BITS
     for chunk in range(2):
         assert allocator.chunk_free[chunk] == MAP_BITS - count(allocator.row(allocator.busy, chunk))
+
+
+# --- reads that fail in the middle of a change --------------------------------------------------------------------
+
+
+class BadDevice(MemoryDevice):
+    """Reads of `bad` blocks fail."""
+
+    def __init__(self, image: bytearray) -> None:
+        super().__init__(image)
+        self.bad: Callable[[int], bool] = lambda vbn: False
+
+    def pread(self, offset: int, view: bytearray | memoryview) -> None:
+        if self.bad(offset // BLOCK):
+            raise OSError(errno.EIO, "injected")
+        super().pread(offset, view)
+
+
+def test_a_shrink_that_cannot_read_a_pointer_block_leaves_the_rest_as_it_was(workshop: Workshop) -> None:
+    volume = workshop.format()
+    volume.create_lun("golden", 3 * MIB).write(0, pattern(1, 3 * MIB))
+    take_snapshot(volume, "base")
+    volume.create_lun("clone", None, backing=("base", "golden")).write(MIB, pattern(2, BLOCK))
+    volume.close()
+    workshop.abandon(volume)
+    device = BadDevice(volume.device.image)  # type: ignore[attr-defined]
+    volume = workshop.mount(device)
+    lun = volume.lun("clone")
+    device.bad = lambda vbn: True
+    with pytest.raises(OSError, match="injected"):
+        volume.resize_lun("clone", MIB + 8 * BLOCK)
+    device.bad = lambda vbn: False
+    found = bytearray(BLOCK)
+    lun.read_into(2 * MIB, memoryview(found))
+    assert found == pattern(1, 3 * MIB)[2 * MIB : 2 * MIB + BLOCK]
+
