@@ -300,7 +300,7 @@ class Lun(View):
             self.write(start, ZERO_BLOCK[: end - start])
 
     def _punch(self, first: int, last: int, *, cut: bool = False) -> None:
-        """Blocks first to last - 1 read zeros.  `cut`: the limit will not be above `first`, so ZERO may go beyond it."""
+        """Blocks first to last - 1 read zeros.  `cut`: the limit falls to `first`, so ZERO may go beyond it."""
         core, inode = self.core, self.inode
         limit = self.backing.limit_bytes >> BLOCK_SHIFT if self.backing else 0
         if last == -(-self.size_bytes // BLOCK_BYTES):
