@@ -24,7 +24,7 @@ from cloner.progress import CloneStatus, Progress
 from cloner.states import ENDED, JobState, moved
 from cloner.steps import Commit, Read, Step, Turn, WaitForRoom, Work, clone_steps
 from cloner.throttle import TokenBucket
-from wafl import BLOCK_BYTES, POINTERS, Lun, NoSuchLun, VolumeService, WaflError
+from wafl import BLOCK_BYTES, POINTERS, Lun, NoSuchLun, VolumeFailed, VolumeService, WaflError
 
 log = logging.getLogger("lund.clone")
 
@@ -33,6 +33,8 @@ BACK_OFF_TIMES = 20
 """A clone gives way to waiting guests for 0.1 s a turn at most, so it never starves: 10 MiB/s is its floor."""
 ROOM_LOOK_S = 1.0
 """A paused job looks this often whether room was made."""
+LIMIT_LOOK_S = 1.0
+"""A job that waits for its limit looks this often whether the limit was raised."""
 CHUNKS_A_SECOND = 8
 """A limited job fills in chunks small enough for this many turns a second."""
 PROGRESS_PERCENT = 10
@@ -159,9 +161,10 @@ class Job:
         if self.state is JobState.CREATED:
             self._move(JobState.RUNNING)
         self._tell_progress()
-        now = self._shared.clock()
-        wait_s = max(self._bucket.take(step.cost_bytes, now), self._shared.overall.take(step.cost_bytes, now))
-        await self._nap(wait_s)
+        wait_s = self._wait_s(step.cost_bytes)
+        await self._nap(min(wait_s, LIMIT_LOOK_S))
+        while (wait_s := min(wait_s - LIMIT_LOOK_S, self._wait_s(0))) > 0:
+            await self._nap(min(wait_s, LIMIT_LOOK_S))
         for _ in range(BACK_OFF_TIMES):
             if not self._shared.guests_waiting(self.service):
                 break
@@ -169,6 +172,10 @@ class Job:
         await self._shared.slots.acquire()
         self._has_slot = True
         self._check_wanted()
+
+    def _wait_s(self, cost_bytes: int) -> float:
+        now = self._shared.clock()
+        return max(self._bucket.take(cost_bytes, now), self._shared.overall.take(cost_bytes, now))
 
     async def _read(self, step: Read) -> object:
         loop = asyncio.get_running_loop()
@@ -189,9 +196,17 @@ class Job:
         self._move(JobState.PAUSED, f"the volume is full: goes on when {step.available_bytes >> 10} KiB are free")
         self._tell("paused", self.message)
         while self.service.volume.space().available < step.available_bytes:
+            self._check_room_would_help()
             await self._nap(ROOM_LOOK_S)
         self._move(JobState.RUNNING)
         self._tell("resumed", "there is room again")
+
+    def _check_room_would_help(self) -> None:
+        if self.lun.destroyed or self.lun.backing is None:
+            raise NoSuchLun(self.lun.name)
+        failure = self.service.volume.failure
+        if failure is not None:
+            raise VolumeFailed(f"the volume has failed: {failure}")
 
     async def _nap(self, seconds: float) -> None:
         """Sleep, or until the job is not wanted any more."""

@@ -123,11 +123,15 @@ def _fill_level_one(work: Work, index: int) -> Generator[Step, Any, bool]:
     while True:
         yield Turn(filled_bytes)
         _check_wanted(work)
-        yield from _leave_guests_their_room(work)
         plan = work.lun.plan_fill(index, 0, work.chunk_blocks())
-        if plan is None:
+        if plan is None:  # looked at first: a clone that misses nothing needs no room, and its end may make some
             return found
         found = True
+        if not _has_room(work):
+            plan.release()
+            yield from _leave_guests_their_room(work)
+            filled_bytes = 0
+            continue
         filled = yield from _fill(work, plan)
         fruitless = fruitless + 1 if filled == 0 else 0
         if fruitless > FRUITLESS_LIMIT:
@@ -173,13 +177,14 @@ def _make_room(work: Work) -> Generator[Step, Any, None]:
     _check_wanted(work)
 
 
+def _has_room(work: Work) -> bool:
+    return work.volume.space().available >= guest_reserve_bytes(work.volume) + ROOM_BYTES
+
+
 def _leave_guests_their_room(work: Work) -> Generator[Step, Any, None]:
-    reserve = guest_reserve_bytes(work.volume)
-    if work.volume.space().available >= reserve + ROOM_BYTES:
-        return
     yield Commit()
     work.unsynced_bytes = 0
-    if work.volume.space().available < reserve + ROOM_BYTES:
+    if not _has_room(work):
         # A little more than the line, so that a job does not pause and resume for every block.
-        yield WaitForRoom(reserve + 2 * ROOM_BYTES)
+        yield WaitForRoom(guest_reserve_bytes(work.volume) + 2 * ROOM_BYTES)
     _check_wanted(work)
