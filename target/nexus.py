@@ -33,6 +33,7 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 from target.iscsi.ports import DataInFailed, Done, Response, SegmentReader
+from target.iscsi.ports import Nexus as NexusPort
 from target.scsi.cdbs import DPO, READ_10, READ_16, WRITE_10, WRITE_16
 from target.scsi.it_nexus import ITNexus, lun_field, lun_id
 from target.scsi.router import data_out_length, perform
@@ -208,6 +209,16 @@ class Nexus(ITNexus):
             return ALLEGIANCE_NOT_SUPPORTED
         act = FUNCTIONS.get(function)
         return FUNCTION_NOT_SUPPORTED if act is None else SERVICE_RESPONSES[act(self, lun)]
+
+    def covers(self, lun: int | None, other: NexusPort, other_lun: int) -> bool:
+        assert isinstance(other, Nexus)
+        itl = other.find(other_lun)
+        if itl is None:
+            return False
+        if lun is None:
+            return any(mine.lu is itl.lu for mine in self.itls.values())
+        mine = self.find(lun)
+        return mine is not None and mine.lu is itl.lu
 
     def close(self) -> None:
         if self._closed:

@@ -96,28 +96,33 @@ def _start_write(connection: Connection, task: Task, pdu: Pdu, final: bool) -> N
         return
     task.state = State.GATHERING
     if task.length:
-        _find_buffer(connection, task, pdu.data)
-    if task.wants_r2t and task.state is State.GATHERING:
+        _find_buffer(connection, task, pdu.data, unsolicited_max)
+    if task.wants_r2t:
         ask_for_data(connection, task)
 
 
-def _find_buffer(connection: Connection, task: Task, immediate: memoryview) -> None:
+def _find_buffer(connection: Connection, task: Task, immediate: memoryview, unsolicited_max: int) -> None:
     """Unsolicited data has to be put somewhere at once; what only R2Ts will bring can wait for memory."""
     session = connection.session
-    if session.data_bytes >= limits.SESSION_DATA_BYTES and not immediate and not task.sequences:
-        task.state = State.STARVED
-        session.starved.append(task)
-        return
-    session.allocate_buffer(task)
+    if not session.short_of_memory:
+        session.allocate_buffer(task, task.length)
+    elif immediate or task.sequences:
+        session.allocate_buffer(task, min(task.length, unsolicited_max))
     if immediate and task.buffer is not None:
-        fit = min(len(immediate), task.length)
+        fit = min(len(immediate), len(task.buffer))
         task.buffer[:fit] = immediate[:fit]
 
 
 def ask_for_data(connection: Connection, task: Task) -> None:
-    """R2Ts up to MaxOutstandingR2T, each for at most MaxBurstLength."""
+    """R2Ts up to MaxOutstandingR2T, each for at most MaxBurstLength, once there is memory for all of the data."""
+    session = connection.session
+    if task.buffer is None or len(task.buffer) < task.length:
+        if session.short_of_memory:
+            session.starve(task)
+            return
+        session.allocate_buffer(task, task.length)
     while task.wants_r2t and len(task.sequences) < connection.rules.max_outstanding_r2t:
-        sequence = task.next_solicited(connection.session.tags.take(), connection.rules.max_burst)
+        sequence = task.next_solicited(session.tags.take(), connection.rules.max_burst)
         connection.emit(ReadyToTransfer(task, sequence))
 
 
@@ -147,7 +152,7 @@ def find_sequence(connection: Connection, header: memoryview) -> tuple[Task, Seq
     _, _, _, lun, itt, ttt, _, _, _ = _UNPACK_DATA_OUT(header)
     session = connection.session
     task = session.tasks.get(itt)
-    if task is None:
+    if task is None or task.state is State.ANSWERING:
         return None
     sequence = task.sequences.get(ttt)
     if sequence is None:
@@ -222,6 +227,16 @@ def complete(task: Task, response: Response) -> None:
         connection.session.counters.reads += 1
         connection.session.counters.read_bytes += min(response.length, task.edtl)
     connection.emit(answer_to(task.itt, task.edtl, task.write, response, task))
+
+
+def abort(task: Task) -> None:
+    """Another session's task management function ended the command: its host is told (SAM-5 5.3.1, TAS=1)."""
+    task.connection.session.counters.aborted += 1
+    if task.state is State.STARVED:
+        task.connection.session.starved.remove(task)
+    task.sequences.clear()
+    complete(task, Response(status=ScsiStatus.TASK_ABORTED))
+    task.connection.wake()
 
 
 def fail(connection: Connection, task: Task, sense: bytes) -> None:

@@ -167,8 +167,8 @@ class Connection:
 
     def data_to_send(self) -> memoryview:
         """Everything that is ready; the same bytes until `data_sent` is called."""
-        if self.waiting:
-            self._pump()
+        if self.waiting and not self._pump():
+            self.blocked = True  # late answers, made while nothing was received: `resume` goes on with them
         return self.output.view[: self.output.used]
 
     def data_sent(self, kept: bool) -> None:
@@ -256,11 +256,6 @@ class Connection:
     def ask_for_data(self, task: Task) -> None:
         commands.ask_for_data(self, task)
 
-    def drop_tasks_everywhere(self, lun: int | None) -> None:
-        """A reset's effect on what iSCSI holds in all sessions of the target."""
-        if self.session.target is not None:
-            self.session.target.drop_tasks(lun)
-
     def request_logout(self, time_s: int) -> None:
         """Async Message, event 1: please log out within `time_s` seconds (11.9.1)."""
         self.async_message(AsyncEvent.LOGOUT_REQUEST, parameter3=time_s)
@@ -335,6 +330,8 @@ class Connection:
         if old is None:
             raise LoginFailure(LoginStatus.TOO_MANY_CONNECTIONS, "the session has its connection")
         session.drop_tasks()
+        for task in list(session.tasks.values()):
+            session.finish(task)  # answered, but the answer will not go out
         session.connections.pop(self.cid)
         old.close("connection reinstatement")
         return session

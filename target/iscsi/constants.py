@@ -165,6 +165,7 @@ class ScsiStatus(IntEnum):
     GOOD = 0x00
     CHECK_CONDITION = 0x02
     TASK_SET_FULL = 0x28
+    TASK_ABORTED = 0x40
 
 
 def fixed_sense(key: int, asc: int, ascq: int) -> bytes:

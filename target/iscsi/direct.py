@@ -44,7 +44,7 @@ class DirectData:
     def finish(self, connection: Connection) -> None:
         self._task.pinned = False
         connection.heard()
-        if self._task.state is not State.GONE:
+        if self._task.state is State.GATHERING:
             commands.data_out_taken(connection, self._task, self._sequence, len(self._place), self._final)
 
 

@@ -5,7 +5,7 @@ A plain command is in order, unaddressed by anything special, and done by the de
 of `run`.  Everything else goes to the connection's `dispatch`, with the locals written back before and read again
 after.  A READ that the device server cannot do at once (a disk wait, most likely; it has begun to read ahead) is
 put aside until the rest of the batch is done; SIMPLE and untagged tasks may be reordered (SAM-5 8.6), and whatever
-is not a SCSI Command waits for what was put aside.
+is not such a SCSI Command waits for what was put aside.  It counts against the command window all the while.
 
 Length of `run`: one loop, because a call costs more than what most of its branches do.
 """
@@ -37,6 +37,8 @@ _PLAIN_READS = frozenset((0xC0, 0xC1))
 _PLAIN_WRITES = frozenset((0xA0, 0xA1))
 # operation codes of READ(6), (10), (16), (12): worth putting aside
 _READ_CODES = frozenset((0x08, 0x28, 0x88, 0xA8))
+# ORDERED, HEAD OF QUEUE, ACA (11.3.1): what came before them comes first
+_ORDERED = 0x06
 _COMMAND = int(Opcode.SCSI_COMMAND)
 _DATA_IN = int(Opcode.DATA_IN)
 _RESPONSE = int(Opcode.SCSI_RESPONSE)
@@ -89,8 +91,10 @@ def run(c: Connection) -> None:
                     reads += 1
                     read_bytes += edtl
                     continue
-                if view[pos + 32] in _READ_CODES:
+                if credit > 0 and view[pos + 32] in _READ_CODES:
                     expected = (expected + 1) & MASK
+                    credit -= 1
+                    window.outstanding += 1
                     aside.append(pos)
                     pos += bhs
                     continue
@@ -123,7 +127,7 @@ def run(c: Connection) -> None:
         if end - pos < size:
             break
         out.used, window.exp_cmd_sn, c.stat_sn = at, expected, stat_sn
-        if aside and opcode != _COMMAND:
+        if aside and (opcode != _COMMAND or flags & _ORDERED):
             _take_aside(c, aside)
         c.dispatch(view, pos)
         pos += size
@@ -148,7 +152,9 @@ def run(c: Connection) -> None:
 
 def _take_aside(c: Connection, aside: list[int]) -> None:
     """Do what was put aside; the PDUs are still where they were in the receive buffer."""
+    window = c.session.window
     for pos in aside:
+        window.outstanding -= 1
         if c.full_feature:
             c.command_aside(c.rx.view, pos)
     aside.clear()

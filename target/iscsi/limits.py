@@ -65,7 +65,8 @@ HELD_BYTES = 4 * 1024 * 1024
 TASK_DATA_BYTES = 64 * 1024 * 1024
 """Data-Out of one command; the SCSI side's MAXIMUM TRANSFER LENGTH is lower."""
 SESSION_DATA_BYTES = 64 * 1024 * 1024
-"""Data-Out buffers of one session that R2Ts may be outstanding for; further commands wait for their first R2T."""
+"""Data-Out buffers of one session that R2Ts may be outstanding for; further commands wait for their first R2T with
+what they brought unsolicited, at most FIRST_BURST_BYTES each."""
 AHS_BYTES = 255 * 4
 CDB_BYTES = 260
 """SPC-4 4.2.3: variable length CDBs."""

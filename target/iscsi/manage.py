@@ -1,8 +1,8 @@
 """Task management: RFC 7143 11.5, 11.6, and what each function does to the commands that iSCSI still holds.
 
 The device server manages its own tasks (`Nexus.manage`, `Nexus.abort_task`); commands that are still gathering data
-are not there yet, and are dropped here.  No status is sent for them (TAS=0, SAM-5 5.3.1).  Answers that were made
-before go out before the response.
+are not there yet, and end here: without a status in the session that asked, with TASK ABORTED in others (TAS=1,
+SAM-5 5.3.1), whose hosts would wait for them otherwise.  Answers that were made before go out before the response.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from target.iscsi import pdus
+from target.iscsi import commands, pdus
 from target.iscsi.answers import Message
 from target.iscsi.constants import FINAL, Opcode, RejectReason, TaskFunction, TaskResponse
 from target.iscsi.errors import PduRejected
@@ -68,15 +68,30 @@ def _logical_unit(connection: Connection, request: Any) -> int:
     """CLEAR TASK SET, LOGICAL UNIT RESET: every session's tasks of the logical unit."""
     response = _manage(connection, request)
     if response == TaskResponse.FUNCTION_COMPLETE:
-        connection.drop_tasks_everywhere(request.lun)
+        _end_tasks_everywhere(connection, request.lun)
     return response
 
 
 def _target(connection: Connection, request: Any) -> int:
     response = _manage(connection, request)
     if response == TaskResponse.FUNCTION_COMPLETE:
-        connection.drop_tasks_everywhere(None)
+        _end_tasks_everywhere(connection, None)
     return response
+
+
+def _end_tasks_everywhere(connection: Connection, lun: int | None) -> None:
+    """What iSCSI holds for a logical unit, or for all that this session sees, in every session of the target."""
+    session = connection.session
+    session.drop_tasks(lun)
+    nexus, target = session.nexus, session.target
+    assert nexus is not None
+    assert target is not None
+    for other in list(target.sessions.values()):
+        if other is session or other.nexus is None:
+            continue
+        for task in list(other.tasks.values()):
+            if task.state is not State.ANSWERING and nexus.covers(lun, other.nexus, task.lun):
+                commands.abort(task)
 
 
 def _reassign(connection: Connection, request: Any) -> int:

@@ -74,7 +74,12 @@ class Nexus(Protocol):
 
     def manage(self, function: int, lun: int) -> int:
         """The other task management functions (RFC 7143 11.5.1 code) -> response code (11.6.1).  Aborts this and, as
-        the function says, other nexuses' tasks inside the device server and establishes unit attentions."""
+        the function says, other nexuses' tasks inside the device server (those end with TASK ABORTED) and establishes
+        unit attentions."""
+
+    def covers(self, lun: int | None, other: Nexus, other_lun: int) -> bool:
+        """Is `other_lun` of the nexus `other` this one's `lun`, or (None) any logical unit that this one sees?  LUNs
+        are each initiator's own: the same number may be another logical unit elsewhere."""
 
     def close(self) -> None:
         """I_T nexus loss: tasks are dropped silently, RESERVE(6) is released."""

@@ -48,10 +48,6 @@ class Target:
     def forget(self, session: Session) -> None:
         self.sessions.pop(session.tsih, None)
 
-    def drop_tasks(self, lun: int | None) -> int:
-        """The effect of a reset on the tasks that iSCSI holds, in every session."""
-        return sum(session.drop_tasks(lun) for session in list(self.sessions.values()))
-
 
 class Registry:
     """All targets of a process; discovery sessions are kept under a target without a name."""

@@ -127,10 +127,26 @@ class Session:
             self.window.outstanding -= 1
         self.free_buffer(task)
 
-    def allocate_buffer(self, task: Task) -> None:
-        task.pooled = self.pool.take(task.length)
-        task.buffer = memoryview(task.pooled)[: task.length]
+    @property
+    def short_of_memory(self) -> bool:
+        """No further command may have its whole Data-Out in memory."""
+        return self.data_bytes >= limits.SESSION_DATA_BYTES
+
+    def allocate_buffer(self, task: Task, length: int) -> None:
+        """A buffer for the first `length` bytes of the command's data; what is there already is taken along."""
+        old, before = task.buffer, task.pooled
+        task.pooled = self.pool.take(length)
+        task.buffer = memoryview(task.pooled)[:length]
         self.data_bytes += len(task.pooled)
+        if before is not None and old is not None:
+            task.buffer[: len(old)] = old
+            self.data_bytes -= len(before)
+            self.pool.give(before)
+
+    def starve(self, task: Task) -> None:
+        """The command waits for memory before its first R2T."""
+        task.state = State.STARVED
+        self.starved.append(task)
 
     def free_buffer(self, task: Task) -> None:
         pooled = task.release()
@@ -138,10 +154,10 @@ class Session:
             self.data_bytes -= len(pooled)
             if not task.pinned:
                 self.pool.give(pooled)
-        while self.starved and self.data_bytes < limits.SESSION_DATA_BYTES:
+        while self.starved and not self.short_of_memory:
             waiting = self.starved.pop(0)
             waiting.state = State.GATHERING
-            self.allocate_buffer(waiting)
+            self.allocate_buffer(waiting, waiting.length)
             waiting.connection.ask_for_data(waiting)
             waiting.connection.wake()
 

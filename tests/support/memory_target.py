@@ -117,6 +117,10 @@ class MemoryNexus:
         self.disk.later.clear()
         return 0
 
+    def covers(self, lun: int | None, other: Nexus, other_lun: int) -> bool:
+        assert isinstance(other, MemoryNexus)
+        return other.disk is self.disk and lun in (None, other_lun)
+
     def close(self) -> None:
         self.disk.closed += 1
 

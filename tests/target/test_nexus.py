@@ -422,3 +422,16 @@ def test_the_same_unit_under_two_luns_is_one_unit() -> None:
     host.send(write_16(0, 1), b"s" * 512, lun=0)
     assert host.data(host.send(read_16(0, 1), lun=1)) == b"s" * 512
     assert isinstance(host.nexus, Nexus)
+
+
+def test_a_nexus_covers_the_same_logical_unit_only_whatever_its_lun_is() -> None:
+    """A reset of one host's LUN 0 is nothing to another host whose LUN 0 is another logical unit."""
+    device = TargetDevice(TARGET)
+    one, two = LogicalUnit(MemoryStore()), LogicalUnit(MemoryStore())
+    mine = device.open_nexus("iqn.2000-01.com.example:a", b"\0\0\0\0\0\1", {0: one})
+    other = device.open_nexus("iqn.2000-01.com.example:b", b"\0\0\0\0\0\2", {0: two, 5: one})
+    assert not mine.covers(lun_field(0), other, lun_field(0))
+    assert mine.covers(lun_field(0), other, lun_field(5))
+    assert not mine.covers(lun_field(0), other, lun_field(7))
+    assert mine.covers(None, other, lun_field(5))
+    assert not mine.covers(None, other, lun_field(0))

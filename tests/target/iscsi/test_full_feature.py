@@ -320,11 +320,12 @@ def test_abort_task_set_leaves_other_sessions_alone(bench: Bench, session: Initi
 
 
 @pytest.mark.parametrize("function", [4, 5, 6])
-def test_resets_drop_the_tasks_of_every_session(bench: Bench, session: Initiator, function: int) -> None:
+def test_resets_end_the_tasks_of_every_session(bench: Bench, session: Initiator, function: int) -> None:
     other = bench.logged_in(isid=b"\x80\0\0\0\0\2")
     itt, r2t = gathering(other)
     assert manage(session, function)[0].response == 0
     assert bench.disk.managed == [(function, 0)]
+    assert [answer.status for answer in other.link.take()] == [0x40]
     assert other.send_data(itt, r2t.ttt, 0, b"x" * 512) == []
     assert not any(bench.disk.data[:512])
     assert other.write(0, b"y" * 512).status == 0
