@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from wafl.allocator import MAP_SHIFT, new_bits
 from wafl.bits import Bits, Vbns, are_set, clear_each, positions
-from wafl.errors import NoSpace
+from wafl.errors import CorruptVolume, NoSpace
 from wafl.format import BLOCK_BYTES, FIRST_DATA_VBN, MAP_BITS, POINTERS
 from wafl.inode import Inode
 from wafl.maps import read_row, tree_vbns
@@ -78,20 +78,29 @@ class Reclaim:
         return True
 
     def _slices(self) -> Generator[Step, None, None]:
-        yield from self._trim_zombies()
+        """What cannot be read keeps its space and holds up nothing else; its error comes at the end."""
+        failed: Exception | None = None
+        for work in self._works():
+            try:
+                yield from work
+            except (CorruptVolume, OSError) as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+    def _works(self) -> Iterator[Generator[Step, None, None]]:
+        for zombie in list(self._volume.files.zombies.values()):
+            yield self._trim_zombie(zombie)
         for snapshot in list(self._volume.snapshots_table.deleting.values()):
-            yield from self._free_snapshot(snapshot)
+            yield self._free_snapshot(snapshot)
 
     # --- zombies ---------------------------------------------------------------------------------------------------
 
-    def _trim_zombies(self) -> Generator[Step, None, None]:
+    def _trim_zombie(self, zombie: Inode) -> Generator[Step, None, None]:
         files = self._volume.files
-        for zombie in list(files.zombies.values()):
-            # By identity: while this rests, the number of a freed inode may go to another zombie.
-            while files.zombies.get(zombie.number) is zombie:
-                if not self._trim_some(zombie):
-                    return
-                yield Step.SLICE
+        # By identity: while this rests, the number of a freed inode may go to another zombie.
+        while files.zombies.get(zombie.number) is zombie and self._trim_some(zombie):
+            yield Step.SLICE
 
     def _trim_some(self, zombie: Inode) -> bool:
         """One slice.  False for want of room."""

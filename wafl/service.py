@@ -215,8 +215,7 @@ class VolumeService:
                 raise
             return
         done, self._current = self._current, []
-        for call in done:
-            call(None)
+        self._answer(done, None)
         if self.volume.reclaim_pending:
             self._reclaim_wanted.set()
 
@@ -243,8 +242,14 @@ class VolumeService:
 
     def _fail_all(self, error: BaseException) -> None:
         waiting, self._current, self._next = self._current + self._next, [], []
+        self._answer(waiting, error)
+
+    def _answer(self, waiting: list[FlushDone], error: BaseException | None) -> None:
         for call in waiting:
-            call(error)
+            try:
+                call(error)
+            except Exception:  # one that is broken must not stop the others, nor the next consistency points
+                log.exception("volume %s: answering a flush", self.volume.name)
 
     # --- reclaim ---------------------------------------------------------------------------------------------------
 
@@ -254,8 +259,8 @@ class VolumeService:
             self._reclaim_wanted.clear()
             try:
                 await self._reclaim_once()
-            except WaflError as error:
-                # A damaged block in a tree that goes: its space stays taken until the volume is repaired.
+            except (WaflError, OSError) as error:
+                # A damaged block in a tree that goes: its space stays taken until it can be read.
                 if str(error) not in self._reported:
                     self._reported.add(str(error))
                     log.error("volume %s: reclaim: %s", self.volume.name, error)

@@ -304,7 +304,7 @@ class Volume:
 
     def _run_reclaim(self, slices: int) -> None:
         # A damaged tree keeps its space; it must not fail the write that looked for room.
-        with suppress(CorruptVolume):
+        with suppress(CorruptVolume, OSError):
             for _ in range(slices):
                 if not self._reclaim.advance():
                     break

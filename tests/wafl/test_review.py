@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tests.support.crash_device import CrashDevice, MemoryDevice, Sync
-from tests.support.volumes import EPOCH, MIB, Workshop, checkpoint, pattern, take_snapshot
+from tests.support.volumes import EPOCH, MIB, Workshop, checkpoint, pattern, reclaim, take_snapshot
 from wafl import Lun, NoSpace, Step, Volume, VolumeFailed, VolumeService, WaflError
 from wafl.allocator import Allocator, new_bits
 from wafl.bits import count, set_range
@@ -271,3 +271,78 @@ def test_a_shrink_that_cannot_read_a_pointer_block_leaves_the_rest_as_it_was(wor
     lun.read_into(2 * MIB, memoryview(found))
     assert found == pattern(1, 3 * MIB)[2 * MIB : 2 * MIB + BLOCK]
 
+
+def damaged_zombies(workshop: Workshop) -> tuple[Volume, BadDevice, set[int]]:
+    """Two LUNs on disk, the pointer block of the one that was destroyed first unreadable."""
+    volume = workshop.format()
+    for name in ("a", "b"):
+        volume.create_lun(name, MIB).write(0, pattern(1, MIB))
+    volume.close()
+    workshop.abandon(volume)
+    device = BadDevice(volume.device.image)  # type: ignore[attr-defined]
+    volume = workshop.mount(device)
+    root = volume.lun("a").inode.vbns[0]
+    return volume, device, {root}
+
+
+def test_one_unreadable_tree_does_not_keep_others_from_being_given_back(workshop: Workshop) -> None:
+    volume, device, bad = damaged_zombies(workshop)
+    device.bad = lambda vbn: vbn in bad
+    used = volume.space().used
+    volume.destroy_lun("a")
+    volume.destroy_lun("b")
+    with pytest.raises(OSError, match="injected"):
+        reclaim(volume)
+    checkpoint(volume)
+    checkpoint(volume)
+    assert used - volume.space().used >= MIB
+    device.bad = lambda vbn: False
+    reclaim(volume)
+    assert used - volume.space().used >= 2 * MIB
+
+
+def test_one_damaged_tree_fails_no_write_that_looks_for_room(workshop: Workshop) -> None:
+    volume, device, bad = damaged_zombies(workshop)
+    device.bad = lambda vbn: vbn in bad
+    volume.destroy_lun("a")
+    volume.destroy_lun("b")
+    lun = volume.create_lun("c", 16 * MIB)
+    with pytest.raises(NoSpace):
+        lun.write(0, pattern(1, 16 * MIB))
+    device.bad = lambda vbn: False
+
+
+def test_reclaim_goes_on_after_a_read_error(workshop: Workshop) -> None:
+    volume, device, bad = damaged_zombies(workshop)
+
+    async def main() -> None:
+        service = VolumeService(volume, cp_interval_s=3600)
+        service.start()
+        device.bad = lambda vbn: vbn in bad
+        used = volume.space().used
+        volume.destroy_lun("a")
+        service.kick_reclaim()
+        for _ in range(100):
+            await asyncio.sleep(0)
+        device.bad = lambda vbn: False
+        service.kick_reclaim()
+        await until(lambda: used - volume.space().used >= MIB)
+        await service.stop()
+
+    asyncio.run(main())
+
+
+def test_an_answer_that_cannot_be_taken_stops_no_other_and_no_consistency_point() -> None:
+    async def story(service: VolumeService, device: FailingDevice, failures: list[BaseException]) -> None:
+        def broken(error: BaseException | None) -> None:
+            raise RuntimeError("injected")
+
+        answers: list[BaseException | None] = []
+        service.volume.create_lun("a", MIB)
+        service.flush(broken)
+        service.flush(answers.append)
+        await until(lambda: bool(answers))
+        service.volume.create_lun("b", MIB)
+        await service.commit()
+
+    served(story)
