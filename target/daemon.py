@@ -128,7 +128,11 @@ def event_numbers(store: AdminStore) -> Iterator[int]:
         def reserve(cursor: sqlite3.Cursor, limit: int = limit) -> None:
             set_setting(cursor, "next_event", str(limit))
 
-        store.change_now(reserve)
+        try:
+            store.change_now(reserve)
+        except (sqlite3.Error, Refused) as error:
+            # Events must not fail (sessions open and close with them); after a crash some numbers may come again.
+            log.warning("event numbers could not be reserved: %s", error)
         while number < limit:
             yield number
             number += 1

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from target.management import serving
-from target.management.core import Core
+from target.management.core import Core, Unit
 from target.management.names import LunPath
 from target.management.refusal import Refused
 
@@ -40,20 +40,15 @@ class Data:
     async def read(self, text: str, offset: int, length: int) -> bytes | None:
         """The bytes, or None if all of them are unmapped.  Ends at the LUN's end.  Snapshots can be read too."""
         path = LunPath.parse(text)
-        lun = self._view(path)
+        unit = self.core.unit(path.volume)
+        lun = _view(unit, path)
         length = min(length, lun.size_bytes - offset)
         _check_range(lun.size_bytes, path, offset, length)
         if not any(mapped for _at, _length, mapped in lun.extents(offset, length)):
             return None
         data = bytearray(length)
-        await _read(lun, offset, memoryview(data))
+        await _read(unit, lun, offset, memoryview(data))
         return bytes(data)
-
-    def _view(self, path: LunPath) -> View:
-        unit = self.core.unit(path.volume)
-        if path.snapshot is None:
-            return unit.lun(path)
-        return unit.volume.snapshot_lun(path.snapshot, path.lun)
 
     async def write(self, text: str, offset: int, data: bytes) -> None:
         unit, lun, path = self.core.find(text)
@@ -73,12 +68,20 @@ class Data:
         await unit.service.commit()
 
 
-async def _read(lun: View, offset: int, view: memoryview) -> None:
+def _view(unit: Unit, path: LunPath) -> View:
+    if path.snapshot is None:
+        return unit.lun(path)
+    return unit.volume.snapshot_lun(path.snapshot, path.lun)
+
+
+async def _read(unit: Unit, lun: View, offset: int, view: memoryview) -> None:
     """From the page cache if that can be had: the loop is the hosts', who should not wait for an export's disk."""
     for _ in range(COLD_TRIES):
         if lun.read_into_nowait(offset, view):
             return
         await asyncio.sleep(COLD_WAIT_S)
+        if unit.closing:
+            raise Refused("volume-offline", f"volume {unit.name} is going offline")
     lun.read_into(offset, view)
 
 

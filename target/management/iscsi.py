@@ -22,7 +22,6 @@ from target.management.names import PortalAddress, check_nodename
 from target.management.refusal import Refused
 from target.management.state import PORTAL_LIMIT
 from target.management.store import set_setting
-from target.nexus import TargetDevice
 from target.portal import Portal
 
 log = logging.getLogger("lund.iscsi")
@@ -168,7 +167,8 @@ class Iscsi:
             )
         await self.core.store.change(lambda cursor: set_setting(cursor, "nodename", nodename))
         for volume, served in self.core.served.items():
-            served.device = TargetDevice(self.core.target_name(volume))
+            # the device stays: a login that came in meanwhile is still told of its LUNs
+            served.device.name = self.core.target_name(volume)
         self.core.events.emit("iscsi.nodename.changed", f"the node name is {nodename}", subject=nodename)
 
     # -- sessions ----------------------------------------------------------------------------------------

@@ -157,11 +157,14 @@ class Luns:
             unit, lun, path = self.core.find(text)
             self._check_patch(unit, lun, path, wanted)
             told = self._apply(unit, lun, path, wanted)
-            await unit.service.commit()
-            if wanted.path is not None:
-                await self._rename_maps(lun)
-            for tell in told:
-                tell(self.core, unit, lun)
+            try:
+                await unit.service.commit()
+                if wanted.path is not None:
+                    await self._rename_maps(lun)
+            finally:
+                # Also when it failed: what hosts get is what is shown.
+                for tell in told:
+                    tell(self.core, unit, lun)
         for line in _changes(wanted):
             self.core.events.emit("lun.changed", f"/vol/{unit.name}/{lun.name}: {line}", subject=str(path))
         return self._model(unit, lun)
@@ -238,14 +241,19 @@ class Luns:
             if not force:
                 self._check_unused(unit, lun, path)
             uuid = str(lun.uuid)
+            unit.volume.core.check_writable()
             await self.clones.stop_for_destroy(unit, lun)
             serving.withdraw_lun(self.core, unit, lun)
-            if self.core.state.maps_of(uuid):
-                # Maps first: a crash in between leaves an unmapped LUN, not a map to nothing.
-                await self.core.store.change(
-                    lambda cursor: cursor.execute("DELETE FROM lun_map WHERE lun_uuid = ?", (uuid,))
-                )
-            unit.volume.destroy_lun(lun.name)
+            try:
+                if self.core.state.maps_of(uuid):
+                    # Maps first: a crash in between leaves an unmapped LUN, not a map to nothing.
+                    await self.core.store.change(
+                        lambda cursor: cursor.execute("DELETE FROM lun_map WHERE lun_uuid = ?", (uuid,))
+                    )
+                unit.volume.destroy_lun(lun.name)
+            except BaseException:
+                serving.serve_lun(self.core, unit, lun)
+                raise
             await unit.service.commit()
             unit.service.kick_reclaim()
         self.core.events.emit("lun.destroyed", f"{path} is gone", subject=str(path), severity=Severity.NOTICE)

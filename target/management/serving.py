@@ -155,23 +155,28 @@ def _noted_close(core: Core) -> Callable[[OpenNexus], None]:
 Tell = Callable[["Core", "Unit", Lun], None]
 
 
-def _logical_unit(core: Core, unit: Unit, lun: Lun) -> LogicalUnit:
-    return core.served[unit.name].luns[str(lun.uuid)]
+def _logical_unit(core: Core, unit: Unit, lun: Lun) -> LogicalUnit | None:
+    """None: it is not served yet, or not any more (being made or destroyed, or its volume failed meanwhile)."""
+    served = core.served.get(unit.name)
+    return None if served is None else served.luns.get(str(lun.uuid))
 
 
 def tell_capacity(core: Core, unit: Unit, lun: Lun) -> None:
     """2A/09."""
-    _logical_unit(core, unit, lun).capacity_changed()
+    if (logical_unit := _logical_unit(core, unit, lun)) is not None:
+        logical_unit.capacity_changed()
 
 
 def tell_identity(core: Core, unit: Unit, lun: Lun) -> None:
     """3F/03: what INQUIRY and its VPD pages say."""
-    _logical_unit(core, unit, lun).establish(Asc.INQUIRY_DATA_HAS_CHANGED)
+    if (logical_unit := _logical_unit(core, unit, lun)) is not None:
+        logical_unit.establish(Asc.INQUIRY_DATA_HAS_CHANGED)
 
 
 def tell_online(core: Core, unit: Unit, lun: Lun) -> None:
     """The next command finds it ready, or not ready."""
-    _logical_unit(core, unit, lun).state_changed()
+    if (logical_unit := _logical_unit(core, unit, lun)) is not None:
+        logical_unit.state_changed()
 
 
 # -- questions ---------------------------------------------------------------------------------------------
@@ -183,7 +188,9 @@ def lun_by_uuid(unit: Unit, uuid: str) -> Lun | None:
 
 def sessions_of(core: Core, unit: Unit, lun: Lun) -> list[str]:
     """Initiators whose sessions see the LUN."""
-    return list(dict.fromkeys(nexus.initiator for nexus in open_nexuses_of(_logical_unit(core, unit, lun))))
+    logical_unit = _logical_unit(core, unit, lun)
+    nexuses = open_nexuses_of(logical_unit) if logical_unit is not None else []
+    return list(dict.fromkeys(nexus.initiator for nexus in nexuses))
 
 
 def sessions_from(core: Core, initiator: str) -> list[str]:
@@ -196,5 +203,5 @@ def sessions_from(core: Core, initiator: str) -> list[str]:
 
 
 def counters_of(core: Core, unit: Unit, lun: Lun) -> dict[str, int]:
-    counters = _logical_unit(core, unit, lun).counters
-    return {name: getattr(counters, name) for name in COUNTERS}
+    logical_unit = _logical_unit(core, unit, lun)
+    return {name: getattr(logical_unit.counters, name) if logical_unit is not None else 0 for name in COUNTERS}

@@ -139,14 +139,18 @@ class Volumes:
                 log.error("closing volume %s: %s", unit.name, one_line(error))
 
     async def _unmount(self, unit: Unit) -> None:
+        # Out of sight first: what came after the last consistency point would be lost, and the volume is closed in a
+        # thread, where nobody may touch it.
         unit.closing = True
-        await self.core.clones.forget(unit.service)
+        del self.core.units[unit.name]
         serving.suspend(self.core, unit)
         try:
-            await unit.service.stop()
-            await asyncio.to_thread(unit.volume.close)
+            await self.core.clones.forget(unit.service)
         finally:
-            del self.core.units[unit.name]
+            try:
+                await unit.service.stop()
+            finally:
+                await asyncio.to_thread(unit.volume.close)
 
     # -- changing ----------------------------------------------------------------------------------------
 
