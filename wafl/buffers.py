@@ -35,7 +35,7 @@ from crc32c import crc32c
 
 from wafl.allocator import Allocator
 from wafl.device import Device
-from wafl.errors import CorruptVolume, NoSpace, ReadOnlyVolume, VolumeFailed
+from wafl.errors import CorruptVolume, DamagedRecord, NoSpace, ReadOnlyVolume, VolumeFailed
 from wafl.format import BIRTH_PLANE, BLOCK_BYTES, BLOCK_SHIFT, CRC_PLANE, HOLE, POINTERS, VBN_PLANE, ZERO
 
 if TYPE_CHECKING:
@@ -276,6 +276,9 @@ class Core:
     def load(self, parent: Buffer | Inode, slot: int, level: int, nowait: bool = False) -> Buffer | None:
         """Read and verify the child block at `slot`; None if `nowait` and the disk would have to be waited for."""
         vbn, expected = parent.vbns[slot], parent.crcs[slot]
+        blocks = self.allocator.blocks
+        if vbn >= blocks:
+            raise DamagedRecord(f"a pointer to block {vbn} of {blocks}", vbn)
         data = bytearray(BLOCK_BYTES)
         offset = vbn << BLOCK_SHIFT
         if not nowait:
@@ -288,6 +291,9 @@ class Core:
             number = parent.number if not isinstance(parent, Buffer) else parent.inode().number
             raise CorruptVolume(vbn, expected, found, f"inode {number}, level-{level} block")
         buffer = Buffer(data, level, parent, slot, vbn)
+        # Once for all: whoever reads, frees or follows these pointers later need not look.
+        if level and int(buffer.vector().max()) >= blocks:
+            raise DamagedRecord(f"block {vbn} points beyond the volume's {blocks} blocks", vbn)
         parent.children[slot] = buffer
         if level:
             self._admit(buffer)

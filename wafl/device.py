@@ -19,6 +19,8 @@ from wafl.errors import InvalidSize, NotAVolume, VolumeLocked
 IOV_MAX = 1024
 """Buffers in one preadv or pwritev (Linux UIO_MAXIOV)."""
 
+MAX_OFFSET = 2**63 - 1
+
 Bytes = bytes | bytearray | memoryview
 Path = str | os.PathLike[str]
 
@@ -99,6 +101,8 @@ class FileDevice:
 
     def pread(self, offset: int, view: memoryview | bytearray) -> None:
         done, wanted = 0, len(view)
+        if offset + wanted > MAX_OFFSET:
+            raise OSError(errno.EIO, f"no device has a byte {offset}")
         while done < wanted:
             got = os.preadv(self._fd, [memoryview(view)[done:]], offset + done)
             if not got:
@@ -110,6 +114,8 @@ class FileDevice:
             return os.preadv(self._fd, [view], offset, self._nowait) == len(view)
         except BlockingIOError:
             return False
+        except OverflowError:
+            raise OSError(errno.EIO, f"no device has a byte {offset}") from None
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL) or not self._nowait:
                 raise

@@ -29,6 +29,16 @@ class CorruptVolume(WaflError):
         self.where = where
 
 
+class DamagedRecord(CorruptVolume):
+    """A record or a pointer that fits its checksum and says what cannot be."""
+
+    def __init__(self, what: str, vbn: int = 0) -> None:
+        WaflError.__init__(self, f"{what}: run the checker")
+        self.vbn = vbn
+        self.expected = self.found = 0
+        self.where = what
+
+
 class NoSpace(WaflError):
     """The volume has no room for the request beside what it keeps back for its own consistency points."""
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from wafl.buffers import ACTIVE, INODE_FILE, Core
-from wafl.errors import InvalidSize, LimitReached, NameTaken, NoSuchLun, NotAVolume
+from wafl.errors import DamagedRecord, InvalidSize, LimitReached, NameTaken, NoSuchLun, NotAVolume
 from wafl.format import (
     ACTIVE_MAP_INODE,
     BLOCK_BYTES,
@@ -19,6 +19,7 @@ from wafl.format import (
     INODE,
     MAX_LUN_BYTES,
     MAX_LUNS,
+    POINTERS,
     VTOC_ENTRY,
     VTOC_INODE,
     EntryState,
@@ -80,15 +81,26 @@ class FileSystem:
     def load(self) -> None:
         """Read inode file and vtoc.  The active map is loaded by the volume, which owns the bits."""
         self.ifile.load()
-        for _, fields in self.ifile.records():
+        for number, fields in self.ifile.records():
             if fields["type"] != InodeType.FREE:
                 inode = Inode.from_record(fields)
-                self.inodes[inode.number] = inode
+                if inode.number != number:
+                    raise DamagedRecord(f"inode {number} says that it is inode {inode.number}")
+                self.inodes[number] = inode
+        for number, kind in ((VTOC_INODE, InodeType.VTOC), (ACTIVE_MAP_INODE, InodeType.ACTIVE_MAP)):
+            if number not in self.inodes or self.inodes[number].type is not kind:
+                raise DamagedRecord(f"inode {number} is not of the type {kind.name}")
+        if self.inodes[ACTIVE_MAP_INODE].size_bytes != self.core.allocator.chunks * BLOCK_BYTES:
+            raise DamagedRecord("the active map is not as large as the volume asks")
         self._open_fixed_files()
         self.vtoc.load()
+        taken: set[int] = set()
         for slot, fields in self.vtoc.records():
             if fields["state"] == EntryState.LIVE:
                 lun = self._lun_from(slot, fields)
+                if lun.name in self.luns or lun.inode.number in taken:
+                    raise DamagedRecord(f"the vtoc has {lun.name}, or its inode, twice")
+                taken.add(lun.inode.number)
                 self.luns[lun.name] = lun
         for inode in self.inodes.values():
             if inode.type is InodeType.ZOMBIE:
@@ -103,6 +115,7 @@ class FileSystem:
         inode = self.inodes.get(fields["inode"])
         if inode is None or inode.generation != fields["inode_generation"]:
             raise NotAVolume(f"the vtoc names inode {fields['inode']}, which is not there: run the checker")
+        check_entry(fields, inode)
         return Lun(
             self, inode, decode_text(fields["name"]), uuids.UUID(bytes=fields["uuid"]),
             serial=decode_text(fields["serial"]), naa=fields["naa"], size_bytes=fields["size_bytes"],
@@ -281,6 +294,18 @@ def check_lun_size(size_bytes: int, block_bytes: int) -> None:
         raise InvalidSize(f"the size of a LUN is a positive multiple of {block_bytes}, not {size_bytes}")
     if size_bytes > MAX_LUN_BYTES:
         raise InvalidSize(f"a LUN has at most {MAX_LUN_BYTES} bytes, not {size_bytes}")
+
+
+def check_entry(fields: dict[str, Any], inode: Inode) -> None:
+    """Whether a vtoc entry and its inode can belong together.  Raises DamagedRecord."""
+    size, limit = fields["size_bytes"], fields["backing_limit_bytes"]
+    try:
+        check_lun_size(size, fields["block_bytes"])
+        fits = size <= POINTERS**inode.height * BLOCK_BYTES and inode.type is InodeType.LUN
+    except InvalidSize:
+        fits = False
+    if not fits or limit > MAX_LUN_BYTES or limit % BLOCK_BYTES:
+        raise DamagedRecord(f"the vtoc entry of {decode_text(fields['name'])} does not fit its inode")
 
 
 def backing_from(fields: dict[str, Any], snapshot_name: str = "") -> Backing | None:

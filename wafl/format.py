@@ -46,6 +46,8 @@ FIRST_DATA_VBN = 2
 
 MAX_HEIGHT = 6
 """Level-5 blocks cover 4 PiB; level 6 lets a graveyard hold more than 256 level-4 subtrees."""
+MAX_ID = 2**63
+"""Snapshot ids and inode generations lie below."""
 MAX_GENERATION = 2**32 - 2
 """Births are 32 bits (docs/decisions/0003): the volume stops before they wrap."""
 

@@ -10,16 +10,30 @@ from collections.abc import Iterator
 from typing import Any
 
 from wafl.buffers import ACTIVE, INODE_FILE, READ_ONLY, VOLUME, Buffer, Core
+from wafl.errors import DamagedRecord
 from wafl.format import (
     BLOCK_BYTES,
     HOLE,
     INODE,
+    MAP_BITS,
+    MAX_HEIGHT,
+    MAX_LUN_BYTES,
+    MAX_LUNS,
+    MAX_VOLUME_BYTES,
     POINTERS,
+    VTOC_ENTRY,
     ZERO,
     InodeType,
     Record,
     height_for,
 )
+
+SIZE_LIMITS = {
+    InodeType.VTOC: MAX_LUNS * VTOC_ENTRY.size,
+    InodeType.ACTIVE_MAP: MAX_VOLUME_BYTES // MAP_BITS,
+    InodeType.LUN: MAX_LUN_BYTES,
+}
+"""Bytes.  A graveyard has none: its size is that of the subtrees in it."""
 
 
 class Inode:
@@ -69,8 +83,13 @@ class Inode:
 
     @classmethod
     def from_record(cls, fields: dict[str, Any], stratum: int = ACTIVE) -> Inode:
-        inode = cls(fields["number"], InodeType(fields["type"]), fields["generation"], fields["size_bytes"], stratum)
-        inode.height = fields["height"]
+        try:
+            kind = InodeType(fields["type"])
+        except ValueError:
+            raise DamagedRecord(f"inode {fields['number']} has the unknown type {fields['type']}") from None
+        inode = cls(fields["number"], kind, fields["generation"], fields["size_bytes"], stratum)
+        inode.height = fields["height"] if kind is not InodeType.FREE else 1
+        inode._check(SIZE_LIMITS.get(kind))
         inode.blocks = fields["blocks"]
         inode.owner, inode.owner_generation = fields["owner"], fields["owner_generation"]
         inode.vbns, inode.crcs, inode.births = [fields["root_vbn"]], [fields["root_crc"]], [fields["root_birth"]]
@@ -81,8 +100,15 @@ class Inode:
         """A tree whose root an fsinfo or a snapshot entry holds (fields of `format.TreeRoot`)."""
         inode = cls(number, kind, 0, root["size_bytes"], stratum)
         inode.height = root["height"]
+        inode._check(SIZE_LIMITS[InodeType.ACTIVE_MAP])
         inode.vbns, inode.crcs, inode.births = [root["root_vbn"]], [root["root_crc"]], [root["root_birth"]]
         return inode
+
+    def _check(self, limit: int | None) -> None:
+        """Nothing that follows this tree goes on for ever, or reads beside it."""
+        height, size = self.height, self.size_bytes
+        if not 1 <= height <= MAX_HEIGHT or size > POINTERS**height * BLOCK_BYTES or (limit and size > limit):
+            raise DamagedRecord(f"inode {self.number} cannot have height {height} and {size} bytes")
 
     def root(self) -> dict[str, int]:
         """Fields of `format.TreeRoot`."""
@@ -208,7 +234,7 @@ def load_path(core: Core, inode: Inode, index: int) -> Buffer:
             return node
         slot = (index >> 8 * (level - 2)) & (POINTERS - 1)
         parent = node
-    raise AssertionError("a tree has a level-1 block")
+    raise DamagedRecord(f"inode {inode.number} has no tree")
 
 
 def tree_blocks(leaves: int) -> int:

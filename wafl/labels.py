@@ -24,6 +24,8 @@ from wafl.format import (
     LABEL,
     LABEL_MAGIC,
     LABEL_VBN,
+    MAX_ID,
+    MIN_VOLUME_BYTES,
     RING_SLOTS,
     TAIL_BLOCKS,
     FsinfoFlag,
@@ -80,6 +82,10 @@ def read_superblock(device: Device, *, read_only: bool) -> Superblock:
     if not fsinfo["flags"] & FsinfoFlag.CLEAN:
         report.append(f"not closed in order; consistency point {fsinfo['generation']} taken up")
     geometry = Geometry(blocks, label["nvlog_blocks"])
+    if blocks << BLOCK_SHIFT < MIN_VOLUME_BYTES or geometry.head_blocks > geometry.tail_ring:
+        raise NotAVolume(f"{blocks} blocks, {label['nvlog_blocks']} of them for the log, are no volume")
+    if max(fsinfo["next_inode_generation"], fsinfo["next_snapshot_id"]) >= MAX_ID:
+        raise NotAVolume("the volume's counters cannot be right")
     return Superblock(geometry, uuid, decode_text(label["name"]), label["created_us"] / 1e6, fsinfo, report)
 
 

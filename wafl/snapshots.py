@@ -17,13 +17,14 @@ from wafl.buffers import READ_ONLY, VOLUME, Core
 from wafl.errors import (
     BackingLost,
     CorruptVolume,
+    DamagedRecord,
     LimitReached,
     NameTaken,
     NoSuchLun,
     NoSuchSnapshot,
     SnapshotBusy,
 )
-from wafl.filesystem import FileSystem, backing_from, lun_record
+from wafl.filesystem import FileSystem, backing_from, check_entry, lun_record
 from wafl.format import (
     ACTIVE_MAP_INODE,
     BLOCK_BYTES,
@@ -31,6 +32,7 @@ from wafl.format import (
     FIRST_DATA_VBN,
     INODE,
     MAX_CHAIN_DEPTH,
+    MAX_ID,
     MAX_SNAPSHOTS,
     POINTERS,
     SNAPSHOT_ENTRY,
@@ -81,6 +83,8 @@ class Snapshot:
     @classmethod
     def from_record(cls, slot: int, fields: dict[str, Any]) -> Snapshot:
         root = {key.removeprefix("ifile_"): value for key, value in fields.items() if key.startswith("ifile_")}
+        if fields["state"] not in (EntryState.LIVE, EntryState.DELETING) or not 0 < fields["id"] < MAX_ID:
+            raise DamagedRecord(f"entry {slot} of the snapshot table")
         return cls(
             fields["id"], decode_text(fields["name"]), fields["created_us"], fields["generation"],
             fields["volume_blocks"], fields["active_blocks"], Inode.from_root(0, InodeType.FREE, root, READ_ONLY),
@@ -118,6 +122,10 @@ class SnapshotTable:
             if fields["state"] == EntryState.FREE:
                 continue
             snapshot = Snapshot.from_record(slot, fields)
+            if snapshot.volume_blocks > self.core.allocator.blocks:
+                raise DamagedRecord(f"snapshot {snapshot.name} is of a volume of {snapshot.volume_blocks} blocks")
+            if snapshot.id in self.by_id or snapshot.id in self.deleting or snapshot.name in self.live:
+                raise DamagedRecord(f"snapshot {snapshot.name} (id {snapshot.id}) is there twice")
             if snapshot.state is EntryState.DELETING:
                 self.deleting[snapshot.id] = snapshot
             else:
@@ -340,6 +348,7 @@ class SnapshotTable:
         for fields in self._entries(snapshot):
             if fields["inode"] == backing.inode and fields["inode_generation"] == backing.inode_generation:
                 name = f".snapshot/{snapshot.name}/{decode_text(fields['name'])}"
+                check_entry(fields, inode)
                 below = backing_from(fields, self.files.snapshot_name(fields["backing_snapshot"]))
                 return View(self.core, inode, fields["size_bytes"], name, below, self.find_view)
         raise BackingLost(f"snapshot {snapshot.name} has no LUN with inode {backing.inode}")

@@ -207,6 +207,8 @@ class View:
         length = len(view)
         if offset < 0 or offset + length > self.size_bytes:
             raise InvalidSize(f"{self.name}: bytes {offset} to {offset + length} are not within {self.size_bytes}")
+        if not length:
+            return True
         if (offset | length) & BLOCK_MASK:
             return self._read_unaligned(offset, view, nowait)
         first, end = offset >> BLOCK_SHIFT, (offset + length) >> BLOCK_SHIFT

@@ -23,7 +23,7 @@ from wafl.bits import Vbns, count, set_range
 from wafl.buffers import VOLUME, Core
 from wafl.checkpoint import Checkpoint
 from wafl.device import Device
-from wafl.errors import ChainTooDeep, CorruptVolume, InvalidSize, LunBusy, NameTaken
+from wafl.errors import ChainTooDeep, CorruptVolume, DamagedRecord, InvalidSize, LunBusy, NameTaken
 from wafl.filesystem import FileSystem, check_lun_size
 from wafl.format import (
     BLOCK_BYTES,
@@ -137,6 +137,9 @@ class Volume:
         self.files.load()
         self.files.active_map.load(allocator.active)
         self._rebuild_allocator(fsinfo["allocation_hint"])
+        counts = self.core.allocator.active_count, self.core.allocator.summary_count
+        if counts != (fsinfo["active_blocks"], fsinfo["summary_blocks"]):
+            raise DamagedRecord(f"the maps have {counts} blocks in use, which is not what fsinfo says")
 
     def _summary_inode(self, root: dict[str, int] | None) -> Inode:
         if root is None:
