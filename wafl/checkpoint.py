@@ -128,7 +128,7 @@ class Checkpoint:
         while rows := allocator.dirty_summary - moved:
             volume.summary.assign(rows)
             moved |= rows
-        volume.files.count_shared(volume.snapshots_table.newest_generation())
+        volume.snapshots_table.count_shared()
         images: list[list[RowImage]] = [[], [], []]
         active_rows, summary_rows = allocator.clean()
         images[ACTIVE] = volume.files.active_map.images(allocator.active, active_rows)

@@ -59,6 +59,10 @@ class FileSystem:
         """(owner number, owner generation, level) -> graveyard."""
         self.snapshot_table_blocks = 0
         self._shared_blocks = 0
+        self._will_share = False
+        self._map_growth = 0
+        self.summary: MapFile
+        """Set by the volume."""
         self.find_view: Callable[[Backing], View]
         self.linger: Callable[[Lun, Backing], None]
         self.snapshot_name: Callable[[int], str]
@@ -151,7 +155,7 @@ class FileSystem:
         encode_text(ostype, "ostype", 31)
         if len(self.luns) >= MAX_LUNS:
             raise LimitReached(f"a volume holds {MAX_LUNS} LUNs")
-        self.core.ensure(4, self.core.allocator.floor_guest)
+        self.core.ensure(16, self.core.allocator.floor_guest)
         inode = self.new_inode(InodeType.LUN, size_bytes)
         lun = Lun(
             self, inode, name, uuid, serial=serial, naa=naa, size_bytes=size_bytes, block_bytes=block_bytes,
@@ -261,10 +265,13 @@ class FileSystem:
             self.ifile.put(inode.number, inode.record())
         core.dirty_inodes.clear()
 
-    def count_shared(self, newest: int | None) -> None:
+    def count_shared(self, newest: int | None, *, requested: bool) -> None:
         """How many blocks of the active map, inode file and vtoc a snapshot may share: their next version will not give
-        them back.  `newest` is the generation of the newest snapshot, None if there is none."""
+        them back.  `newest` is the generation of the newest snapshot, None if there is none.  A snapshot that is
+        requested shares the versions of the next consistency point too: the one after that gets none of them back."""
+        self._map_growth = self.active_map.growth() + self.summary.growth()
         self._shared_blocks = 0
+        self._will_share = requested
         if newest is not None:
             rows = count_older(self.core, self.active_map.inode, newest)
             inner = tree_blocks(self.core.allocator.chunks) - self.core.allocator.chunks
@@ -272,19 +279,27 @@ class FileSystem:
         self.set_reserve()
 
     def set_reserve(self) -> None:
-        """What one consistency point can need at most: every map row with its tree, and the record files; and what
-        consistency points can take for good because a snapshot keeps the versions they replace."""
+        """What one consistency point can need at most: every map row with its tree, and the record files.  Of that it
+        gets back what it replaces; what it takes for good is kept back once more, so that the next one has as much:
+        what these files grow by, and what replaces versions that a snapshot keeps."""
         allocator = self.core.allocator
-        maps = 2 * tree_blocks(allocator.chunks)
+        maps = 2 * tree_blocks(allocator.chunks) + self._map_growth
         inode_blocks = -(-(max(self.inodes, default=0) + 1) // self.ifile.per_block)
         vtoc_blocks = -(-(max((lun.slot for lun in self.luns.values()), default=0) + 1) // self.vtoc.per_block)
-        records = sum(
-            tree_blocks(max(blocks, len(file.blocks)) + GROWTH_BLOCKS)
-            for blocks, file in ((inode_blocks, self.ifile), (vtoc_blocks, self.vtoc))
-        )
-        table = tree_blocks(self.snapshot_table_blocks + GROWTH_BLOCKS)
-        allocator.floor_ops = maps + records + table + self._shared_blocks
+        records = shared = 0
+        for blocks, file in ((inode_blocks, self.ifile), (vtoc_blocks, self.vtoc)):
+            to = max(blocks, len(file.blocks)) + GROWTH_BLOCKS
+            records += new_and_grown(len(file.blocks), to)
+            shared += tree_blocks(to)
+        shared = shared + tree_blocks(allocator.chunks) if self._will_share else 0
+        table = new_and_grown(self.snapshot_table_blocks, self.snapshot_table_blocks + GROWTH_BLOCKS)
+        allocator.floor_ops = maps + records + table + self._shared_blocks + shared
         allocator.floor_guest = allocator.floor_ops + max(64, min(4096, allocator.blocks // 256))
+
+
+def new_and_grown(blocks: int, to: int) -> int:
+    """Blocks to write a file of `blocks` anew as one of `to`, and once more what it grows by."""
+    return 2 * tree_blocks(to) - (tree_blocks(blocks) if blocks else 0)
 
 
 def check_lun_size(size_bytes: int, block_bytes: int) -> None:

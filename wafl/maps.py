@@ -16,7 +16,7 @@ from wafl.bits import Bits, Vbns
 from wafl.buffers import VOLUME, Buffer, Core
 from wafl.errors import CorruptVolume
 from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, FIRST_DATA_VBN, POINTERS
-from wafl.inode import Inode, node_for_writing
+from wafl.inode import Inode, node_for_writing, tree_blocks
 from wafl.tree import level_one
 
 
@@ -87,6 +87,10 @@ class MapFile:
             data = bits[row * BLOCK_BYTES : (row + 1) * BLOCK_BYTES].tobytes()
             images.append(RowImage(leaf, slot, leaf.vbns[slot], data))
         return images
+
+    def growth(self) -> int:
+        """Blocks that the file may still grow by: a row is a HOLE until a block in it is used."""
+        return tree_blocks(self.core.allocator.chunks) - len(self.block_vbns())
 
     def block_vbns(self) -> Vbns:
         """The vbns of all blocks of the file."""

@@ -154,7 +154,7 @@ class SnapshotTable:
         allocator = self.core.allocator
         self.core.ensure((2 + len(self.requested)) * allocator.floor_ops, allocator.floor_guest)
         self.requested.append(name)
-        self.files.count_shared(self.newest_generation())
+        self.count_shared()
 
     def _check_free(self, name: str) -> None:
         if name in self.live or name in self.requested or any(made.name == name for made in self.making):
@@ -208,10 +208,11 @@ class SnapshotTable:
     def dirty(self) -> bool:
         return bool(self._dirty or self.requested)
 
+    def count_shared(self) -> None:
+        self.files.count_shared(self.newest_generation(), requested=bool(self.requested))
+
     def newest_generation(self) -> int | None:
-        """Of the newest snapshot that holds blocks, the ones to be made included; None if there is none."""
-        if self.requested:
-            return self.core.generation
+        """Of the newest snapshot that holds blocks; None if there is none."""
         held = [*self.live.values(), *self.making, *self.deleting.values()]
         return max((snapshot.generation for snapshot in held), default=None)
 

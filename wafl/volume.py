@@ -87,7 +87,8 @@ class Volume:
             self._load()
         else:
             self._make()
-        self.files.count_shared(self.snapshots_table.newest_generation())
+        self.files.summary = self.summary
+        self.snapshots_table.count_shared()
 
     # --- making and mounting ---------------------------------------------------------------------------------------
 

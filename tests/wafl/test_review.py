@@ -230,6 +230,28 @@ def overwrite(lun: Lun) -> None:
         lun.write(offset, pattern(offset + 1, BLOCK))
 
 
+@pytest.mark.parametrize("requests", [0, 1, 2])
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_full_volume_of_many_luns_writes_all_their_records_again_and_again(
+    workshop: Workshop, requests: int, durable: bool, earlier: bool
+) -> None:
+    volume = workshop.format()
+    luns = [volume.create_lun(f"l{number}", 16 * MIB) for number in range(300)]
+    if durable:
+        checkpoint(volume)
+    if earlier:
+        take_snapshot(volume, "earlier")
+    for number in range(requests):
+        volume.request_snapshot(f"s{number}")
+    fill_up(luns[0])
+    for turn in range(6):
+        for lun in luns:
+            lun.set_comment(str(turn))
+            lun.inode.touch(volume.core)
+        checkpoint(volume)
+
+
 # --- the allocator ------------------------------------------------------------------------------------------------
 
 
