@@ -178,6 +178,8 @@ class Volumes:
         return self.get(name)
 
     def _check_new(self, name: str, path: Path) -> None:
+        if not str(path).isprintable():
+            raise Refused("invalid-path", f"{str(path)!r} has characters that a volume's path must not have")
         if name in self.core.state.volumes:
             raise Refused("name-taken", f"there is a volume {name} already; choose another name")
         if len(self.core.state.volumes) >= VOLUME_LIMIT:

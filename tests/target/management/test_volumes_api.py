@@ -47,6 +47,7 @@ def test_an_offline_volume_stays_offline_over_a_restart_and_comes_back_with_its_
         ({"name": "vol1"}, "invalid-size", 400),
         ({"name": "vol1", "size_bytes": 1000}, "invalid-size", 400),
         ({"name": "vol1", "size_bytes": 64 * MIB, "path": "relative"}, "invalid-path", 400),
+        ({"name": "vol1", "size_bytes": 64 * MIB, "path": "/tmp/a\nb"}, "invalid-path", 400),
         ({"name": "vol1", "size_bytes": 64 * MIB, "path": "/dev/null/x"}, "io-error", 500),
         ({"name": "vol1", "size_bytes": "big"}, "invalid-argument", 400),
         ({"name": "vol1", "size_bytes": 64 * MIB, "sise": 1}, "invalid-argument", 400),
