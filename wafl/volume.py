@@ -7,8 +7,6 @@ on the spot).
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import threading
 import time
 import uuid as uuids
@@ -16,14 +14,12 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from wafl.allocator import Allocator, new_bits
-from wafl.bits import Vbns, count, set_range
+from wafl.bits import Vbns, set_range
 from wafl.buffers import VOLUME, Core
 from wafl.checkpoint import Checkpoint
 from wafl.device import Device
-from wafl.errors import ChainTooDeep, CorruptVolume, DamagedRecord, InvalidSize, LunBusy, NameTaken
+from wafl.errors import ChainTooDeep, CorruptVolume, DamagedRecord, InvalidSize, LunBusy
 from wafl.filesystem import FileSystem, check_lun_size
 from wafl.format import (
     BLOCK_BYTES,
@@ -34,12 +30,14 @@ from wafl.format import (
     encode_text,
     plan_geometry,
 )
+from wafl.identity import new_identity
 from wafl.inode import Inode
 from wafl.labels import Superblock, read_superblock, wipe, write_labels
 from wafl.lun import Lun
-from wafl.maps import MapFile, tree_vbns
+from wafl.maps import MapFile
 from wafl.reclaim import Reclaim
 from wafl.snapshots import Snapshot, SnapshotTable
+from wafl.space import own_vbns, snapshot_space, space_of
 from wafl.types import LunRecord, SnapshotInfo, SnapshotSpace, Space, Step
 from wafl.views import View
 
@@ -81,7 +79,7 @@ class Volume:
         self.snapshots_table = SnapshotTable(
             self.core, self.files, superblock.root("snapshot_table"), fsinfo["next_snapshot_id"] if fsinfo else 1
         )
-        self._reclaim = Reclaim(self)
+        self.background = Reclaim(self)
         self._relieving = False
         if fsinfo:
             self._load()
@@ -271,11 +269,11 @@ class Volume:
     def reclaim(self) -> Generator[Step, None, None]:
         """Slices of background work: freed trees, deleted snapshots.  Ends when nothing is left, or when only a
         consistency point helps on."""
-        return self._reclaim.run()
+        return self.background.run()
 
     @property
     def reclaim_pending(self) -> bool:
-        return self._reclaim.pending
+        return self.background.pending
 
     def reclaim_now(self) -> None:
         """All background work, on the spot, with the consistency points it takes."""
@@ -283,7 +281,7 @@ class Volume:
             for _ in self.reclaim():
                 pass
             self.commit_now()
-            if not self._reclaim.pending:
+            if not self.background.pending:
                 break
         self.commit_now()
 
@@ -293,7 +291,7 @@ class Volume:
         if self._relieving or self.core.read_only or self.core.failure is not None:
             return False
         allocator.apply_frees()
-        if allocator.cramped or not (allocator.freeing or self._reclaim.pending or self.running is not None):
+        if allocator.cramped or not (allocator.freeing or self.background.pending or self.running is not None):
             return False
         before = allocator.free
         self._relieving = True
@@ -310,7 +308,7 @@ class Volume:
         # A damaged tree keeps its space; it must not fail the write that looked for room.
         with suppress(CorruptVolume, OSError):
             for _ in range(slices):
-                if not self._reclaim.advance():
+                if not self.background.advance():
                     break
 
     # --- LUNs ------------------------------------------------------------------------------------------------------
@@ -344,7 +342,7 @@ class Volume:
         check_lun_size(size_bytes, block_bytes)
         # A smaller clone: its last block must end in zeros, so it is made full size and shrunk.
         full = found.limit_bytes if found is not None and size_bytes < parent_bytes else size_bytes
-        uuid, serial, naa = self._identity(uuid)
+        uuid, serial, naa = new_identity(self.files.luns.values(), uuid)
         lun = self.files.create_lun(
             name, full, uuid=uuid, serial=serial, naa=naa, ostype=ostype, reserved=reserved, comment=comment,
             block_bytes=block_bytes, created_us=self.now_us(), backing=found, missing=missing,
@@ -356,17 +354,6 @@ class Volume:
                 self.files.destroy_lun(name)
                 raise
         return lun
-
-    def _identity(self, uuid: uuids.UUID | None) -> tuple[uuids.UUID, str, bytes]:
-        """UUID, serial number and NAA designator of a new LUN, unlike any other on the volume."""
-        taken = {value for lun in self.files.luns.values() for value in (lun.uuid, lun.serial, lun.naa)}
-        while True:
-            chosen = uuid or uuids.uuid4()
-            serial, naa = serial_of(chosen), naa_of(chosen)
-            if not taken & {str(chosen), serial, naa}:
-                return chosen, serial, naa
-            if uuid is not None:
-                raise NameTaken(f"a LUN with the UUID {uuid} exists")
 
     def destroy_lun(self, name: str) -> None:
         """Gone at once; its blocks come back in the background."""
@@ -431,42 +418,17 @@ class Volume:
 
     def snapshot_space(self, name: str) -> SnapshotSpace:
         """Reads every live snapshot's map: for people, not for a loop."""
-        snapshot = self.snapshots_table.find(name)
-        self.core.allocator.apply_frees()
-        bits = self._reclaim.whole_map(snapshot)
-        alone = self._reclaim.only_here(snapshot, bits)
-        return SnapshotSpace(name, count(bits) * BLOCK_BYTES, count(alone) * BLOCK_BYTES)
+        return snapshot_space(self, name)
 
     # --- space -----------------------------------------------------------------------------------------------------
 
     def space(self) -> Space:
-        allocator = self.core.allocator
-        allocator.apply_frees()
-        unused = allocator.end - allocator.next
-        active, free = allocator.active_count - unused, allocator.free + unused
-        own = len(self.own_vbns())
-        used = allocator.blocks - free
-        return Space(
-            total=allocator.blocks * BLOCK_BYTES,
-            used=used * BLOCK_BYTES,
-            free=free * BLOCK_BYTES,
-            available=max(0, free - allocator.floor_guest) * BLOCK_BYTES,
-            active=active * BLOCK_BYTES,
-            snapshots=(used - active - allocator.freeing - own) * BLOCK_BYTES,
-            volume_own=own * BLOCK_BYTES,
-            freeing=allocator.freeing * BLOCK_BYTES,
-            reserved=min(free, allocator.floor_guest) * BLOCK_BYTES,
-        )
+        """Where the volume's bytes are."""
+        return space_of(self)
 
     def own_vbns(self) -> Vbns:
         """Blocks of the volume itself: fixed places, summary and snapshot table."""
-        blocks = self.geometry.blocks
-        return np.concatenate([
-            np.arange(self.geometry.head_blocks, dtype=np.uint64),
-            np.arange(blocks - TAIL_BLOCKS, blocks, dtype=np.uint64),
-            tree_vbns(self.core, self.summary.inode),
-            tree_vbns(self.core, self.snapshots_table.table.inode),
-        ])  # fmt: skip
+        return own_vbns(self)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -487,14 +449,3 @@ class Volume:
         from wafl.check import check
 
         return check(self.device)
-
-
-def serial_of(uuid: uuids.UUID) -> str:
-    """12 characters drawn from the UUID."""
-    return base64.b32encode(hashlib.blake2b(uuid.bytes, digest_size=8).digest()).decode()[:12]
-
-
-def naa_of(uuid: uuids.UUID) -> bytes:
-    """SPC-4 7.8.6.6.4: NAA 3h, locally assigned, 60 bits drawn from the UUID (docs/decisions/0004)."""
-    bits = int.from_bytes(hashlib.blake2b(uuid.bytes, digest_size=8, person=b"naa").digest()) & (1 << 60) - 1
-    return (3 << 60 | bits).to_bytes(8)
