@@ -32,7 +32,7 @@ from wafl.fill import FillPlan
 from wafl.format import BLOCK_BYTES, LEVEL_ONE_BYTES, MAX_CHAIN_DEPTH, MAX_LUNS, MAX_SNAPSHOTS, POINTERS
 from wafl.lun import Lun
 from wafl.service import VolumeService
-from wafl.types import Backing, LunRecord, SnapshotInfo, SnapshotSpace, Space, Step
+from wafl.types import Backing, LunRecord, RestorePlan, SnapshotInfo, SnapshotSpace, Space, Step
 from wafl.views import View
 from wafl.volume import Volume
 
@@ -65,6 +65,7 @@ __all__ = [
     "NoSuchSnapshot",
     "NotAVolume",
     "ReadOnlyVolume",
+    "RestorePlan",
     "Severity",
     "SnapshotBusy",
     "SnapshotInfo",

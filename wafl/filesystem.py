@@ -188,15 +188,22 @@ class FileSystem:
     def destroy_lun(self, name: str) -> Lun:
         """The LUN is gone at once; its inode becomes a zombie that reclaim trims."""
         lun = self.lun(name)
-        del self.luns[name]
+        self.drop_lun(lun)
+        return lun
+
+    def drop_lun(self, lun: Lun) -> None:
+        del self.luns[lun.name]
         lun.destroyed = True
         lun.size_bytes = 0  # whoever still has the object reads and writes nothing that is on its way out
         lun.cool()
         self.dirty_luns[lun.slot] = None
-        lun.inode.type = InodeType.ZOMBIE
-        self.zombies[lun.inode.number] = lun.inode
-        lun.inode.touch(self.core)
-        return lun
+        self.retire(lun.inode)
+
+    def retire(self, inode: Inode) -> None:
+        """No LUN has this inode any more: reclaim trims it."""
+        inode.type = InodeType.ZOMBIE
+        self.zombies[inode.number] = inode
+        inode.touch(self.core)
 
     def touch_lun(self, lun: Lun) -> None:
         if not lun.destroyed:

@@ -44,6 +44,7 @@ class FillPlan:
         self.lun = lun
         self.index = index
         self.backing = lun.backing
+        self.inode = lun.inode
         self.slots = slots
         self.blocks = len(slots)
         vbns, crcs = lun.compute_level_one_buf(index)

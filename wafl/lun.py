@@ -363,6 +363,16 @@ class Lun(View):
         if backing is None:
             self._below = None
 
+    def become(self, inode: Inode, backing: Backing, missing: int) -> None:
+        """Restored: these are the LUN's contents from now on, and they are to be cloned (the caller sees to the old
+        ones)."""
+        self.replace_backing(backing)
+        self._below = None
+        self.inode, self.size_bytes, self.missing = inode, inode.size_bytes, missing
+        self._fill_generation = self._complete = 0
+        self.clone_requested = True
+        self._files.touch_lun(self)
+
     # --- for the cloner --------------------------------------------------------------------------------------------
 
     @property
@@ -436,10 +446,10 @@ class Lun(View):
 
     def install_fill(self, plan: FillPlan, data: Bytes) -> int:
         """Install `data` (what `plan.read()` returned) wherever the LUN still has a HOLE.  Returns the blocks
-        filled; 0 if the backing is not the plan's any more.  Never logged (spec: no NVLOG protection).
+        filled; 0 if backing or tree are not the plan's any more.  Never logged (spec: no NVLOG protection).
         Raises NoSpace (at once, without a consistency point of its own), ReadOnlyVolume, VolumeFailed."""
         self.core.check_writable()
-        if self.destroyed or self.backing is None or self.backing != plan.backing:
+        if self.destroyed or self.backing is None or self.backing != plan.backing or self.inode is not plan.inode:
             return 0
         missing = self.missing
         filled = plan.install(memoryview(data))

@@ -275,7 +275,7 @@ class SnapshotTable:
     def dependencies(self, snapshot: Snapshot) -> Dependencies:
         if snapshot.dependencies is None:
             found: Dependencies = {}
-            for fields in self._entries(snapshot):
+            for fields in self.entries(snapshot):
                 if fields["backing_snapshot"]:
                     found.setdefault(fields["backing_snapshot"], []).append(decode_text(fields["name"]))
             snapshot.dependencies = found
@@ -295,7 +295,8 @@ class SnapshotTable:
     def active_map(self, snapshot: Snapshot) -> Inode:
         return self.inode(snapshot, ACTIVE_MAP_INODE)
 
-    def _entries(self, snapshot: Snapshot) -> list[dict[str, Any]]:
+    def entries(self, snapshot: Snapshot) -> list[dict[str, Any]]:
+        """The LUNs in its vtoc."""
         vtoc = self.inode(snapshot, VTOC_INODE)
         found = [
             fields
@@ -309,7 +310,7 @@ class SnapshotTable:
     def lun_records(self, name: str) -> list[LunRecord]:
         snapshot = self.find(name)
         records = []
-        for fields in self._entries(snapshot):
+        for fields in self.entries(snapshot):
             inode = self.inode(snapshot, fields["inode"])
             backing = backing_from(fields, self.files.snapshot_name(fields["backing_snapshot"]))
             records.append(lun_record(fields, inode.blocks * BLOCK_BYTES, backing))
@@ -319,17 +320,24 @@ class SnapshotTable:
         """What a new LUN made from a LUN in a snapshot reads through, the parent's record, and the blocks that are
         missing from the new LUN at most."""
         snapshot = self.find(snapshot_name)
-        for fields in self._entries(snapshot):
+        for fields in self.entries(snapshot):
             if decode_text(fields["name"]) == lun_name:
                 break
         else:
             raise NoSuchLun(f"there is no LUN {lun_name} in snapshot {snapshot_name}")
-        inode = self.inode(snapshot, fields["inode"])
-        limit = -(-fields["size_bytes"] // BLOCK_BYTES) * BLOCK_BYTES
-        backing = Backing(snapshot.id, fields["inode"], fields["inode_generation"], limit, snapshot_name, lun_name)
+        backing, missing = self.backing_of(snapshot, fields)
         below = backing_from(fields)
-        missing = min(inode.blocks + (fields["missing_blocks"] if below else 0), limit // BLOCK_BYTES)
-        return backing, lun_record(fields, inode.blocks * BLOCK_BYTES, below), missing
+        return backing, lun_record(fields, self.inode(snapshot, fields["inode"]).blocks * BLOCK_BYTES, below), missing
+
+    def backing_of(self, snapshot: Snapshot, fields: dict[str, Any]) -> tuple[Backing, int]:
+        """What a LUN made from this vtoc entry of the snapshot reads through, and the blocks that are missing from
+        such a LUN at most."""
+        limit = -(-fields["size_bytes"] // BLOCK_BYTES) * BLOCK_BYTES
+        backing = Backing(
+            snapshot.id, fields["inode"], fields["inode_generation"], limit, snapshot.name, decode_text(fields["name"])
+        )
+        below = fields["missing_blocks"] if fields["backing_snapshot"] else 0
+        return backing, min(self.inode(snapshot, fields["inode"]).blocks + below, limit // BLOCK_BYTES)
 
     def find_view(self, backing: Backing) -> View:
         """The view of a LUN inside a snapshot; one for all that read through it.  Raises BackingLost."""
@@ -346,7 +354,7 @@ class SnapshotTable:
         inode = self.inode(snapshot, backing.inode)
         if inode.type is not InodeType.LUN or inode.generation != backing.inode_generation:
             raise BackingLost(f"snapshot {snapshot.name} has no inode {backing.inode} of that generation")
-        for fields in self._entries(snapshot):
+        for fields in self.entries(snapshot):
             if fields["inode"] == backing.inode and fields["inode_generation"] == backing.inode_generation:
                 name = f".snapshot/{snapshot.name}/{decode_text(fields['name'])}"
                 check_entry(fields, inode)

@@ -70,6 +70,18 @@ class SnapshotInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class RestorePlan:
+    """What going back to a snapshot does to a volume's LUNs."""
+
+    restored: list[str]
+    """The LUNs that are put back, by their names before."""
+    returned: list[str]
+    """Only in the snapshot: they come back."""
+    destroyed: list[str]
+    """Made since."""
+
+
+@dataclass(frozen=True, slots=True)
 class Space:
     """Where a volume's bytes are.  total = active + snapshots + volume_own + freeing + free."""
 

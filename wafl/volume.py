@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from wafl import restore
 from wafl.allocator import Allocator, new_bits
 from wafl.bits import Vbns, set_range
 from wafl.buffers import VOLUME, Core
@@ -38,7 +39,7 @@ from wafl.maps import MapFile
 from wafl.reclaim import Reclaim
 from wafl.snapshots import Snapshot, SnapshotTable
 from wafl.space import own_vbns, snapshot_space, space_of
-from wafl.types import LunRecord, SnapshotInfo, SnapshotSpace, Space, Step
+from wafl.types import LunRecord, RestorePlan, SnapshotInfo, SnapshotSpace, Space, Step
 from wafl.views import View
 
 if TYPE_CHECKING:
@@ -419,6 +420,16 @@ class Volume:
     def snapshot_space(self, name: str) -> SnapshotSpace:
         """Reads every live snapshot's map: for people, not for a loop."""
         return snapshot_space(self, name)
+
+    def plan_restore(self, snapshot: str, lun: str | None = None) -> RestorePlan:
+        """What `restore` would do.  Raises what it raises but NoSpace."""
+        return restore.plan(self, snapshot, lun)
+
+    def restore(self, snapshot: str, lun: str | None = None) -> RestorePlan:
+        """Put one LUN, or all of the volume, back to what the snapshot has.  Durable on return: waits for the disk.
+        Raises NoSuchSnapshot, NoSuchLun, ChainTooDeep, InvalidSize, NameTaken, NoSpace, VolumeFailed."""
+        self._check_writable()
+        return restore.restore(self, snapshot, lun)
 
     # --- space -----------------------------------------------------------------------------------------------------
 

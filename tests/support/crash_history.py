@@ -118,6 +118,15 @@ class History:
         self.volume.lun(name).detach()
         self.model.luns[name].backing = None
 
+    def restore(self, snapshot: str, name: str | None = None) -> None:
+        """Back to a snapshot, with the consistency point that is part of it."""
+        begun, generation, before = self.device.journal.position, self.volume.generation, self.model.copy()
+        self.volume.restore(snapshot, name)
+        self.model.restore(snapshot, name)
+        for relief in range(generation + 1, self.volume.generation):
+            self.marks.append(Mark(relief, begun, self.device.journal.position, before))
+        self.marks.append(Mark(self.volume.generation, begun, self.device.journal.position, self.model.copy()))
+
     # -- consistency points
 
     def checkpoint(self, between: Callable[[], None] | None = None, snapshot: str | None = None) -> None:

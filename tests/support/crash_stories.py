@@ -96,6 +96,32 @@ def resizes(history: History) -> None:
     history.checkpoint()
 
 
+def restores(history: History) -> None:
+    history.create("a", MIB)
+    history.create("gone", MIB)
+    history.write("a", 0, 40 * BLOCK_BYTES)
+    history.write("gone", 0, 10 * BLOCK_BYTES)
+    history.checkpoint(snapshot="base")
+    history.write("a", 0, 60 * BLOCK_BYTES)
+    history.destroy("gone")
+    history.create("young", MIB)
+    history.write("young", 0, 20 * BLOCK_BYTES)
+    history.checkpoint(snapshot="later")
+    history.restore("base", "a")
+    history.write("a", 8 * BLOCK_BYTES, BLOCK_BYTES)
+    history.fill("a")
+    history.reclaim()
+    history.checkpoint()
+    history.restore("base")
+    history.write("gone", 0, 30 * BLOCK_BYTES)
+    history.checkpoint()
+    history.reclaim()
+    history.checkpoint()
+    history.restore("later")
+    history.write("young", 0, 30 * BLOCK_BYTES)
+    history.checkpoint()
+
+
 def a_nearly_full_volume(history: History) -> None:
     """Every freed block is soon used again: reuse that comes too early shows."""
     history.create("a", 2 * MIB)
@@ -112,6 +138,7 @@ STORIES: list[Story] = [
     snapshots,
     lazy_clone,
     resizes,
+    restores,
     a_nearly_full_volume,
 ]
 
@@ -167,9 +194,13 @@ def _administrator(history: History, rng: random.Random) -> None:
     name = rng.choice(sorted(history.model.luns))
     # The volume's word, not the model's: a detach lets go of its snapshot only when it is durable.
     unused = [s.name for s in history.volume.snapshots() if not s.busy]
-    what = rng.choice(["resize", "resize", "destroy", "delete", "delete"])
+    what = rng.choice(["resize", "resize", "destroy", "delete", "delete", "restore", "restore"])
     if what == "delete" and unused:
         history.delete_snapshot(rng.choice(unused))
+    elif what == "restore" and history.model.snapshots:
+        snapshot = rng.choice(sorted(snapshot.name for snapshot in history.model.snapshots.values()))
+        one = history.model.find_in(snapshot, history.model.luns[name]) is not None and rng.random() < 0.5
+        _fits(lambda: history.restore(snapshot, name if one else None))
     elif what == "destroy" and name != "a":
         history.destroy(name)
     else:

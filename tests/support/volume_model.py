@@ -21,9 +21,11 @@ class ModelLun:
     """Block number -> its 4096 bytes; a block that is not here is zeros."""
     backing: int | None = None
     """The key of the snapshot that holes read through."""
+    identity: object = field(default_factory=object)
+    """The same in all copies of one LUN."""
 
     def copy(self) -> ModelLun:
-        return ModelLun(self.size_bytes, dict(self.blocks), self.backing)
+        return ModelLun(self.size_bytes, dict(self.blocks), self.backing, self.identity)
 
     def write(self, offset: int, data: bytes) -> None:
         assert offset + len(data) <= self.size_bytes
@@ -79,7 +81,7 @@ class ModelVolume:
     def create_backed(self, name: str, snapshot: str, parent: str, size_bytes: int | None = None) -> None:
         key = self.key_of(snapshot)
         lun = self.snapshots[key].luns[parent].copy()
-        lun.backing = key
+        lun.backing, lun.identity = key, object()
         self.luns[name] = lun
         if size_bytes is not None:
             lun.resize(size_bytes)
@@ -94,6 +96,21 @@ class ModelVolume:
     def delete_snapshot(self, name: str) -> None:
         assert not self.holders(name)
         del self.snapshots[self.key_of(name)]
+
+    def find_in(self, snapshot: str, lun: ModelLun) -> ModelLun | None:
+        """The same LUN in a snapshot."""
+        return next((other for other in self.snapshot(snapshot).luns.values() if other.identity is lun.identity), None)
+
+    def restore(self, snapshot: str, name: str | None = None) -> None:
+        """One LUN, or all of the volume."""
+        if name is not None:
+            found = self.find_in(snapshot, self.luns[name])
+            assert found is not None
+            self.luns[name] = found.copy()
+        else:
+            self.luns = {name: lun.copy() for name, lun in self.snapshot(snapshot).luns.items()}
+        for lun in self.luns.values() if name is None else [self.luns[name]]:
+            lun.backing = self.key_of(snapshot)
 
     def holders(self, name: str) -> set[tuple[str, str]]:
         """(snapshot, LUN) of everything that reads through snapshot `name`; snapshot "" is the active file system."""

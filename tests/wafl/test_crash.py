@@ -6,6 +6,7 @@ sets how many places to crash each one is tried at (in `make test` a few, in a l
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 
@@ -13,12 +14,13 @@ import pytest
 
 from tests.support.crash_device import CrashDevice, Leftover, MemoryDevice
 from tests.support.crash_history import History
-from tests.support.crash_stories import STORIES, Story, at_random, plain_writes
+from tests.support.crash_stories import STORIES, Story, at_random, plain_writes, restores
 from tests.support.crash_trial import judge
 from tests.support.volumes import EPOCH, MIB, errors
-from wafl import BLOCK_BYTES, NotAVolume, Volume
+from wafl import BLOCK_BYTES, NotAVolume, Volume, restore
 from wafl.allocator import Allocator
 from wafl.bits import are_set
+from wafl.filesystem import FileSystem
 
 POINTS = int(os.environ.get("LAZYLUN_CRASH_POINTS", "24"))
 
@@ -98,6 +100,21 @@ def test_the_harness_catches_a_detach_with_blocks_missing(monkeypatch: pytest.Mo
     monkeypatch.setattr(type(clone), "next_missing", lambda self, index: None)
     history.detach("clone")
     history.checkpoint()
+    assert faults(history)
+
+
+def test_the_harness_catches_a_restore_in_two_consistency_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = restore._make
+
+    def with_a_consistency_point_in_between(files: FileSystem, moves: restore._Moves, *, rename: bool) -> None:
+        for lun in moves.destroyed:
+            files.drop_lun(lun)
+        history.volume.commit_now()
+        make(files, dataclasses.replace(moves, destroyed=[]), rename=rename)
+
+    monkeypatch.setattr(restore, "_make", with_a_consistency_point_in_between)
+    history = History()
+    restores(history)
     assert faults(history)
 
 

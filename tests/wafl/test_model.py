@@ -20,7 +20,7 @@ from tests.support.crash_device import MemoryDevice
 from tests.support.offline_reader import differences, interesting_blocks
 from tests.support.volume_model import BLOCK, ModelLun, ModelVolume
 from tests.support.volumes import EPOCH, MIB, pattern, problems, run_steps
-from wafl import Lun, NameTaken, NoSpace, SnapshotBusy, Volume, WaflError
+from wafl import Lun, NameTaken, NoSpace, NoSuchLun, SnapshotBusy, Volume, WaflError
 from wafl.fill import missing_slots
 from wafl.format import ACTIVE_MAP_INODE, EntryState, decode_text
 from wafl.offline import Image, Root
@@ -304,6 +304,40 @@ class VolumeMachine(RuleBasedStateMachine):
             return
         self.volume.rename_snapshot(old, new)
         self.model.rename_snapshot(old, new)
+
+    # -- restoring
+
+    @precondition(lambda self: self.model.luns and self.model.snapshots)
+    @rule(pick=picks, snapshot=picks)
+    def restore_lun(self, pick: int, snapshot: int) -> None:
+        name, lun, model = self.pick_lun(pick)
+        source = self.pick_snapshot(snapshot)
+        before = lun.uuid, lun.serial, lun.naa, lun.slot, lun.comment
+        found = self.model.find_in(source, model)
+        if found is None:
+            with pytest.raises(NoSuchLun):
+                self.volume.restore(source, name)
+        elif self.model.depth(found) < CHAIN_LIMIT_OF_TEST and self.attempt(lambda: self.volume.restore(source, name)):
+            self.model.restore(source, name)
+            self.restored()
+            assert self.volume.lun(name) is lun
+            assert (lun.uuid, lun.serial, lun.naa, lun.slot, lun.comment) == before
+
+    @precondition(has_snapshots)
+    @rule(snapshot=picks)
+    def restore_volume(self, snapshot: int) -> None:
+        source = self.pick_snapshot(snapshot)
+        depths = [self.model.depth(lun) for lun in self.model.snapshot(source).luns.values()]
+        if max(depths, default=0) < CHAIN_LIMIT_OF_TEST and self.attempt(lambda: self.volume.restore(source)):
+            self.model.restore(source)
+            self.restored()
+
+    def restored(self) -> None:
+        """Durable with no further consistency point."""
+        self.lingering.clear()
+        self.durable, self.durable_generation = self.model.copy(), self.volume.generation
+        self.compare_durable()
+        self.compare_live()
 
     # -- cloning
 
