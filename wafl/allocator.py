@@ -105,6 +105,8 @@ class Allocator:
         self.free = int(self.chunk_free.sum(dtype=np.int64))
         self.active_count = count(active)
         self.summary_count = count(summary)
+        self.shared_count = 0
+        """Of `summary_count`: what snapshots have brought and taken away since the mount (wafl.audit)."""
         self.freeing = 0
         self.dirty_active: set[int] = set()
         self.dirty_summary: set[int] = set()
@@ -236,6 +238,7 @@ class Allocator:
         self.apply_frees()
         clear_each(self.summary, vbns)
         self.summary_count -= len(vbns)
+        self.shared_count -= len(vbns)
         self.dirty_summary.update(rows_of(vbns))
         gone = vbns[~are_set(self.active, vbns)]
         self._list(gone)
@@ -253,7 +256,9 @@ class Allocator:
         shape = (self.chunks, BLOCK_BYTES)
         new = self.active.reshape(shape)[rows] & ~self.summary.reshape(shape)[rows]
         self.summary.reshape(shape)[rows] |= new
-        self.summary_count += count(new)
+        added = count(new)
+        self.summary_count += added
+        self.shared_count += added
         self.dirty_summary.update(rows[new.any(axis=1)].tolist())
 
     def clean(self) -> tuple[set[int], set[int]]:

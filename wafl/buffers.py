@@ -150,6 +150,11 @@ class Core:
         self.dirty: DirtyLists = _no_dirty()
         self.dirty_inodes: dict[Inode, None] = {}
         self.dirty_buffers = 0
+        self.tree_blocks = self.own_blocks = 0
+        """Blocks but data blocks that the trees of the active file system, and of the volume, have won since the mount
+        (wafl.audit)."""
+        self.uncounted_data = 0
+        """Data blocks, since the mount, of graveyards whose LUN is gone: no inode counts them."""
         self.read_only = read_only
         self.failure: BaseException | None = None
         self.relieve: Callable[[], bool] = lambda: False
@@ -220,10 +225,14 @@ class Core:
             new = allocator.take_own_block()
             if old:
                 allocator.free_own(old)
+            else:
+                self.own_blocks += 1
         else:
             new = allocator.take_pointer_block()
             if old:
                 allocator.freed.append(old)
+            else:
+                self.tree_blocks += 1
         node.vbn = parent.vbns[slot] = new
         parent.births[slot] = node.generation = generation
         self.dirty[inode.stratum][node.level].append(node)
@@ -259,6 +268,7 @@ class Core:
         elif buffer.generation == self.generation:
             self.dirty_buffers -= 1
         self.allocator.freed.append(buffer.vbn)
+        self.tree_blocks -= 1
         buffer.generation = DEAD
         if buffer.parent.children.pop(buffer.slot, None) is not None and buffer.level > 0:
             self.cached -= 1

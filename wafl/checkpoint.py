@@ -4,6 +4,7 @@ Order (DESIGN 4.2): data and metadata, sync, fsinfo, sync.
 
 - `freeze` runs in one go, when the first step is taken.  Pointer blocks got their places when they were first changed
   (wafl.buffers), so only the record files and the two maps are left.  Their number is what the reserve is made for.
+- Before the first write the maps are compared with the books (wafl.audit).
 - The rest is writing: lowest level first, each block's checksum put into its parent, in slices, while guests go on.
   A guest who changes a frozen block leaves a copy behind.
 - Blocks freed in this generation become allocatable after the last sync, and not before.
@@ -128,6 +129,7 @@ class Checkpoint:
         while rows := allocator.dirty_summary - moved:
             volume.summary.assign(rows)
             moved |= rows
+        volume.audit.check()
         volume.snapshots_table.count_shared()
         images: list[list[RowImage]] = [[], [], []]
         active_rows, summary_rows = allocator.clean()

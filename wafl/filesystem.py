@@ -224,6 +224,7 @@ class FileSystem:
     def free_inode(self, inode: Inode) -> None:
         """An empty zombie goes."""
         del self.inodes[inode.number]
+        self.core.uncounted_data += inode.blocks
         self.zombies.pop(inode.number, None)
         self.core.dirty_inodes.pop(inode, None)
         self.freed_inodes.add(inode.number)

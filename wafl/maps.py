@@ -77,6 +77,10 @@ class MapFile:
                     allocator.free_own(old)
                 else:
                     allocator.freed.append(old)
+            elif volume_own:
+                core.own_blocks += 1
+            else:
+                core.tree_blocks += 1
 
     def images(self, bits: Bits, rows: set[int]) -> list[RowImage]:
         """Copies of the rows as they are now, with their new places."""

@@ -119,11 +119,15 @@ class Reclaim:
         return True
 
     def _account(self, zombie: Inode, freed: int) -> None:
-        zombie.blocks -= min(freed, zombie.blocks)
+        counted = min(freed, zombie.blocks)
+        zombie.blocks -= counted
         owner = self._volume.files.inodes.get(zombie.owner)
         if owner is not None and owner.generation == zombie.owner_generation:
-            owner.blocks -= min(freed, owner.blocks)
+            of_owner = min(freed - counted, owner.blocks)
+            owner.blocks -= of_owner
             owner.touch(self._core)
+            counted += of_owner
+        self._core.uncounted_data -= freed - counted
 
     # --- snapshots -------------------------------------------------------------------------------------------------
 

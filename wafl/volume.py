@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from wafl import restore
 from wafl.allocator import Allocator, new_bits
+from wafl.audit import Audit
 from wafl.bits import Vbns, set_range
 from wafl.buffers import VOLUME, Core
 from wafl.checkpoint import Checkpoint
@@ -88,6 +89,7 @@ class Volume:
             self._make()
         self.files.summary = self.summary
         self.snapshots_table.count_shared()
+        self.audit = Audit(self)
 
     # --- making and mounting ---------------------------------------------------------------------------------------
 
