@@ -124,7 +124,9 @@ class SnapshotTable:
             snapshot = Snapshot.from_record(slot, fields)
             if snapshot.volume_blocks > self.core.allocator.blocks:
                 raise DamagedRecord(f"snapshot {snapshot.name} is of a volume of {snapshot.volume_blocks} blocks")
-            if snapshot.id in self.by_id or snapshot.id in self.deleting or snapshot.name in self.live:
+            # The name of one that is being deleted may belong to another by now.
+            taken = snapshot.state is EntryState.LIVE and snapshot.name in self.live
+            if taken or snapshot.id in self.by_id or snapshot.id in self.deleting:
                 raise DamagedRecord(f"snapshot {snapshot.name} (id {snapshot.id}) is there twice")
             if snapshot.state is EntryState.DELETING:
                 self.deleting[snapshot.id] = snapshot

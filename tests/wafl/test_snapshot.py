@@ -525,3 +525,17 @@ def test_writing_behind_the_limit_does_not_lower_the_count_of_missing_blocks(vol
         read(clone, 60 * MIB + block * BLOCK_BYTES, BLOCK_BYTES)
         clone.write(60 * MIB + block * BLOCK_BYTES, pattern(block, BLOCK_BYTES))
     assert clone.missing_blocks() == before
+
+
+def test_a_name_may_be_used_again_while_its_first_snapshot_is_still_being_deleted(workshop: Workshop) -> None:
+    volume = workshop.format()
+    volume.create_lun("a", MIB).write(0, pattern(1, BLOCK_BYTES))
+    take_snapshot(volume, "first")
+    take_snapshot(volume, "second")
+    volume.delete_snapshot("second")
+    volume.rename_snapshot("first", "second")
+    checkpoint(volume)
+    again = workshop.crash(volume)
+    assert [snapshot.name for snapshot in again.snapshots()] == ["second"]
+    assert again.reclaim_pending
+    reclaim(again)
