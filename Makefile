@@ -6,19 +6,21 @@ PYTHON ?= python3
 STATE ?= var
 LISTEN ?= 127.0.0.1:3260
 PYTEST_ARGS ?=
+CRASH_ARGS ?=
 
 BIN = $(VENV)/bin
 SOURCES = wafl cloner target tests scripts
 RUN_READY = $(VENV)/.ready-to-run
 TEST_READY = $(VENV)/.ready-to-test
 
-.PHONY: help run test demo bench lint unit debian clean
+.PHONY: help run test crash demo bench lint unit debian clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make run     start lund in the foreground with a volume and a LUN to try'
 	@echo 'make test    lint, and every test, with real initiators'
 	@echo 'make unit    the tests without real initiators'
+	@echo 'make crash   every kind of crash, for about an hour (root); CRASH_ARGS="--seed N --states N …"'
 	@echo 'make demo    the whole story in three minutes (root: it boots Linux hosts)'
 	@echo 'make bench   4 KiB random reads beside tgt'
 	@echo 'make lint    ruff, mypy, compileall'
@@ -49,6 +51,9 @@ unit: lint
 # Real initiators run one after the other on one worker, the rest beside them on the other.
 test: debian lint
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+crash: debian $(TEST_READY)
+	@exec $(BIN)/python scripts/crash.py $(CRASH_ARGS)
 
 demo: debian $(RUN_READY)
 	@exec $(BIN)/python scripts/demo.py

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -45,8 +45,19 @@ class Refused(Exception):
 class Lund:
     """One daemon with its state in `directory`, listening inside `namespace`. """
 
-    def __init__(self, namespace: Namespace, directory: Path, listen: Sequence[str] = ("0.0.0.0:3260",)) -> None:
+    def __init__(
+        self,
+        namespace: Namespace,
+        directory: Path,
+        listen: Sequence[str] = ("0.0.0.0:3260",),
+        *,
+        program: Sequence[str | Path] = (BIN / "lund",),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.namespace = namespace
+        self._program = program
+        self.environment = {**os.environ, **(environment or {})}
+        """Of the daemon, from its next start on."""
         self.directory = directory
         self.socket = directory / "lund.sock"
         self._listen = listen
@@ -58,8 +69,8 @@ class Lund:
     def start(self) -> Lund:
         self.directory.mkdir(parents=True, exist_ok=True)
         listen = [word for address in self._listen for word in ("--listen", address)]
-        argv: list[str | Path] = [BIN / "lund", "--state", self.directory, "--socket", self.socket, *listen]
-        self.process = self.namespace.popen(argv, log=self._log, env=dict(os.environ))
+        argv: list[str | Path] = [*self._program, "--state", self.directory, "--socket", self.socket, *listen]
+        self.process = self.namespace.popen(argv, log=self._log, env=self.environment)
         try:
             wait_until(self._ready, START_LIMIT_S, "lund is ready")
         except AssertionError:

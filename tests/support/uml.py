@@ -60,6 +60,8 @@ class Job:
     def __init__(self, host: UmlHost, argv: tuple[str, ...], limit_s: float) -> None:
         self._host, self._argv, self._limit_s = host, argv, limit_s
         self.answer: Queue[dict[str, Any]] = Queue()
+        self.lines: list[str] = []
+        """What a followed command has printed so far."""
         self._result: Result | None = None
 
     @property
@@ -147,11 +149,17 @@ class UmlHost:
     def _read_answers(self) -> None:
         with contextlib.suppress(OSError), self._line.makefile("rb") as answers:
             for text in answers:
+                if not text.endswith(b"\n"):
+                    break  # the power went in the middle of it
                 answer = json.loads(text)
-                self._jobs.pop(answer["id"]).answer.put(answer)
+                if "line" in answer:
+                    self._jobs[answer["id"]].lines.append(answer["line"])
+                else:
+                    self._jobs.pop(answer["id"]).answer.put(answer)
         lost = {"code": 255, "out": "", "err": "the host is gone"}
         for job in list(self._jobs.values()):
             job.answer.put(lost)
+        self._jobs.clear()
 
     def close(self) -> None:
         """Switches the guest off without a sync.  Tests that want a tidy end log out and unmount before."""
@@ -163,6 +171,11 @@ class UmlHost:
             self._line.shutdown(socket.SHUT_RDWR)
         self._reader.join(10)
         self._line.close()
+
+    def cut_power(self) -> None:
+        """Gone from one instruction to the next; `start` boots it again."""
+        stop_group(self._process)
+        self.close()
 
     def __enter__(self) -> UmlHost:
         return self.start()
@@ -181,11 +194,18 @@ class UmlHost:
 
     def spawn(self, *argv: str, limit_s: float = COMMAND_LIMIT_S) -> Job:
         """Starts a command in the guest; `wait()` for it later."""
+        return self._start(argv, limit_s, follow=False)
+
+    def follow(self, *argv: str) -> Job:
+        """Starts a command whose lines of output come as they are printed, for as long as it runs."""
+        return self._start(argv, COMMAND_LIMIT_S, follow=True)
+
+    def _start(self, argv: tuple[str, ...], limit_s: float, *, follow: bool) -> Job:
         job = Job(self, argv, limit_s)
         with self._lock:
             number = next(self._ids)
             self._jobs[number] = job
-            self._send({"id": number, "argv": argv, "timeout_s": limit_s})
+            self._send({"id": number, "argv": argv, "timeout_s": limit_s, "follow": follow})
         return job
 
     def _send(self, request: dict[str, Any]) -> None:

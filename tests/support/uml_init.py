@@ -5,6 +5,7 @@ It runs inside the guest on the machine's own root file system (hostfs, read-onl
 standard library alone.  All of this file is read before the tmpfs mounts can hide the directory it lies in.
 
 The line protocol is JSON, one object a line.  Request: id, argv, timeout_s.  Answer: id, code, out, err.
+With `follow` in the request each line of stdout comes at once, as id, line, and `out` is empty at the end.
 Commands run side by side, each in a thread; code 124 means that the time was up.  `off` ends the guest at once.
 """
 
@@ -85,6 +86,22 @@ def execute(request: dict[str, Any]) -> dict[str, Any]:
     return {"code": code, **texts}
 
 
+def follow(line: int, request: dict[str, Any]) -> dict[str, Any]:
+    process = subprocess.Popen(
+        request["argv"],
+        env=ENVIRONMENT,
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for text in process.stdout:
+        send(line, {"id": request["id"], "line": text.decode("utf-8", "replace").rstrip("\n")})
+    return {"code": process.wait(), "out": "", "err": ""}
+
+
 def power_off() -> None:
     Path("/proc/sysrq-trigger").write_text("o")
 
@@ -94,7 +111,7 @@ def serve(line: int, request: dict[str, Any]) -> None:
         power_off()
         return
     try:
-        answer = execute(request)
+        answer = follow(line, request) if request.get("follow") else execute(request)
     except OSError as error:
         answer = {"code": 127, "out": "", "err": str(error)}
     send(line, {"id": request["id"], **answer})
