@@ -121,10 +121,7 @@ class Allocator:
         self._ripe: deque[Vbns] = deque()
         self._runs: deque[tuple[int, int]] = deque()
         self._window = min(hint // MAP_BITS, self.chunks - 1) - 1
-        self._active_bytes = memoryview(active.data)
-        self._summary_bytes = memoryview(summary.data)
-        self._busy_bytes = memoryview(self.busy.data)
-        self._chunk_free_cells = memoryview(self.chunk_free.data)
+        self._look_at_arrays()
 
     # --- taking ----------------------------------------------------------------------------------------------------
 
@@ -295,6 +292,39 @@ class Allocator:
         """What only that reader held back becomes allocatable."""
         while self.release_ripe():
             pass
+
+    # --- growing ---------------------------------------------------------------------------------------------------
+
+    def grow(self, blocks: int, own: int) -> None:
+        """The volume has `blocks` blocks from now on, the last `own` of them for itself; the other new ones are free.
+        There must be no data run."""
+        assert self.next == self.end
+        assert blocks - self.blocks >= own
+        first = self.blocks // MAP_BITS
+        more = np.zeros(len(new_bits(blocks)) - len(self.active), dtype=np.uint8)
+        maps = self.active, self.summary, self.busy
+        self.active, self.summary, self.busy = (np.concatenate([bits, more]) for bits in maps)
+        end = len(self.busy) * 8
+        clear_range(self.busy, self.blocks, end)
+        set_range(self.busy, blocks - own, end)
+        set_range(self.summary, blocks - own, blocks)
+        self.chunks = len(self.active) // BLOCK_BYTES
+        free = np.zeros(self.chunks, dtype=np.int32)
+        free[:first] = self.chunk_free[:first]
+        rows = self.busy.reshape(self.chunks, BLOCK_BYTES)[first:]
+        free[first:] = MAP_BITS - np.bitwise_count(rows).sum(axis=1, dtype=np.int32)
+        self.chunk_free = free
+        self.free += blocks - own - self.blocks
+        self.summary_count += own
+        self.dirty_summary.update(range((blocks - own) // MAP_BITS, self.chunks))
+        self.blocks = blocks
+        self._look_at_arrays()
+
+    def _look_at_arrays(self) -> None:
+        self._active_bytes = memoryview(self.active.data)
+        self._summary_bytes = memoryview(self.summary.data)
+        self._busy_bytes = memoryview(self.busy.data)
+        self._chunk_free_cells = memoryview(self.chunk_free.data)
 
     # --- questions -------------------------------------------------------------------------------------------------
 

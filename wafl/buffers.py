@@ -197,6 +197,11 @@ class Core:
                 length = min(PIECE_BLOCKS, allocator.blocks - piece * PIECE_BLOCKS)
                 self.device.preallocate(piece * PIECE_BLOCKS << BLOCK_SHIFT, length << BLOCK_SHIFT)
 
+    def prepare_anew(self, old_blocks: int) -> None:
+        """The device has grown: what is new, the piece at the old end with it, is not preallocated."""
+        del self._prepared[old_blocks // PIECE_BLOCKS :]
+        self._prepared.extend(bytes(self.allocator.blocks // PIECE_BLOCKS + 1 - len(self._prepared)))
+
     def swap_dirty(self) -> DirtyLists:
         """The freeze: hand over the dirty lists and begin the next generation."""
         lists, self.dirty = self.dirty, _no_dirty()

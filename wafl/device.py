@@ -42,6 +42,10 @@ class Device(Protocol):
     def sync(self) -> None:
         """Everything written so far becomes durable."""
 
+    def grow(self, size_bytes: int) -> None:
+        """Have at least `size_bytes`.  A file is made so large; a block device must be so already.
+        Raises InvalidSize, OSError."""
+
     def prefetch(self, offset: int, length: int) -> None:
         """A hint that the range will be read soon."""
 
@@ -56,6 +60,7 @@ class FileDevice:
 
     def __init__(self, fd: int, size_bytes: int, *, is_file: bool) -> None:
         self._fd = fd
+        self._is_file = is_file
         self.size_bytes = size_bytes
         self._nowait = os.RWF_NOWAIT
         self._may_allocate = is_file
@@ -143,6 +148,19 @@ class FileDevice:
 
     def sync(self) -> None:
         os.fdatasync(self._fd)
+
+    def grow(self, size_bytes: int) -> None:
+        has = os.lseek(self._fd, 0, os.SEEK_END)
+        if has < size_bytes and not self._is_file:
+            raise InvalidSize(f"the block device has {has} bytes, not {size_bytes}: enlarge it first")
+        if has < size_bytes:
+            try:
+                os.ftruncate(self._fd, size_bytes)
+            except OSError as error:
+                if error.errno in (errno.EFBIG, errno.EINVAL):
+                    raise InvalidSize(f"the file cannot have {size_bytes} bytes: {error.strerror}") from None
+                raise
+        self.size_bytes = max(has, size_bytes)
 
     def prefetch(self, offset: int, length: int) -> None:
         os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)

@@ -2,6 +2,10 @@
 
 Each is there twice, at the head and at the tail.  Either copy serves; what was damaged is reported, never passed
 over in silence.  A slot that was never written holds zeros and is not damage.
+
+The tail is the volume's, not the device's: a device may be larger than its volume (it was enlarged, and the volume not
+yet).  The head ring says where the tail is; where it cannot be read the device's end is looked at, then the place that
+the volume had when it was made.  An fsinfo counts only in a place that it gives itself.
 """
 
 from __future__ import annotations
@@ -72,11 +76,13 @@ def read_block_at(device: Device, vbn: int) -> bytearray | None:
 def read_superblock(device: Device, *, read_only: bool) -> Superblock:
     """Raises NotAVolume, UnsupportedFeature."""
     report: list[str] = []
-    label = _read_label(device, report)
+    label, first = _read_label(device, report)
     _check_features(label, read_only)
     uuid = uuids.UUID(bytes=label["uuid"])
     fsinfo = _newest_fsinfo(device, label, report)
     blocks = fsinfo["volume_blocks"]
+    if first and _label_at(device, blocks - 1) is None:
+        report.append("second label damaged, the first one used")
     if blocks << BLOCK_SHIFT > device.size_bytes:
         raise NotAVolume(f"the volume has {blocks << BLOCK_SHIFT} bytes, the device only {device.size_bytes}")
     if not fsinfo["flags"] & FsinfoFlag.CLEAN:
@@ -89,26 +95,24 @@ def read_superblock(device: Device, *, read_only: bool) -> Superblock:
     return Superblock(geometry, uuid, decode_text(label["name"]), label["created_us"] / 1e6, fsinfo, report)
 
 
-def _read_label(device: Device, report: list[str]) -> dict[str, Any]:
-    last = (device.size_bytes >> BLOCK_SHIFT) - 1
-    for vbn, which in ((LABEL_VBN, "first"), (last, "second")):
-        block = read_block_at(device, vbn)
-        label = unseal(LABEL, LABEL_MAGIC, block) if block else None
+def _read_label(device: Device, report: list[str]) -> tuple[dict[str, Any], bool]:
+    """A label, and whether it is the first one."""
+    label = _label_at(device, LABEL_VBN)
+    if label is not None:
+        return label, True
+    report.append("first label damaged")
+    ends = {fields["volume_blocks"] for fields in _ring_at(device, HEAD_RING_VBN) if fields}
+    for end in (device.size_bytes >> BLOCK_SHIFT, *sorted(ends, reverse=True)):
+        label = _label_at(device, end - 1)
         if label is not None:
-            if which == "first" and _second_label_damaged(device, label):
-                report.append("second label damaged, the first one used")
-            return label
-        report.append(f"{which} label damaged")
+            return label, False
+    report.append("second label damaged")
     raise NotAVolume("not a volume: neither label can be read")
 
 
-def _second_label_damaged(device: Device, label: dict[str, Any]) -> bool:
-    # A volume that has grown keeps its second label in its new last block, so the place is the device's end.
-    for vbn in ((device.size_bytes >> BLOCK_SHIFT) - 1, label["initial_blocks"] - 1):
-        block = read_block_at(device, vbn)
-        if block and unseal(LABEL, LABEL_MAGIC, block):
-            return False
-    return True
+def _label_at(device: Device, vbn: int) -> dict[str, Any] | None:
+    block = read_block_at(device, vbn)
+    return unseal(LABEL, LABEL_MAGIC, block) if block else None
 
 
 def _check_features(label: dict[str, Any], read_only: bool) -> None:
@@ -127,14 +131,17 @@ def _newest_fsinfo(device: Device, label: dict[str, Any], report: list[str]) -> 
     found: dict[int, dict[str, Any]] = {}
     bad: list[int] = []
     _scan_ring(device, HEAD_RING_VBN, label["uuid"], found, bad)
-    ends = {label["initial_blocks"], device.size_bytes >> BLOCK_SHIFT} | {f["volume_blocks"] for f in found.values()}
     blocks = found[max(found)]["volume_blocks"] if found else 0
+    ends = {device.size_bytes >> BLOCK_SHIFT} | {fields["volume_blocks"] for fields in found.values()}
     for end in sorted(ends, key=lambda end: end != blocks):
         before = len(found)
         damaged: list[int] = []
         _scan_ring(device, end - TAIL_BLOCKS, label["uuid"], found, damaged)
         if end == blocks or len(found) > before:
             bad += damaged
+    if not found:
+        # Last, because hosts' data is there if the volume has grown.
+        _scan_ring(device, label["initial_blocks"] - TAIL_BLOCKS, label["uuid"], found, [])
     if not found:
         raise NotAVolume("no consistency point can be read: every fsinfo is damaged")
     newest = found[max(found)]
@@ -147,13 +154,28 @@ def _newest_fsinfo(device: Device, label: dict[str, Any], report: list[str]) -> 
 
 
 def _scan_ring(device: Device, ring: int, uuid: bytes, found: dict[int, dict[str, Any]], bad: list[int]) -> None:
+    for vbn, fields in enumerate(_ring_at(device, ring), ring):
+        if fields and fields["uuid"] == uuid:
+            found.setdefault(fields["generation"], fields)
+        elif fields != {}:
+            bad.append(vbn)
+
+
+def _ring_at(device: Device, ring: int) -> list[dict[str, Any] | None]:
+    """The fsinfos of a ring that are in their own places; None for what is damaged, nothing in it for zeros."""
+    slots: list[dict[str, Any] | None] = []
     for vbn in range(ring, ring + RING_SLOTS):
         block = read_block_at(device, vbn)
         fields = unseal(FSINFO, FSINFO_MAGIC, block) if block else None
-        if fields is not None and fields["vbn"] == vbn and fields["uuid"] == uuid:
-            found.setdefault(fields["generation"], fields)
-        elif block is None or any(block):
-            bad.append(vbn)
+        if fields is not None and not _in_its_place(fields, vbn):
+            fields = None
+        slots.append({} if block is not None and not any(block) else fields)
+    return slots
+
+
+def _in_its_place(fsinfo: dict[str, Any], vbn: int) -> bool:
+    """Whether a valid fsinfo found in block `vbn` belongs there."""
+    return fsinfo["vbn"] == vbn and vbn in Geometry(fsinfo["volume_blocks"], 0).fsinfo_vbns(fsinfo["generation"])
 
 
 def wipe(device: Device, geometry: Geometry) -> None:

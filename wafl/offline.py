@@ -23,6 +23,7 @@ from wafl.format import (
     FIRST_DATA_VBN,
     FSINFO,
     FSINFO_MAGIC,
+    HEAD_BLOCKS,
     HEAD_RING_VBN,
     INODE,
     LABEL,
@@ -103,12 +104,13 @@ class Image:
         self.device = device
         self.trouble = trouble
         self.device_blocks = device.size_bytes // BLOCK_BYTES
-        self.labels = {vbn: self._sealed(vbn, LABEL, LABEL_MAGIC) for vbn in self._label_vbns()}
         self.label = self._choose_label()
-        self.slots = self._read_rings()
         self.fsinfo = self._choose_fsinfo()
         self.blocks: int = self.fsinfo["volume_blocks"]
         self.geometry = Geometry(self.blocks, self.label["nvlog_blocks"])
+        self.labels = {vbn: self._sealed(vbn, LABEL, LABEL_MAGIC) for vbn in (LABEL_VBN, self.geometry.second_label)}
+        self.slots = self._ring(HEAD_RING_VBN) | self._ring(self.geometry.tail_ring)
+        """vbn -> fsinfo, of both rings; None where there is no valid one of this volume."""
         self._good_crc = np.zeros(self.device_blocks, dtype=np.uint32)
         self._good = np.zeros(self.device_blocks, dtype=bool)
 
@@ -116,7 +118,7 @@ class Image:
 
     def _raw(self, vbn: int) -> bytearray | None:
         block = bytearray(BLOCK_BYTES)
-        if vbn >= self.device_blocks:
+        if not 0 <= vbn < self.device_blocks:
             return None
         try:
             self.device.pread(vbn * BLOCK_BYTES, block)
@@ -129,33 +131,36 @@ class Image:
         raw = self._raw(vbn)
         return None if raw is None else unseal(record, magic, raw)
 
-    def _label_vbns(self) -> tuple[int, int]:
-        return LABEL_VBN, self.device_blocks - 1
-
     def _choose_label(self) -> Fields:
-        for label in self.labels.values():
+        # The device may be larger than the volume; the head ring says where that ends.
+        head = [self._sealed(vbn, FSINFO, FSINFO_MAGIC) for vbn in range(HEAD_RING_VBN, HEAD_BLOCKS)]
+        ends = sorted({slot["volume_blocks"] for slot in head if slot}, reverse=True)
+        for vbn in (LABEL_VBN, self.device_blocks - 1, *(end - 1 for end in ends)):
+            label = self._sealed(vbn, LABEL, LABEL_MAGIC)
             if label is not None:
                 return label
         raise NotAVolume("neither copy of the label is valid")
 
-    def _read_rings(self) -> dict[int, Fields | None]:
-        """vbn -> fsinfo, of both rings; None where there is no valid one of this volume."""
-        # The mirror lies at the end of the device as long as the volume has not been moved to a larger one.
-        tail = self.device_blocks - TAIL_BLOCKS
-        slots: dict[int, Fields | None] = {}
-        for first in (HEAD_RING_VBN, tail):
-            for vbn in range(first, first + RING_SLOTS):
-                found = self._sealed(vbn, FSINFO, FSINFO_MAGIC)
-                ours = found is not None and found["uuid"] == self.label["uuid"] and found["vbn"] == vbn
-                slots[vbn] = found if ours else None
-        return slots
-
     def _choose_fsinfo(self) -> Fields:
-        valid = [slot for slot in self.slots.values() if slot is not None]
+        """The newest one of the head ring and of every place where its mirror may be."""
+        valid = [slot for slot in self._ring(HEAD_RING_VBN).values() if slot]
+        for end in {self.device_blocks} | {slot["volume_blocks"] for slot in valid}:
+            valid += [slot for slot in self._ring(end - TAIL_BLOCKS).values() if slot]
+        if not valid:
+            # Hosts' data lies there once the volume has grown, so this place is asked last.
+            valid = [slot for slot in self._ring(self.label["initial_blocks"] - TAIL_BLOCKS).values() if slot]
         if not valid:
             raise NotAVolume("no copy of fsinfo is valid")
         newest: Fields = max(valid, key=lambda slot: int(slot["generation"]))
         return newest
+
+    def _ring(self, first: int) -> dict[int, Fields | None]:
+        """vbn -> fsinfo of this volume that is in its own place, None where there is none."""
+        slots: dict[int, Fields | None] = {}
+        for vbn in range(first, first + RING_SLOTS):
+            found = self._sealed(vbn, FSINFO, FSINFO_MAGIC)
+            slots[vbn] = found if found and found["uuid"] == self.label["uuid"] and _in_its_place(found, vbn) else None
+        return slots
 
     # -- blocks
 
@@ -248,3 +253,7 @@ class Image:
             bits = np.concatenate([bits, np.zeros(self.blocks - bits.size, bool)])
         return bits
 
+
+def _in_its_place(fsinfo: Fields, vbn: int) -> bool:
+    own = Geometry(fsinfo["volume_blocks"], 0).fsinfo_vbns(fsinfo["generation"])
+    return fsinfo["vbn"] == vbn and vbn in own

@@ -32,6 +32,7 @@ from wafl.format import (
     encode_text,
     plan_geometry,
 )
+from wafl.grow import grow
 from wafl.identity import new_identity
 from wafl.inode import Inode
 from wafl.labels import Superblock, read_superblock, wipe, write_labels
@@ -438,6 +439,11 @@ class Volume:
     def space(self) -> Space:
         """Where the volume's bytes are."""
         return space_of(self)
+
+    def grow(self, size_bytes: int) -> None:
+        """More blocks at the end, durable on return (wafl.grow).  Raises InvalidSize, OSError, VolumeFailed."""
+        self._check_writable()
+        grow(self, size_bytes)
 
     def own_vbns(self) -> Vbns:
         """Blocks of the volume itself: fixed places, summary and snapshot table."""

@@ -77,7 +77,7 @@ class VolumeCreate(Request):
 
 class VolumePatch(Request):
     online: bool | None = None
-    size_bytes: Size | None = None
+    size_bytes: Size | None = Field(default=None, description="Larger than now; a block device must be so already")
 
 
 # -- LUNs --------------------------------------------------------------------------------------------------

@@ -32,7 +32,6 @@ STATUS = {
     "method-not-allowed": HTTPStatus.METHOD_NOT_ALLOWED,
     "too-large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "no-space": HTTPStatus.INSUFFICIENT_STORAGE,
-    "not-supported": HTTPStatus.NOT_IMPLEMENTED,
     "shutting-down": HTTPStatus.SERVICE_UNAVAILABLE,
     "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
     "io-error": HTTPStatus.INTERNAL_SERVER_ERROR,

@@ -200,12 +200,17 @@ class Volumes:
         return self.get(name)
 
     async def _grow(self, unit: Unit, size_bytes: int) -> None:
-        grow = getattr(unit.volume, "grow", None)
-        if grow is None:
-            raise Refused("not-supported", "this version cannot grow a volume; make a larger one and copy the LUNs")
-        grow(size_bytes)
+        # Most of what is dirty is written beside the hosts' commands; growing stops them for the rest.
         await unit.service.commit()
-        self.core.events.emit("volume.grown", f"volume {unit.name} has {size_bytes} bytes", subject=unit.name)
+        before = unit.volume.size_bytes
+        unit.volume.grow(size_bytes)
+        now = unit.volume.size_bytes
+        self.core.events.emit(
+            "volume.grown",
+            f"volume {unit.name} has {now} bytes now, {before} before",
+            subject=unit.name,
+            data={"size_bytes": now, "before_bytes": before},
+        )
 
     async def _set_online(self, name: str, online: bool) -> None:
         record = self.core.state.volume(name)

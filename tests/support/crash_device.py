@@ -29,11 +29,19 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
+class Resize:
+    """The device has become larger.  Lost, it takes with it what was written behind the old end."""
+
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Sync:
     pass
 
 
-Record = Write | Sync
+Change = Write | Resize
+Record = Change | Sync
 
 
 class Leftover(Enum):
@@ -66,7 +74,7 @@ class Journal:
         rng = random.Random(seed)
         durable = bytearray(self.start)
         at = 0
-        volatile: list[Write] = []
+        volatile: list[Change] = []
         for point in points:
             for record in self.records[at:point]:
                 if isinstance(record, Sync):
@@ -95,30 +103,36 @@ class CrashState:
         return f"crash after record {self.point}, unsynced writes {self.leftover.value}"
 
 
-def _apply(image: bytearray, write: Write) -> None:
-    image[write.offset : write.offset + len(write.data)] = write.data
+def _apply(image: bytearray, change: Change) -> None:
+    if isinstance(change, Resize):
+        image.extend(bytes(change.size_bytes - len(image)))
+    elif change.offset + len(change.data) <= len(image):
+        image[change.offset : change.offset + len(change.data)] = change.data
 
 
-def _left(volatile: list[Write], leftover: Leftover, rng: random.Random) -> list[Write]:
+def _left(volatile: list[Change], leftover: Leftover, rng: random.Random) -> list[Change]:
     return _CHOICES[leftover](volatile, rng)
 
 
-def _some(volatile: list[Write], rng: random.Random) -> list[Write]:
+def _some(volatile: list[Change], rng: random.Random) -> list[Change]:
     share = rng.random()
     return [write for write in volatile if rng.random() < share]
 
 
-def _torn(volatile: list[Write], rng: random.Random) -> list[Write]:
+def _torn(volatile: list[Change], rng: random.Random) -> list[Change]:
     share = rng.random()
-    kept = []
+    kept: list[Change] = []
     for write in volatile:
+        if isinstance(write, Resize):
+            kept.append(write)
+            continue
         for at in range(0, len(write.data), SECTOR):
             if rng.random() < share:
                 kept.append(Write(write.offset + at, write.data[at : at + SECTOR]))
     return kept
 
 
-_CHOICES: dict[Leftover, Callable[[list[Write], random.Random], list[Write]]] = {
+_CHOICES: dict[Leftover, Callable[[list[Change], random.Random], list[Change]]] = {
     Leftover.ALL: lambda volatile, rng: volatile,
     Leftover.NONE: lambda volatile, rng: [],
     Leftover.LAST: lambda volatile, rng: volatile[-1:],
@@ -168,6 +182,15 @@ class MemoryDevice:
     def prefetch(self, offset: int, length: int) -> None:
         pass
 
+    def grow(self, size_bytes: int) -> None:
+        if size_bytes > self.size_bytes:
+            self.image.extend(bytes(size_bytes - self.size_bytes))
+            self.size_bytes = size_bytes
+            self.grew(size_bytes)
+
+    def grew(self, size_bytes: int) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -190,6 +213,9 @@ class CrashDevice(MemoryDevice):
             self._late.append(write)
         else:
             self.journal.records.append(write)
+
+    def grew(self, size_bytes: int) -> None:
+        self.journal.records.append(Resize(size_bytes))
 
     def sync(self) -> None:
         if not self.lose_syncs:

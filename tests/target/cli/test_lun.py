@@ -36,6 +36,15 @@ def test_a_pipe_gets_lines_of_tabs_with_exact_numbers_and_no_headings(lun: Lun) 
     ]
 
 
+def test_a_volume_grows(lun: Lun) -> None:
+    lun("vol", "grow", lun.volume, "96m")
+    assert lun("df", lun.volume).split("\t")[1] == str(96 << 20)
+    assert lun.json("vol", "grow", lun.volume, "100m")["size_bytes"] == 100 << 20
+    assert lun.refused("vol", "grow", lun.volume, "50m") == (
+        f"lun: invalid-size: a volume cannot shrink: {lun.volume} has {100 << 20} bytes, not {50 << 20}"
+    )
+
+
 def test_the_story_of_a_clone(lun: Lun) -> None:
     golden, copy = lun.path("golden"), lun.path("copy")
     lun("create", "-s", "1m", golden)
