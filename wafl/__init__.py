@@ -15,6 +15,7 @@ from wafl.errors import (
     InvalidName,
     InvalidSize,
     LimitReached,
+    LogMismatch,
     LunBusy,
     NameTaken,
     NoSpace,
@@ -35,6 +36,7 @@ from wafl.service import VolumeService
 from wafl.types import Backing, LunRecord, RestorePlan, SnapshotInfo, SnapshotSpace, Space, Step
 from wafl.views import View
 from wafl.volume import Volume
+from wafl.volume_log import open_log_device
 
 __all__ = [
     "BLOCK_BYTES",
@@ -56,6 +58,7 @@ __all__ = [
     "InvalidName",
     "InvalidSize",
     "LimitReached",
+    "LogMismatch",
     "Lun",
     "LunBusy",
     "LunRecord",
@@ -80,4 +83,5 @@ __all__ = [
     "VolumeService",
     "WaflError",
     "check",
+    "open_log_device",
 ]

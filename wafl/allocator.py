@@ -26,7 +26,7 @@ from collections import deque
 
 import numpy as np
 
-from wafl.bits import Bits, Vbns, are_set, clear_each, clear_range, count, free_runs, set_range
+from wafl.bits import Bits, Vbns, are_set, clear_each, clear_range, count, free_runs, set_each, set_range
 from wafl.errors import NoSpace, VolumeFailed
 from wafl.format import BLOCK_BYTES, MAP_BITS
 
@@ -159,6 +159,18 @@ class Allocator:
                 end = self._runs.popleft()[1]
             self._runs.appendleft((start, end))
         self.next = self.end = 0
+
+    def claim(self, vbns: Vbns) -> bool:
+        """Take these very blocks for the active file system (a replay).  False, and nothing taken, if one is in use."""
+        if are_set(self.busy, vbns).any() or len(np.unique(vbns)) != len(vbns):
+            return False
+        for bits in (self.active, self.busy):
+            set_each(bits, vbns)
+        self.free -= len(vbns)
+        self.active_count += len(vbns)
+        self.chunk_free -= np.bincount((vbns >> MAP_SHIFT).astype(np.intp), minlength=self.chunks).astype(np.int32)
+        self.dirty_active.update(rows_of(vbns))
+        return True
 
     def take_pointer_block(self) -> int:
         """A block of the active file system for metadata."""

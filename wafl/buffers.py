@@ -40,6 +40,7 @@ from wafl.format import BIRTH_PLANE, BLOCK_BYTES, BLOCK_SHIFT, CRC_PLANE, HOLE, 
 
 if TYPE_CHECKING:
     from wafl.inode import Inode
+    from wafl.nvlog import Log
 
 DEAD = -1
 """Generation of a buffer that is in no live tree any more."""
@@ -156,6 +157,8 @@ class Core:
         self.uncounted_data = 0
         """Data blocks, since the mount, of graveyards whose LUN is gone: no inode counts them."""
         self.read_only = read_only
+        self.log: Log | None = None
+        """Set by the volume when it has replayed what an earlier mount left."""
         self.failure: BaseException | None = None
         self.relieve: Callable[[], bool] = lambda: False
         """Set by the volume: does what may free blocks at once; False if nothing was left to do."""

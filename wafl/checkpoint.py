@@ -136,7 +136,10 @@ class Checkpoint:
         images[ACTIVE] = volume.files.active_map.images(allocator.active, active_rows)
         images[VOLUME] = volume.summary.images(allocator.summary, summary_rows)
         freed = allocator.freeze_frees()
-        return core.swap_dirty(), images, freed
+        dirty = core.swap_dirty()
+        if core.log is not None:
+            core.log.switch(core.generation)
+        return dirty, images, freed
 
     # --- writing ---------------------------------------------------------------------------------------------------
 

@@ -94,6 +94,12 @@ class NotAVolume(WaflError):
     name = "not-a-volume"
 
 
+class LogMismatch(WaflError):
+    """The log device is not there, too small, or not this volume's."""
+
+    name = "log-mismatch"
+
+
 class BackingLost(WaflError):
     """The snapshot or the inode that a LUN reads through is not there."""
 

@@ -101,7 +101,7 @@ class FileSystem:
         taken: set[int] = set()
         for slot, fields in self.vtoc.records():
             if fields["state"] == EntryState.LIVE:
-                lun = self._lun_from(slot, fields)
+                lun = self.lun_from(slot, fields)
                 if lun.name in self.luns or lun.inode.number in taken:
                     raise DamagedRecord(f"the vtoc has {lun.name}, or its inode, twice")
                 taken.add(lun.inode.number)
@@ -114,7 +114,8 @@ class FileSystem:
         self.vtoc = RecordFile(self.core, self.inodes[VTOC_INODE], VTOC_ENTRY)
         self.active_map = MapFile(self.core, self.inodes[ACTIVE_MAP_INODE])
 
-    def _lun_from(self, slot: int, fields: dict[str, Any]) -> Lun:
+    def lun_from(self, slot: int, fields: dict[str, Any]) -> Lun:
+        """The LUN of a vtoc entry.  Raises NotAVolume, DamagedRecord."""
         flags = VtocFlag(fields["flags"])
         inode = self.inodes.get(fields["inode"])
         if inode is None or inode.generation != fields["inode_generation"]:
@@ -165,6 +166,7 @@ class FileSystem:
         self.luns[name] = lun
         self.touch_lun(lun)
         self.set_reserve()
+        self.log_lun(lun)
         return lun
 
     def _free_slot(self) -> int:
@@ -184,11 +186,14 @@ class FileSystem:
         lun.name = new
         self.luns[new] = lun
         self.touch_lun(lun)
+        self.log_lun(lun)
 
     def destroy_lun(self, name: str) -> Lun:
         """The LUN is gone at once; its inode becomes a zombie that reclaim trims."""
         lun = self.lun(name)
         self.drop_lun(lun)
+        if self.core.log is not None:
+            self.core.log.vtoc(lun.slot, bytes(VTOC_ENTRY.size))
         return lun
 
     def drop_lun(self, lun: Lun) -> None:
@@ -208,6 +213,10 @@ class FileSystem:
     def touch_lun(self, lun: Lun) -> None:
         if not lun.destroyed:
             self.dirty_luns[lun.slot] = lun
+
+    def log_lun(self, lun: Lun) -> None:
+        if self.core.log is not None:
+            self.core.log.vtoc(lun.slot, pack_lun(lun))
 
     # --- inodes ----------------------------------------------------------------------------------------------------
 

@@ -62,6 +62,8 @@ TAIL_BLOCKS = RING_SLOTS + 1
 
 MIN_VOLUME_BYTES = 1 << 20
 MAX_VOLUME_BYTES = 1 << 50
+MIN_LOG_BYTES = 32 << 10
+MAX_LOG_BYTES = 1 << 30
 MAX_LUN_BYTES = 16 << 40
 """What a tree of height 4 covers."""
 
@@ -77,6 +79,7 @@ MAP_BITS = BLOCK_BYTES * 8
 FORMAT_VERSION = 1
 LABEL_MAGIC = b"LAZYLUN\n"
 FSINFO_MAGIC = b"LLFSINFO"
+LOG_MAGIC = b"LLNVLOG\n"
 
 
 class Compat(IntFlag):
@@ -96,12 +99,12 @@ class Incompat(IntFlag):
 
     NONE = 0
     LOG_RECORDS = 1
-    """The log region holds records that a mount must replay.  Reserved: no version writes it yet."""
+    """A log may hold records that a mount must replay."""
     REFERENCE_COUNTS = 2
     """Blocks may be shared inside the active file system (inode 3).  Reserved."""
 
 
-KNOWN_INCOMPAT = 0
+KNOWN_INCOMPAT = int(Incompat.LOG_RECORDS)
 KNOWN_RO_COMPAT = 0
 
 
@@ -133,6 +136,29 @@ class VtocFlag(IntFlag):
     ONLINE = 1
     RESERVED = 2
     CLONE_REQUESTED = 4
+
+
+class LogPlace(IntEnum):
+    """Where the records lie that belong to a consistency point."""
+
+    NONE = 0
+    REGION = 1
+    """The volume's own log region."""
+    SEPARATE = 2
+    """A file or device of its own, named at each mount."""
+
+
+class LogKind(IntEnum):
+    """Kinds of log records.  All say what has changed, none says how: replay computes nothing."""
+
+    WRITE = 1
+    """Blocks of a LUN got these places and checksums."""
+    PUNCH = 2
+    """Blocks of a LUN read zeros."""
+    VTOC = 3
+    """A vtoc entry: a LUN was made, destroyed or changed."""
+    SNAPSHOT = 4
+    """A snapshot was renamed or deleted."""
 
 
 class EntryState(IntEnum):
@@ -194,7 +220,10 @@ Fsinfo = c.Struct(
     "ifile" / TreeRoot,
     "summary" / TreeRoot,
     "snapshot_table" / TreeRoot,
-    "reserved" / c.Bytes(3892),
+    "log_seq" / c.Int64ul,
+    "log_epoch" / c.Int64ul,
+    "log_place" / c.Int64ul,
+    "reserved" / c.Bytes(3868),
     "crc" / c.Int32ul,
 )
 
@@ -251,6 +280,48 @@ SnapshotEntry = c.Struct(
     "reserved" / c.Bytes(176),
 )
 
+LogHeader = c.Struct(
+    "crc" / c.Int32ul,
+    "size" / c.Int16ul,
+    "kind" / c.Int16ul,
+    "seq" / c.Int64ul,
+    "durable" / c.Int64ul,
+)
+
+LogWrite = c.Struct(
+    "slot" / c.Int32ul,
+    "blocks" / c.Int32ul,
+    "fbn" / c.Int64ul,
+    "vbn" / c.Int64ul,
+)
+
+LogPunch = c.Struct(
+    "slot" / c.Int32ul,
+    "cut" / c.Int32ul,
+    "first" / c.Int64ul,
+    "last" / c.Int64ul,
+)
+
+LogVtoc = c.Struct(
+    "slot" / c.Int32ul,
+    "pad" / c.Int32ul,
+)
+
+LogSnapshot = c.Struct(
+    "id" / c.Int64ul,
+    "state" / c.Int32ul,
+    "pad" / c.Int32ul,
+    "name" / _text(256),
+)
+
+LogLabel = c.Struct(
+    "magic" / c.Bytes(8),
+    "uuid" / c.Bytes(16),
+    "size_bytes" / c.Int64ul,
+    "reserved" / c.Bytes(4060),
+    "crc" / c.Int32ul,
+)
+
 
 # --- struct layouts derived from the declarations ------------------------------------------------------------------
 
@@ -304,6 +375,12 @@ INODE = Record(Inode, 256)
 VTOC_ENTRY = Record(VtocEntry, 1024)
 SNAPSHOT_ENTRY = Record(SnapshotEntry, 512)
 TREE_ROOT = Record(TreeRoot, 32)
+LOG_HEADER = Record(LogHeader, 24)
+LOG_WRITE = Record(LogWrite, 24)
+LOG_PUNCH = Record(LogPunch, 24)
+LOG_VTOC = Record(LogVtoc, 8)
+LOG_SNAPSHOT = Record(LogSnapshot, 272)
+LOG_LABEL = Record(LogLabel, BLOCK_BYTES)
 
 INODE_ROOT_CRC = INODE.offset_of("root_crc")
 SNAPSHOT_IFILE_CRC = SNAPSHOT_ENTRY.offset_of("ifile_root_crc")
@@ -354,12 +431,16 @@ class Geometry:
         return HEAD_RING_VBN + slot, self.tail_ring + slot
 
 
-def plan_geometry(size_bytes: int) -> Geometry:
-    """Geometry of a new volume: the log gets 1/64 of it, 256 KiB to 64 MiB, or nothing on a tiny volume."""
+def plan_geometry(size_bytes: int, log_bytes: int | None = None) -> Geometry:
+    """Geometry of a new volume: the log gets 1/64 of it, 256 KiB to 64 MiB, or nothing on a tiny volume, unless its
+    size is given (0: no log, the volume's every flush is a consistency point).  Raises InvalidSize."""
     if not MIN_VOLUME_BYTES <= size_bytes <= MAX_VOLUME_BYTES:
         raise InvalidSize(f"a volume has {MIN_VOLUME_BYTES} to {MAX_VOLUME_BYTES} bytes, not {size_bytes}")
-    share = size_bytes // 64
-    log_bytes = 0 if share < 256 << 10 else min(share, 64 << 20)
+    if log_bytes is None:
+        share = size_bytes // 64
+        log_bytes = 0 if share < 256 << 10 else min(share, 64 << 20)
+    if log_bytes and not MIN_LOG_BYTES <= log_bytes <= min(MAX_LOG_BYTES, size_bytes // 4):
+        raise InvalidSize(f"a log region has {MIN_LOG_BYTES} bytes to a quarter of the volume, not {log_bytes}")
     return Geometry(size_bytes // BLOCK_BYTES, log_bytes // BLOCK_BYTES)
 
 

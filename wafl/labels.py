@@ -34,6 +34,7 @@ from wafl.format import (
     TAIL_BLOCKS,
     FsinfoFlag,
     Geometry,
+    Incompat,
     decode_text,
     seal,
     unseal,
@@ -191,6 +192,7 @@ def write_labels(device: Device, superblock: Superblock) -> None:
     geometry = superblock.geometry
     block = seal(
         LABEL, magic=LABEL_MAGIC, format_version=FORMAT_VERSION, block_bytes=BLOCK_BYTES,
+        incompat=int(Incompat.LOG_RECORDS if geometry.nvlog_blocks else Incompat.NONE),
         uuid=superblock.uuid.bytes, initial_blocks=geometry.blocks, created_us=int(superblock.created_at * 1e6),
         nvlog_start=geometry.nvlog_start if geometry.nvlog_blocks else 0, nvlog_blocks=geometry.nvlog_blocks,
         name=superblock.name.encode(),
@@ -198,3 +200,15 @@ def write_labels(device: Device, superblock: Superblock) -> None:
     device.pwrite(geometry.second_label << BLOCK_SHIFT, (block,))
     device.pwrite(LABEL_VBN, (block,))
     device.sync()
+
+
+def add_feature(device: Device, geometry: Geometry, feature: Incompat) -> None:
+    """The labels get a feature word's bit, one after the other, before anything is written that needs it."""
+    blocks = (read_block_at(device, vbn) for vbn in (LABEL_VBN, geometry.second_label))
+    label = next(fields for block in blocks if block and (fields := unseal(LABEL, LABEL_MAGIC, block)))
+    if label["incompat"] & feature:
+        return
+    block = seal(LABEL, **label | {"incompat": label["incompat"] | int(feature)})
+    for vbn in (geometry.second_label, LABEL_VBN):
+        device.pwrite(vbn << BLOCK_SHIFT, (block,))
+        device.sync()

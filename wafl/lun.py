@@ -12,6 +12,7 @@ One call is one state change: nothing here waits or yields between the first cha
 
 from __future__ import annotations
 
+import dataclasses
 import uuid as uuids
 from array import array
 from typing import Protocol
@@ -55,6 +56,9 @@ class Files(Protocol):
 
     def touch_lun(self, lun: Lun) -> None:
         """The LUN's vtoc entry changed."""
+
+    def log_lun(self, lun: Lun) -> None:
+        """An administrator changed the LUN: its vtoc entry goes into the log."""
 
     def graveyard_of(self, inode: Inode, level: int) -> Inode:
         """The zombie inode that takes the LUN's buried subtrees of this level."""
@@ -130,6 +134,7 @@ class Lun(View):
         if getattr(self, field) != value:
             setattr(self, field, value)
             self._files.touch_lun(self)
+            self._files.log_lun(self)
 
     def _check_changeable(self) -> None:
         self.core.check_writable()
@@ -164,8 +169,8 @@ class Lun(View):
                     allocator.freed.append(old)
                 else:
                     self.inode.blocks += 1
-                # A log record of (inode, fbn, vbn, crc32c) belongs here and at the end of `_write_blocks`: after the
-                # data, before the caller answers the host.  The log's region is in the label.
+                if core.log is not None:
+                    core.log.write_one(self.slot, offset >> BLOCK_SHIFT, vbn, crc)
                 return
         self._write(offset, data)
 
@@ -217,8 +222,11 @@ class Lun(View):
             blocks = min(left, POINTERS - low, allocator.end - allocator.next)
             piece = data[at : at + (blocks << BLOCK_SHIFT)]
             self._pwrite(allocator.next << BLOCK_SHIFT, (piece,))
-            self._install(leaf, fbn >> 8, low, allocator.next, of_blocks(piece))
+            vbn, crcs = allocator.next, of_blocks(piece)
+            self._install(leaf, fbn >> 8, low, vbn, crcs)
             allocator.next += blocks
+            if core.log is not None:
+                core.log.write(self.slot, fbn, vbn, crcs)
             fbn, left, at = fbn + blocks, left - blocks, at + (blocks << BLOCK_SHIFT)
 
     def _leaf(self, index: int) -> Buffer:
@@ -261,6 +269,10 @@ class Lun(View):
             data[8 * low : 8 * high] = vbns
             data[CRC_AT + 4 * low : CRC_AT + 4 * high] = sums
 
+    def replay_write(self, fbn: int, vbn: int, crcs: list[int]) -> None:
+        """A logged write: its blocks, within one level-1 range, are where the record says, and marked."""
+        self._install(self._leaf(fbn >> 8), fbn >> 8, fbn & SLOT_MASK, vbn, crcs)
+
     def prepare_leaf(self, index: int) -> None:
         """Take now what pointer blocks a change of level-1 `index` needs, so that the data run stays as it is."""
         self._leaf(index)
@@ -301,13 +313,20 @@ class Lun(View):
 
     def _punch(self, first: int, last: int, *, cut: bool = False) -> None:
         """Blocks first to last - 1 read zeros.  `cut`: the limit falls to `first`, so ZERO may go beyond it."""
+        core = self.core
+        core.ensure(8 * self.inode.height + 16, core.allocator.floor_ops)
+        self.replay_punch(first, last, cut=cut)
+        if core.log is not None:
+            core.log.punch(self.slot, first, last, cut=cut)
+
+    def replay_punch(self, first: int, last: int, *, cut: bool) -> None:
+        """A logged UNMAP or shrink."""
         core, inode = self.core, self.inode
         limit = self.backing.limit_bytes >> BLOCK_SHIFT if self.backing else 0
         if last == -(-self.size_bytes // BLOCK_BYTES):
             last = POINTERS**inode.height  # nothing lies behind: whole subtrees go, none is left half empty
             if cut and first < limit:
                 limit = last
-        core.ensure(8 * inode.height + 16, core.allocator.floor_ops)
         graveyard_of = self._files.graveyard_of
         try:
             Punch(core, inode, ZERO, graveyard_of).run(first, min(last, limit))
@@ -337,6 +356,7 @@ class Lun(View):
         self.size_bytes = self.inode.size_bytes = size_bytes
         self.inode.touch(core)
         self._files.touch_lun(self)
+        self._files.log_lun(self)
 
     def _shrink(self, size_bytes: int) -> None:
         old_end = -(-self.size_bytes // BLOCK_BYTES)
@@ -347,13 +367,14 @@ class Lun(View):
         # The limit falls last: if a pointer block cannot be read here, what is not cut off yet still reads as before.
         if end < old_end:
             self._punch(end, old_end, cut=True)
+        self.lower_limit(end << BLOCK_SHIFT)
+
+    def lower_limit(self, limit_bytes: int) -> None:
+        """Never up again (invariant L2)."""
         backing = self.backing
-        if backing is not None and backing.limit_bytes > end << BLOCK_SHIFT:
-            self.replace_backing(
-                Backing(backing.snapshot_id, backing.inode, backing.inode_generation, end << BLOCK_SHIFT,
-                        backing.snapshot_name, backing.lun_name)
-            )  # fmt: skip
-            self.missing = min(self.missing, end)
+        if backing is not None and backing.limit_bytes > limit_bytes:
+            self.replace_backing(dataclasses.replace(backing, limit_bytes=limit_bytes))
+            self.missing = min(self.missing, limit_bytes >> BLOCK_SHIFT)
 
     def replace_backing(self, backing: Backing | None) -> None:
         """Another limit, another name of the same backing, or none (the caller marks the vtoc entry)."""

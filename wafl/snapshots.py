@@ -171,7 +171,7 @@ class SnapshotTable:
         del self.live[old]
         snapshot.name = new
         self.live[new] = snapshot
-        self._dirty[snapshot.slot] = snapshot
+        self._changed(snapshot)
         for lun in self.files.luns.values():
             if lun.backing is not None and lun.backing.snapshot_id == snapshot.id:
                 backing = lun.backing
@@ -190,11 +190,16 @@ class SnapshotTable:
         self.version += 1
         snapshot.state = EntryState.DELETING
         self.deleting[snapshot.id] = snapshot
-        self._dirty[snapshot.slot] = snapshot
+        self._changed(snapshot)
         for key in [key for key in self._views if key[0] == snapshot.id]:
             view = self._views.pop(key)
             view.cool()
             self.core.forget_tree(view.inode)
+
+    def _changed(self, snapshot: Snapshot) -> None:
+        self._dirty[snapshot.slot] = snapshot
+        if self.core.log is not None:
+            self.core.log.snapshot(snapshot.id, snapshot.state, snapshot.name)
 
     def drop(self, snapshot: Snapshot) -> None:
         """Reclaim has given back all its blocks: the entry goes."""

@@ -43,6 +43,7 @@ from wafl.snapshots import Snapshot, SnapshotTable
 from wafl.space import own_vbns, snapshot_space, space_of
 from wafl.types import LunRecord, RestorePlan, SnapshotInfo, SnapshotSpace, Space, Step
 from wafl.views import View
+from wafl.volume_log import VolumeLog
 
 if TYPE_CHECKING:
     from wafl.check import Finding
@@ -56,7 +57,7 @@ class Volume:
     """A mounted volume.  Make one with `format` or `mount`."""
 
     def __init__(self, device: Device, superblock: Superblock, *, read_only: bool, cache_bytes: int,
-                 clock: Callable[[], float]) -> None:  # fmt: skip
+                 clock: Callable[[], float], log_device: Device | None = None) -> None:  # fmt: skip
         self.device = device
         self.superblock = superblock
         self.geometry: Geometry = superblock.geometry
@@ -83,6 +84,7 @@ class Volume:
             self.core, self.files, superblock.root("snapshot_table"), fsinfo["next_snapshot_id"] if fsinfo else 1
         )
         self.background = Reclaim(self)
+        self.nvlog = VolumeLog(self, log_device)
         self._relieving = False
         if fsinfo:
             self._load()
@@ -95,10 +97,12 @@ class Volume:
     # --- making and mounting ---------------------------------------------------------------------------------------
 
     @classmethod
-    def format(cls, device: Device, *, name: str, uuid: uuids.UUID | None = None, now: float | None = None) -> None:
-        """Make an empty volume over the whole device.  Raises InvalidSize, InvalidName."""
+    def format(cls, device: Device, *, name: str, uuid: uuids.UUID | None = None, now: float | None = None,
+               log_bytes: int | None = None) -> None:  # fmt: skip
+        """Make an empty volume over the whole device, with a log region of the usual size, or of `log_bytes` (0: none).
+        Raises InvalidSize, InvalidName."""
         encode_text(name, "volume name")
-        geometry = plan_geometry(device.size_bytes)
+        geometry = plan_geometry(device.size_bytes, log_bytes)
         created = time.time() if now is None else now
         superblock = Superblock(geometry, uuid or uuids.uuid4(), name, created, None, [])
         # Nothing of an earlier volume may look valid at any moment: wipe first, the label last.
@@ -109,15 +113,18 @@ class Volume:
 
     @classmethod
     def mount(cls, device: Device, *, read_only: bool = False, cache_bytes: int = DEFAULT_CACHE_BYTES,
-              clock: Callable[[], float] = time.time) -> Volume:  # fmt: skip
-        """Take up the newest consistency point.
-        Raises NotAVolume, UnsupportedFeature, CorruptVolume, OSError."""
+              clock: Callable[[], float] = time.time, log_device: Device | None = None) -> Volume:  # fmt: skip
+        """Take up the newest consistency point and what the log has since: in the volume's log region, or on a
+        `log_device` of its own.  Raises NotAVolume, UnsupportedFeature, CorruptVolume, OSError."""
         superblock = read_superblock(device, read_only=read_only)
         if not read_only:
             # A killed process may have left this fsinfo in the page cache alone, and what it freed is used again from
             # now on: after a power cut the disk must not know an older one only.
             device.sync()
-        return cls(device, superblock, read_only=read_only, cache_bytes=cache_bytes, clock=clock)
+        volume = cls(device, superblock, read_only=read_only, cache_bytes=cache_bytes, clock=clock,
+                     log_device=log_device)  # fmt: skip
+        volume.nvlog.take_up()
+        return volume
 
     def _make(self) -> None:
         allocator = self.core.allocator
@@ -165,6 +172,7 @@ class Volume:
             self.closed = True
             self.core.read_only = True
             self._cool()
+            self.nvlog.close()
             self.device.close()
 
     # --- state -----------------------------------------------------------------------------------------------------
@@ -246,16 +254,21 @@ class Volume:
             checkpoint.throw(error)
 
     def sync(self) -> None:
-        """`device.sync()`, from any thread, one at a time.  The kernel tells of a failed write-back once: whoever asks
-        after that hears of it here."""
+        """`device.sync()`, from any thread, one at a time; what the log has by then is durable.  The kernel tells of a
+        failed write-back once: whoever asks after that hears of it here."""
         with self._sync_lock:
             if self._sync_error is not None:
                 raise self._sync_error
+            log = self.core.log
+            seq = log.seq if log is not None else 0
             try:
                 self.device.sync()
+                self.nvlog.sync()
             except OSError as error:
                 self._sync_error = error
                 raise
+            if log is not None:
+                log.durable = max(log.durable, seq)
 
     def frozen_roots(self) -> dict[str, int]:
         """What fsinfo says beside the roots, as of the freeze that just happened."""
@@ -268,6 +281,7 @@ class Volume:
             "active_blocks": allocator.active_count,
             "summary_blocks": allocator.summary_count,
             "allocation_hint": allocator.hint,
+            **self.nvlog.frozen(),
         }
 
     def reclaim(self) -> Generator[Step, None, None]:

@@ -66,9 +66,9 @@ class Workshop:
     def __init__(self) -> None:
         self._mounted: list[Volume] = []
 
-    def format(self, size_bytes: int = 16 * MIB, name: str = "vol0") -> Volume:
+    def format(self, size_bytes: int = 16 * MIB, name: str = "vol0", log_bytes: int | None = None) -> Volume:
         device = MemoryDevice(bytearray(size_bytes))
-        Volume.format(device, name=name, now=EPOCH)
+        Volume.format(device, name=name, now=EPOCH, log_bytes=log_bytes)
         return self.mount(device)
 
     def mount(self, device: MemoryDevice) -> Volume:
@@ -83,7 +83,7 @@ class Workshop:
         return self.mount(device)  # type: ignore[arg-type]
 
     def crash(self, volume: Volume) -> Volume:
-        """Mount what the last consistency point left, the rest of the writes in place but unreachable."""
+        """Mount what a killed daemon leaves, every write in place; without a log, the last consistency point."""
         self._mounted.remove(volume)
         return self.mount(MemoryDevice(bytearray(volume.device.image)))  # type: ignore[attr-defined]
 

@@ -81,7 +81,7 @@ SABOTAGE = [
 def test_a_consistency_point_whose_books_do_not_balance_is_not_written(
     workshop: Workshop, sabotage: Callable[[Volume], None]
 ) -> None:
-    volume = workshop.format()
+    volume = workshop.format(log_bytes=0)
     for name in ("a", "b"):
         volume.create_lun(name, MIB).write(0, pattern(1, 4 * BLOCK_BYTES))
     checkpoint(volume)

@@ -42,7 +42,7 @@ def expect_spread(lun: Lun, seed: int) -> None:
 
 
 def test_a_guest_may_change_anything_at_every_step_of_a_consistency_point(workshop: Workshop) -> None:
-    volume = workshop.format(64 * MIB)
+    volume = workshop.format(64 * MIB, log_bytes=0)
     lun = volume.create_lun("a", 600 * MIB)
     spread(lun, 1)
     checkpoint(volume)
@@ -61,7 +61,7 @@ def test_a_guest_may_change_anything_at_every_step_of_a_consistency_point(worksh
 
 
 def test_a_tree_may_grow_and_be_buried_while_it_is_being_written(workshop: Workshop) -> None:
-    volume = workshop.format(64 * MIB)
+    volume = workshop.format(64 * MIB, log_bytes=0)
     for turn in range(10):
         lun = volume.create_lun("a", 255 * MIB)
         spread(lun, turn)
@@ -155,7 +155,7 @@ def test_a_write_error_fails_the_volume_and_leaves_the_last_consistency_point(
     workshop: Workshop, steps_before: int
 ) -> None:
     device = FailingDevice(bytearray(16 * MIB))
-    Volume.format(device, name="v", now=EPOCH)
+    Volume.format(device, name="v", now=EPOCH, log_bytes=0)
     volume = Volume.mount(device)
     lun = volume.create_lun("a", MIB)
     lun.write(0, pattern(1, MIB))
@@ -182,13 +182,14 @@ def test_a_sync_error_thrown_in_fails_the_volume() -> None:
     device = MemoryDevice(bytearray(16 * MIB))
     Volume.format(device, name="v", now=EPOCH)
     volume = Volume.mount(device)
+    before = volume.generation
     volume.create_lun("a", MIB)
     steps = volume.checkpoint()
     while next(steps) is not Step.SYNC:
         pass
     with pytest.raises(VolumeFailed):
         steps.throw(OSError(errno.EIO, "injected"))
-    assert volume.generation == 1
+    assert volume.generation == before
     volume.close()
     assert problems(device) == []
 
@@ -250,10 +251,10 @@ def test_one_damaged_copy_of_the_newest_fsinfo_is_reported_and_survived(
 
 
 def test_both_copies_damaged_fall_back_to_the_consistency_point_before(workshop: Workshop, image: MemoryDevice) -> None:
-    generation = Volume.mount(image).generation
+    generation = Volume.mount(image, read_only=True).generation
     damage(image, *newest(image))
+    assert Volume.mount(image, read_only=True).generation == generation - 1
     volume = workshop.mount(image)
-    assert volume.generation == generation - 1
     assert any("fsinfo damaged" in line for line in volume.mount_report)
     for _ in range(8):
         checkpoint(volume)
@@ -294,7 +295,7 @@ def test_a_cut_off_device_is_refused(image: MemoryDevice) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "read_only", "refused"),
     [
-        ("incompat", 1, False, True), ("incompat", 1 << 40, True, True), ("ro_compat", 1, False, True),
+        ("incompat", 2, False, True), ("incompat", 1 << 40, True, True), ("ro_compat", 1, False, True),
         ("ro_compat", 1, True, False), ("compat", 1, False, False), ("format_version", 2, True, True),
     ],
 )  # fmt: skip
@@ -361,7 +362,7 @@ def test_a_sparse_volume_of_a_tebibyte_is_made_and_mounted(tmp_path: Path) -> No
     volume = Volume.mount(FileDevice.open(path))
     assert read(volume.lun("a"), 1 << 39, 4096) == pattern(1, 4096)
     volume.close()
-    assert path.stat().st_blocks * 512 < 64 * MIB
+    assert path.stat().st_blocks * 512 < 96 * MIB, "the log region, and little else"
 
 
 def test_a_volume_is_locked_against_a_second_opener(tmp_path: Path) -> None:
@@ -406,7 +407,7 @@ def test_a_device_writes_many_buffers_and_reads_them_back(tmp_path: Path) -> Non
 
 def test_burying_what_is_being_written_takes_no_room(workshop: Workshop) -> None:
     """Each buried level-1 buffer that was frozen once took a block: on a full volume, those of the next freeze."""
-    volume = workshop.format(16 * MIB)
+    volume = workshop.format(16 * MIB, log_bytes=0)
     lun = volume.create_lun("a", 256 * MIB)
     for index in range(250):
         lun.write(index * MIB, pattern(index, BLOCK_BYTES))

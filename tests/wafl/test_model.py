@@ -31,6 +31,8 @@ LUN_NAMES = ["a", "b", "c/d", "e"]
 SNAPSHOT_NAMES = ["s1", "s2", "s3", "s4"]
 # Both sides of a block, of a level-1 buffer and of a level-2 buffer.
 SIZES = [SECTOR, BLOCK, BLOCK + SECTOR, MIB - SECTOR, MIB, MIB + BLOCK, 2 * MIB + SECTOR, 256 * MIB, 257 * MIB + SECTOR]
+LOG_BYTES = [0, 32 << 10, 128 << 10]
+"""No log; one that is full all the time; one that takes some consistency points' worth."""
 CHAIN_LIMIT_OF_TEST = 4
 SMALL_CACHE_BYTES = 1
 """The least there is: 64 buffers, so that they are evicted all the time."""
@@ -47,16 +49,22 @@ class VolumeMachine(RuleBasedStateMachine):
     volume: Volume
     device: MemoryDevice
 
-    @initialize(size=sizes, places=st.lists(st.tuples(fractions, lengths), max_size=6), clones=st.integers(0, 2))
-    def format(self, size: int, places: list[tuple[float, int]], clones: int) -> None:
+    @initialize(
+        size=sizes, places=st.lists(st.tuples(fractions, lengths), max_size=6), clones=st.integers(0, 2),
+        log_bytes=st.sampled_from(LOG_BYTES),
+    )  # fmt: skip
+    def format(self, size: int, places: list[tuple[float, int]], clones: int, log_bytes: int) -> None:
         """A volume that has a past already: most of what can go wrong needs a snapshot and a LUN that stands on it."""
         self.device = MemoryDevice(bytearray(VOLUME_BYTES))
-        Volume.format(self.device, name="model", now=EPOCH)
+        Volume.format(self.device, name="model", now=EPOCH, log_bytes=log_bytes)
+        self.logged = log_bytes > 0
         self.mount()
         self.model = ModelVolume()
         self.durable, self.durable_generation = self.model.copy(), self.volume.generation
         self.seed = 0
         self.lingering: list[tuple[int, int, str]] = []
+        self.detached: list[tuple[int, ModelLun, int]] = []
+        """(consistency point that makes it durable, LUN, its backing before)"""
         if not clones:
             return
         self.create("a", size)
@@ -373,7 +381,9 @@ class VolumeMachine(RuleBasedStateMachine):
         if lun.fills_durable and not self.misses_something(lun):
             backing = lun.backing
             assert backing is not None
+            assert model.backing is not None
             lun.detach()
+            self.detached.append((self.volume.core.generation, model, model.backing))
             model.backing = None
             self.lingering.append((self.volume.generation + 1, backing.snapshot_id, name))
             assert self.volume.lun(name).backing is None
@@ -486,12 +496,22 @@ class VolumeMachine(RuleBasedStateMachine):
 
     @rule()
     def crash(self) -> None:
-        """The last consistency point is back, whatever was written since."""
-        if self.volume.generation != self.durable_generation:
+        """The daemon is killed: with a log all is there but detaches that were on their way; without one the last
+        consistency point is back, whatever was written since."""
+        if not self.logged and self.volume.generation != self.durable_generation:
             self.checkpoint()
+        durable = self.volume.generation
         self.device = MemoryDevice(bytearray(self.device.image))
         self.mount()
-        self.model = self.durable.copy()
+        if not self.logged:
+            self.model = self.durable.copy()
+        else:
+            for generation, lun, backing in self.detached:
+                if generation > durable:
+                    lun.backing = backing
+            self.durable, self.durable_generation = self.model.copy(), self.volume.generation
+            self.compare_durable()
+        self.detached.clear()
         self.lingering.clear()
         self.compare_live()
 

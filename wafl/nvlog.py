@@ -1,0 +1,121 @@
+"""The log of what guests were told and no consistency point has yet (nvlog).
+
+Two promises hang on it: a crash of the daemon loses nothing acknowledged, because a record is in shared memory of the
+log before the caller goes on; and a power cut loses nothing flushed, because one sync makes records and data durable
+together.  docs/format.md, "The log", has the layout; wafl.replay reads it.
+
+Rules:
+
+- A record is appended after the change that it tells of, data written and pointers changed, by whoever made the change.
+- Fills and detaches are never logged (spec: no NVLOG protection); what is neither logged nor a fill (a restore, growth
+  of the volume) makes a consistency point before anything else can happen.
+- Each freeze goes on in the other half.  If a half is full before that, `overflow` makes a consistency point on the
+  spot, and what was to be logged needs no record any more.
+- A block that a record names is not reused before the consistency point that makes the record obsolete: it is freed in
+  the record's own generation at the earliest (wafl.allocator).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Protocol
+
+from crc32c import crc32c
+
+from wafl.format import LOG_HEADER, LOG_PUNCH, LOG_SNAPSHOT, LOG_VTOC, LOG_WRITE, EntryState, LogKind
+
+HEADER_BYTES = LOG_HEADER.size
+MAX_RECORD_BYTES = 2048
+"""The largest is a write of a whole level-1 range or a vtoc entry, little over 1 KiB."""
+CHECKPOINT_BYTES = 8 << 20
+"""A consistency point is due when this much is in the log: it bounds what a mount has to replay."""
+
+_U32 = struct.Struct("<I")
+_ONE_BYTES = HEADER_BYTES + LOG_WRITE.size + 8
+_ONE = struct.Struct("<" + LOG_HEADER.layout.format[2:] + LOG_WRITE.layout.format[1:] + "II")
+"""A write of one block, without the checksum that goes before it."""
+
+
+class LogMemory(Protocol):
+    """What a log writes into: memory shared with the file, or something that behaves like it."""
+
+    def __setitem__(self, where: slice, data: bytes, /) -> None: ...
+
+
+def seed_of(uuid: bytes, epoch: int) -> int:
+    """What the records' checksums begin with: no other volume's record fits, and none from before the mount."""
+    return crc32c(uuid + struct.pack("<Q", epoch))
+
+
+class Log:
+    """The two halves and the place of the next record.  One thread appends."""
+
+    def __init__(self, memory: LogMemory, size_bytes: int, seed: int, seq: int, generation: int,
+                 overflow: Callable[[], None]) -> None:  # fmt: skip
+        self.memory = memory
+        self.half_bytes = half_size(size_bytes)
+        self.seq = seq
+        """Of the last record."""
+        self.durable = seq
+        """All records up to this one would survive a power cut."""
+        self.checkpoint_bytes = min(CHECKPOINT_BYTES, self.half_bytes // 2)
+        self._seed = seed
+        self._overflow = overflow
+        self.switch(generation)
+
+    def switch(self, generation: int) -> None:
+        """The freeze: records of `generation` go into the other half."""
+        self._start = self.at = (generation & 1) * self.half_bytes
+        self._limit = self.at + self.half_bytes
+
+    @property
+    def fill_bytes(self) -> int:
+        """In the current half."""
+        return self.at - self._start
+
+    # --- records ---------------------------------------------------------------------------------------------------
+
+    def write_one(self, slot: int, fbn: int, vbn: int, crc: int) -> None:
+        """One block of the LUN in vtoc slot `slot` was written."""
+        at = self.at
+        end = at + _ONE_BYTES
+        if end > self._limit:
+            self._overflow()
+            return
+        seq = self.seq + 1
+        record = _ONE.pack(_ONE_BYTES, 1, seq, self.durable, slot, 1, fbn, vbn, crc, 0)
+        self.memory[at:end] = _U32.pack(crc32c(record, self._seed)) + record
+        self.at = end
+        self.seq = seq  # last: who syncs in another thread must not count a record that is not there yet
+
+    def write(self, slot: int, fbn: int, vbn: int, crcs: list[int]) -> None:
+        """Neighbours within one level-1 range were written to neighbours on the volume."""
+        body = LOG_WRITE.layout.pack(slot, len(crcs), fbn, vbn) + struct.pack(f"<{len(crcs)}I", *crcs)
+        self._append(LogKind.WRITE, body)
+
+    def punch(self, slot: int, first: int, last: int, *, cut: bool) -> None:
+        self._append(LogKind.PUNCH, LOG_PUNCH.layout.pack(slot, cut, first, last))
+
+    def vtoc(self, slot: int, entry: bytes) -> None:
+        self._append(LogKind.VTOC, LOG_VTOC.layout.pack(slot, 0) + entry)
+
+    def snapshot(self, number: int, state: EntryState, name: str) -> None:
+        self._append(LogKind.SNAPSHOT, LOG_SNAPSHOT.pack(id=number, state=int(state), name=name.encode()))
+
+    def _append(self, kind: LogKind, body: bytes) -> None:
+        body += bytes(-len(body) % 8)
+        end = self.at + HEADER_BYTES + len(body)
+        if end > self._limit:
+            self._overflow()
+            return
+        seq = self.seq + 1
+        record = LOG_HEADER.layout.pack(0, HEADER_BYTES + len(body), kind, seq, self.durable)[4:] + body
+        self.memory[self.at : end] = _U32.pack(crc32c(record, self._seed)) + record
+        self.at = end
+        self.seq = seq
+
+
+def half_size(size_bytes: int) -> int:
+    """Bytes of each half of a log of `size_bytes`."""
+    return size_bytes // 2 & ~4095

@@ -1,0 +1,174 @@
+"""Where a volume's log lies, taking it up at a mount, and opening it for this mount's records.
+
+A log lies in the volume's own region, or on a separate file or device, whose block 0 is a label that says whose it is.
+fsinfo says which of the two the records behind it are on (`log_place`), and from when they are (`log_epoch`).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from wafl.device import Device, FileDevice
+from wafl.errors import LogMismatch
+from wafl.format import (
+    BLOCK_BYTES,
+    BLOCK_SHIFT,
+    LOG_LABEL,
+    LOG_MAGIC,
+    MAX_LOG_BYTES,
+    MIN_LOG_BYTES,
+    FsinfoFlag,
+    Incompat,
+    LogPlace,
+    seal,
+    unseal,
+)
+from wafl.labels import add_feature, read_block_at
+from wafl.nvlog import Log, seed_of
+from wafl.replay import LogContents, apply, read_log
+
+if TYPE_CHECKING:
+    from wafl.volume import Volume
+
+
+class VolumeLog:
+    """The log of one volume."""
+
+    def __init__(self, volume: Volume, separate: Device | None) -> None:
+        self._volume = volume
+        self._separate = separate
+        fsinfo = volume.superblock.fsinfo
+        self._epoch: int = fsinfo["log_epoch"] if fsinfo else 0
+        self._seq: int = fsinfo["log_seq"] if fsinfo else 0
+        """While no log is open."""
+        self._place = LogPlace.NONE
+        self.replayed = 0
+        """Records that this mount has found and made part of the volume."""
+
+    @property
+    def place(self) -> LogPlace:
+        return self._place
+
+    def frozen(self) -> dict[str, int]:
+        """What fsinfo says of the log, as of the freeze that just happened."""
+        log = self._volume.core.log
+        return {
+            "log_epoch": self._epoch,
+            "log_seq": log.seq if log is not None else self._seq,
+            "log_place": int(self._place),
+        }
+
+    def sync(self) -> None:
+        """The separate device's part of a sync."""
+        if self._separate is not None:
+            self._separate.sync()
+
+    def close(self) -> None:
+        self._volume.core.log = None
+        if self._separate is not None:
+            self._separate.close()
+
+    # --- mounting --------------------------------------------------------------------------------------------------
+
+    def take_up(self) -> None:
+        """Replay; then, unless the volume is only read, make the result durable and open the log for what comes.
+        Raises LogMismatch, DamagedRecord, CorruptVolume, VolumeFailed, OSError."""
+        volume = self._volume
+        contents = self._contents()
+        apply(volume, contents)
+        self.replayed = len(contents.records)
+        if self.replayed or contents.ended_by:
+            ended = f"; it ends there: {contents.ended_by}" if contents.ended_by else ""
+            volume.superblock.report.append(f"{self.replayed} log records replayed{ended}")
+        if not volume.read_only:
+            self._open(contents.last_seq or self._seq)
+
+    def _contents(self) -> LogContents:
+        volume, fsinfo = self._volume, self._volume.superblock.fsinfo
+        assert fsinfo is not None
+        place = fsinfo["log_place"]
+        if place == LogPlace.SEPARATE:
+            if self._separate is None:
+                if fsinfo["flags"] & FsinfoFlag.CLEAN:
+                    return LogContents()
+                raise LogMismatch("the volume's log is on a device of its own: name it (--nvlog)")
+            check_log_label(self._separate, volume.uuid_bytes, volume.name)
+            device, base, size = self._separate, BLOCK_BYTES, self._separate.size_bytes - BLOCK_BYTES
+        elif place == LogPlace.REGION:
+            device, (base, size) = volume.device, self._region()
+        else:
+            return LogContents()
+
+        def read(offset: int, length: int) -> memoryview:
+            data = bytearray(length)
+            device.pread(base + offset, data)
+            return memoryview(data)
+
+        return read_log(
+            read, min(size, MAX_LOG_BYTES), seed=seed_of(volume.uuid_bytes, self._epoch), seq=self._seq,
+            generation=volume.core.generation, device=volume.device,
+        )  # fmt: skip
+
+    def _region(self) -> tuple[int, int]:
+        geometry = self._volume.geometry
+        return geometry.nvlog_start << BLOCK_SHIFT, geometry.nvlog_blocks << BLOCK_SHIFT
+
+    def _open(self, seq: int) -> None:
+        """A consistency point with a new epoch makes every older record invalid, then new ones may be written."""
+        volume = self._volume
+        base, size = self._region()
+        device = volume.device
+        if self._separate is not None:
+            write_log_label(self._separate, volume.uuid_bytes, volume.name)
+            device, base, size = self._separate, BLOCK_BYTES, self._separate.size_bytes - BLOCK_BYTES
+            self._place = LogPlace.SEPARATE
+        elif size:
+            self._place = LogPlace.REGION
+        else:
+            return
+        memory = device.map_log(base, min(size, MAX_LOG_BYTES))
+        add_feature(volume.device, volume.geometry, Incompat.LOG_RECORDS)
+        self._epoch, self._seq = volume.core.generation, seq
+        volume.commit_now()
+        volume.core.log = Log(
+            memory, min(size, MAX_LOG_BYTES), seed_of(volume.uuid_bytes, self._epoch), seq, volume.core.generation,
+            volume.commit_now,
+        )  # fmt: skip
+
+
+def open_log_device(path: str | os.PathLike[str], *, read_only: bool = False) -> FileDevice:
+    """A separate log: a file or block device that is there already.  Raises LogMismatch, VolumeLocked, OSError."""
+    device = FileDevice.open(path, read_only=read_only)
+    if device.size_bytes < BLOCK_BYTES + MIN_LOG_BYTES:
+        device.close()
+        raise LogMismatch(f"{os.fspath(path)} is too small for a log: it needs {BLOCK_BYTES + MIN_LOG_BYTES} bytes")
+    return device
+
+
+def check_log_label(device: Device, uuid: bytes, name: str) -> None:
+    """Whether a separate log belongs to the volume.  Raises LogMismatch."""
+    block = read_block_at(device, 0)
+    label = unseal(LOG_LABEL, LOG_MAGIC, block) if block else None
+    if label is None:
+        raise LogMismatch(f"the log device has no label: it is not the log of {name}, or its first block is damaged")
+    if label["uuid"] != uuid:
+        raise LogMismatch(f"the log device belongs to another volume, not to {name}")
+    if label["size_bytes"] != device.size_bytes:
+        was = label["size_bytes"]
+        raise LogMismatch(f"the log device has {device.size_bytes} bytes; as the log of {name} it had {was}")
+
+
+def write_log_label(device: Device, uuid: bytes, name: str) -> None:
+    """Make the device this volume's log, unless it is another's or holds anything else.  Raises LogMismatch."""
+    block = read_block_at(device, 0)
+    if block is None:
+        raise LogMismatch("the first block of the log device cannot be read")
+    if unseal(LOG_LABEL, LOG_MAGIC, block) is not None:
+        check_log_label(device, uuid, name)
+        return
+    if any(block):
+        raise LogMismatch("the log device holds something that is no log: clear its first 4096 bytes if that may go")
+    label = seal(LOG_LABEL, magic=LOG_MAGIC, uuid=uuid, size_bytes=device.size_bytes)
+    device.pwrite(0, (label,))
+    device.sync()
