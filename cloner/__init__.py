@@ -8,6 +8,7 @@
     manager.set_limit(service, "lun1", None)      # while it runs
     await manager.wait(service, "lun1")           # CloneStatus once the job has ended
     await manager.stop(service, "lun1")           # returns when the worker is quiet and the stop is durable
+    await manager.halt(service, "lun1")           # quiet for a moment, the request stays as it is; then start again
     await manager.forget(service)                 # before the volume goes offline: quiet, requests stay as they are
     await manager.close()                         # the same for all volumes
 

@@ -80,6 +80,16 @@ class CloneManager:
         await service.commit()
         return self.status(service, lun_name)
 
+    async def halt(self, service: VolumeService, lun_name: str) -> CloneStatus | None:
+        """Make the LUN's job quiet and leave the request as it is, for what changes the LUN underneath.  What it was
+        doing, or None if it had ended or there was none.  Raises NoSuchLun."""
+        job = self._jobs.get(_key(service.volume.lun(lun_name)))
+        if job is None or not job.active:
+            return None
+        status = job.status()
+        await job.stop()
+        return status
+
     def set_limit(self, service: VolumeService, lun_name: str, limit_bytes_s: int | None) -> None:
         """Raises NoSuchLun, NotCloning."""
         self._active_job(service, lun_name).set_limit(limit_bytes_s)

@@ -13,7 +13,8 @@ The API that management uses:
     device.nexuses                                         the open ones: .initiator .isid .target_port .itls
     lu.capacity_changed()                                  the store's size_bytes is another one (2A/09)
     lu.state_changed()                                     the store's online or read_only changed
-    lu.replace_store(store)                                other contents or identity behind the same LUN
+    lu.contents_changed(resized=…)                         the LUN was restored (28/00, and 2A/09 if resized)
+    lu.replace_store(store)                                another store behind the same LUN
     lu.threshold_reached()                                 thin provisioning soft threshold (38/07)
     lu.counters                                            .reads .writes .read_bytes .write_bytes
     lu.reservations                                        .keys .type .holder .unit_holder, to show

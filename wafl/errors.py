@@ -111,6 +111,11 @@ class ChainTooDeep(WaflError):
 
     name = "chain-too-deep"
 
+    def __init__(self, lun: str, limit: int) -> None:
+        super().__init__(
+            f"{lun} would stand on more than {limit} snapshots: clone its parent to the end, and take a snapshot then"
+        )
+
 
 class LimitReached(WaflError):
     """A named limit of the format (snapshots, LUNs, generations) is reached."""

@@ -124,7 +124,7 @@ def _moves(volume: Volume, snapshot_name: str, lun_name: str | None) -> _Moves:
             )
     for source in [*(source for _, source in moves.restored), *moves.returned]:
         if 1 + table.depth(backing_from(source.fields)) > MAX_CHAIN_DEPTH:
-            raise ChainTooDeep(f"{source.name} would stand on more than {MAX_CHAIN_DEPTH} snapshots")
+            raise ChainTooDeep(source.name, MAX_CHAIN_DEPTH)
     return moves
 
 

@@ -350,7 +350,7 @@ class Volume:
         if backing is not None:
             found, parent, missing = self.snapshots_table.backing_for(*backing)
             if self.snapshots_table.depth(found) > MAX_CHAIN_DEPTH:
-                raise ChainTooDeep(f"{name} would stand on more than {MAX_CHAIN_DEPTH} snapshots")
+                raise ChainTooDeep(name, MAX_CHAIN_DEPTH)
             parent_bytes = parent.size_bytes
             size_bytes = parent_bytes if size_bytes is None else size_bytes
             block_bytes = block_bytes or parent.block_bytes

@@ -6,7 +6,7 @@ import click
 
 from target.cli.client import segment
 from target.cli.output import number, text, when, yes
-from target.cli.root import Context, command, main
+from target.cli.root import PATH, Context, command, main
 from target.cli.sizes import format_size
 
 COLUMNS = (
@@ -61,6 +61,29 @@ def delete(ctx: Context, volume: str, name: str) -> None:
 def rename(ctx: Context, volume: str, old: str, new: str) -> None:
     """Rename a snapshot; LUNs backed by it follow."""
     ctx.out.done(ctx.client.patch(_url(volume, old), {"name": new}), f"snapshot {old} is now {new}")
+
+
+@command(snap, "restore")
+@click.option("-f", "--force", is_flag=True, help="Though hosts see it; though younger LUNs are destroyed.")
+@click.option("-s", "--snapshot", metavar="SNAP", help="Put one LUN back: -s SNAP PATH.")
+@click.argument("target", metavar="PATH|VOLUME")
+@click.argument("of_volume", metavar="[SNAP]", required=False)
+def restore(ctx: Context, force: bool, snapshot: str | None, target: str, of_volume: str | None) -> None:
+    """Put a LUN (-s SNAP PATH), or all of a volume (VOLUME SNAP), back to what a snapshot has.
+
+    It is done at once; a clone then copies in the background and lets the snapshot go."""
+    if (snapshot is None) == (of_volume is None):
+        raise click.UsageError("write '-s SNAP PATH' for one LUN, or 'VOLUME SNAP' for the whole volume")
+    if snapshot is not None:
+        path = PATH.convert(target, None, None)
+        found = ctx.client.post(f"{_url(path.split('/')[2], snapshot)}/restore", {"path": path, "force": force})
+        ctx.out.done(found, f"{path} is as in snapshot {snapshot}; its clone follows: 'lun clone status -f {path}'")
+        return
+    found = ctx.client.post(f"{_url(target, of_volume)}/restore", {"force": force})
+    counts = ", ".join(f"{len(found[key])} {key}" for key in ("restored", "returned", "destroyed"))
+    ctx.out.done(found, f"volume {target} is as in snapshot {of_volume}: {counts}")
+    if found["unmapped"]:
+        ctx.out.note(f"not mapped to any igroup: {', '.join(found['unmapped'])}")
 
 
 @command(snap, "usage")

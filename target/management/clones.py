@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from typing import Any
 
 from cloner import CloneError, CloneEvent, CloneStatus
@@ -17,6 +18,8 @@ from target.management.events import EventLog, Severity
 from target.management.operations import Operation, OperationState
 from target.management.refusal import Refused
 from wafl import Lun, WaflError
+
+log = logging.getLogger("lund.clone")
 
 PROGRESS_S = 0.5
 """How often an operation takes over the job's progress."""
@@ -78,14 +81,17 @@ class Clones:
 
     async def start(self, text: str, limit_bytes_s: int | None) -> models.CloneStatus:
         async with self.core.changing:
-            unit, lun, path = self.core.find(text)
-            try:
-                self.core.clones.start(unit.service, lun.name, limit_bytes_s)
-            except CloneError as error:
-                raise Refused(error.name, str(error)) from None
-            self._follow(unit, lun, str(path))
+            unit, lun, _path = self.core.find(text)
+            self.launch(unit, lun, limit_bytes_s)
             await unit.service.commit()
         return self.get(text)
+
+    def launch(self, unit: Unit, lun: Lun, limit_bytes_s: int | None = None) -> None:
+        try:
+            self.core.clones.start(unit.service, lun.name, limit_bytes_s)
+        except CloneError as error:
+            raise Refused(error.name, str(error)) from None
+        self._follow(unit, lun, f"/vol/{unit.name}/{lun.name}")
 
     def follow_restarted(self, unit: Unit, names: list[str]) -> None:
         """After a mount: the jobs that were wanted get their operations."""
@@ -110,9 +116,15 @@ class Clones:
     # -- operations --------------------------------------------------------------------------------------
 
     def _follow(self, unit: Unit, lun: Lun, path: str) -> None:
-        self._operations[str(lun.uuid)] = self.core.operations.start(
-            "lun.clone", path, lambda operation: self._work(unit, lun, operation)
-        )
+        uuid = str(lun.uuid)
+        try:
+            self._operations[uuid] = self.core.operations.start(
+                "lun.clone", path, lambda operation: self._work(unit, lun, operation)
+            )
+        except Refused as refused:
+            # Too many at a time: the job needs none.
+            self._operations.pop(uuid, None)
+            log.info("the clone of %s has no operation: %s", path, refused.message)
 
     async def _work(self, unit: Unit, lun: Lun, operation: Operation) -> dict[str, Any]:
         progress = asyncio.create_task(self._progress(unit, lun, operation))

@@ -190,6 +190,20 @@ class SnapshotPatch(Request):
     name: Name
 
 
+class SnapshotRestore(Request):
+    path: Path | None = Field(default=None, description="One LUN, found in the snapshot by its UUID; else the volume")
+    force: bool = Field(default=False, description="Though hosts see the LUNs, and though younger LUNs are destroyed")
+
+
+class Restored(BaseModel):
+    volume: str
+    snapshot: str
+    restored: list[str] = Field(description="LUNs that were there and have their old contents and size again")
+    returned: list[str] = Field(description="LUNs that had been destroyed and are back, with their identity")
+    destroyed: list[str] = Field(description="LUNs that are younger than the snapshot")
+    unmapped: list[str] = Field(description="Of those that are back: no igroup has a map of them")
+
+
 # -- igroups and maps --------------------------------------------------------------------------------------
 
 

@@ -75,3 +75,10 @@ async def rename(request: Request, volume: str, snapshot: str, wanted: models.Sn
 async def delete(request: Request, volume: str, snapshot: str) -> None:
     """Refused with `snapshot-busy` and all holders while something depends on it."""
     await services_of(request).snapshots.delete(volume, snapshot)
+
+
+@router.post("/{volume}/snapshots/{snapshot}/restore", tags=["snapshots"])
+async def restore(request: Request, volume: str, snapshot: str, wanted: models.SnapshotRestore) -> models.Restored:
+    """Put one LUN, or the whole volume, back to what the snapshot has.  At once, whatever the size; a clone then
+    copies in the background and lets the snapshot go.  Refused while hosts see the LUNs, unless `force`."""
+    return await services_of(request).restores.restore(volume, snapshot, wanted)

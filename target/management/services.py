@@ -11,6 +11,7 @@ from target.management.core import Core
 from target.management.data import Data
 from target.management.iscsi import Iscsi
 from target.management.luns import Luns
+from target.management.restore import Restores
 from target.management.security import Security
 from target.management.snapshots import Snapshots
 from target.management.volumes import Volumes
@@ -24,6 +25,7 @@ class Services:
         self.volumes = Volumes(core, self.clones)
         self.luns = Luns(core, self.clones)
         self.snapshots = Snapshots(core)
+        self.restores = Restores(core, self.clones)
         self.igroups = Igroups(core)
         self.maps = Maps(core)
         self.security = Security(core)

@@ -167,6 +167,12 @@ def tell_capacity(core: Core, unit: Unit, lun: Lun) -> None:
         logical_unit.capacity_changed()
 
 
+def tell_contents(core: Core, unit: Unit, lun: Lun, *, resized: bool) -> None:
+    """28/00, and 2A/09 if the size is another one."""
+    if (logical_unit := _logical_unit(core, unit, lun)) is not None:
+        logical_unit.contents_changed(resized=resized)
+
+
 def tell_identity(core: Core, unit: Unit, lun: Lun) -> None:
     """3F/03: what INQUIRY and its VPD pages say."""
     if (logical_unit := _logical_unit(core, unit, lun)) is not None:

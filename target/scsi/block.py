@@ -53,17 +53,24 @@ def bytchk(fields: Fields) -> int:
 # --- reading and writing ----------------------------------------------------------------------------------------------
 
 
+CONTENTS_REPLACED = CheckCondition(SenseKey.ABORTED_COMMAND, Asc.COMMANDS_CLEARED_BY_DEVICE_SERVER)
+"""Hosts send such a read again."""
+
+
 class ExtentReader:
     """Data-In of a READ, filled piece by piece into the transport's buffer."""
 
-    __slots__ = ("base", "lu")
+    __slots__ = ("base", "contents", "lu")
 
     def __init__(self, lu: LogicalUnit, base: int) -> None:
         self.lu = lu
         self.base = base
+        self.contents = lu.contents
 
     def __call__(self, offset: int, view: memoryview) -> None:
         lu = self.lu
+        if lu.contents != self.contents:
+            raise ReaderFailed(lu.failed(CONTENTS_REPLACED))
         mask = lu.block_bytes - 1
         try:
             if offset & mask or len(view) & mask:

@@ -35,6 +35,8 @@ class LogicalUnit:
         self.reservations = reservations or Reservations()
         self.itls: list[ITLNexus] = []
         self.counters = Counters()
+        self.contents = 0
+        """Changes when the medium holds something else than before."""
 
     @property
     def block_bytes(self) -> int:
@@ -67,8 +69,16 @@ class LogicalUnit:
         for itl in self.itls:
             itl.changed()
 
+    def contents_changed(self, *, resized: bool) -> None:
+        """The LUN went back to a snapshot: what hosts have cached of it may be wrong (28/00), and its size (2A/09).
+        Reads that are half sent end; they must not mix what was with what is."""
+        self.contents += 1
+        self.establish(Asc.NOT_READY_TO_READY_CHANGE_MEDIUM_MAY_HAVE_CHANGED)
+        if resized:
+            self.establish(Asc.CAPACITY_DATA_HAS_CHANGED)
+
     def replace_store(self, store: BlockStore) -> None:
-        """Other contents behind the same logical unit (a LUN restored from a snapshot)."""
+        """Another store behind the same logical unit: the volume was offline."""
         resized = store.size_bytes != self.store.size_bytes
         renamed = (store.serial, store.naa) != (self.store.serial, self.store.naa)
         self.store = store

@@ -277,6 +277,27 @@ def test_forget_leaves_requests_for_the_next_mount(workshop: Workshop) -> None:
     asyncio.run(main())
 
 
+def test_a_halted_job_is_quiet_keeps_its_request_and_goes_on_when_started_again(workshop: Workshop) -> None:
+    async def main() -> None:
+        async with daemon(make_family(workshop)) as d:
+            assert await d.manager.halt(d.service, "clone") is None
+            d.manager.start(d.service, "clone", limit_bytes_s=BLOCK_BYTES)
+            while d.manager.status(d.service, "clone").copied_blocks < 3:
+                await asyncio.sleep(0)
+            halted = await d.manager.halt(d.service, "clone")
+            assert halted is not None
+            assert (halted.state, halted.limit_bytes_s) == (JobState.RUNNING, BLOCK_BYTES)
+            assert d.manager.status(d.service, "clone").state is JobState.STOPPED
+            assert d.family.clone.clone_requested
+            assert await d.manager.halt(d.service, "clone") is None
+            await d.run(["clone"])
+            assert d.family.reads_right()
+            with pytest.raises(NoSuchLun):
+                await d.manager.halt(d.service, "none")
+
+    asyncio.run(main())
+
+
 def test_a_damaged_block_fails_the_job_and_keeps_the_backing(workshop: Workshop) -> None:
     async def main() -> None:
         family = make_family(workshop)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from target.iscsi.ports import DataInFailed
 from target.iscsi.ports import Nexus as NexusPort
 from target.nexus import LogicalUnit, Nexus, TargetDevice, lun_field
 from tests.support.memory_store import MemoryStore
@@ -204,6 +205,29 @@ def test_after_a_resize_the_fast_path_knows_the_new_end() -> None:
     lu.capacity_changed()
     host.ready()
     assert fast_read(host, read_16(16, 8), 4096) == bytes(4096)
+
+
+@pytest.mark.parametrize(("resized", "told"), [(False, [0x2800]), (True, [0x2800, 0x2A09])])
+def test_restored_contents_are_told_to_every_host_before_they_are_read(resized: bool, told: list[int]) -> None:
+    one, two, lu, _ = two_hosts()
+    lu.contents_changed(resized=resized)
+    for host in (one, two):
+        assert fast_read(host, read_16(0, 1), 512) is None
+        assert [key_asc(host.send(read_16(0, 1))) for _ in told] == [(UNIT_ATTENTION, code) for code in told]
+        assert fast_read(host, read_16(0, 1), 512) == bytes(512)
+
+
+def test_a_read_that_is_half_sent_does_not_mix_old_and_restored_contents() -> None:
+    host, lu, _ = one_host()
+    before = host.send(read_16(0, 64))
+    assert before.reader is not None
+    before.reader(0, memoryview(bytearray(4096)))
+    lu.contents_changed(resized=False)
+    with pytest.raises(DataInFailed) as failed:
+        before.reader(4096, memoryview(bytearray(4096)))
+    assert key_asc(failed.value.response) == (0xB, 0x2F02)
+    host.ready()
+    assert host.read(0, 64) == bytes(64 * 512)
 
 
 def test_a_replaced_store_is_read_at_once() -> None:

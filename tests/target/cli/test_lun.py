@@ -69,6 +69,23 @@ def test_the_later_words_for_a_clone_do_the_same(lun: Lun) -> None:
     assert lun.json("clone", "split", "status", "-f", lun.path("copy"))["state"] == "completed"
 
 
+def test_a_lun_and_a_volume_go_back_to_a_snapshot(lun: Lun, tmp_path: Path) -> None:
+    a, young, image, found = lun.path("a"), lun.path("young"), tmp_path / "image", tmp_path / "found"
+    image.write_bytes(b"old!" * 65536)
+    lun("import", str(image), a)
+    lun("snap", "create", lun.volume, "monday")
+    image.write_bytes(b"new!" * 65536)
+    lun("import", str(image), a)
+    assert lun.json("snap", "restore", "-s", "monday", a)["restored"] == [a]
+    lun("export", a, str(found))
+    assert found.read_bytes() == b"old!" * 65536
+    lun("create", "-s", "1m", young)
+    assert young in lun.refused("snap", "restore", lun.volume, "monday")
+    assert lun.json("snap", "restore", "-f", lun.volume, "monday")["destroyed"] == [young]
+    lun("clone", "status", "-f", a)
+    lun("snap", "delete", lun.volume, "monday")
+
+
 def test_maps_and_igroups(lun: Lun) -> None:
     igroup = f"g-{lun.volume}"
     lun("create", "-s", "1m", lun.path("a"))
@@ -202,6 +219,9 @@ def test_a_lun_comes_out_of_a_snapshot_as_it_was(lun: Lun, tmp_path: Path) -> No
         ["map", "/vol/v/a", "g", "99999"],
         ["iscsi", "security", "add", "-i", HOST],
         ["iscsi", "security", "default", "-s", "none", "-n", "u"],
+        ["snap", "restore", "/vol/v/a"],
+        ["snap", "restore", "-s", "s", "/vol/v/a", "s"],
+        ["snap", "restore", "-s", "s", "v"],
         ["nonsense"],
     ],
     ids=" ".join,
@@ -217,6 +237,8 @@ def test_what_cannot_be_meant_is_a_usage_error(lun: Lun, argv: list[str]) -> Non
         (["create", "-s", "1000", "/vol/{}/a"], "invalid-size"),
         (["create", "-s", "1m", "/vol/nowhere/a"], "no-such-volume"),
         (["snap", "delete", "{}", "never"], "no-such-snapshot"),
+        (["snap", "restore", "{}", "never"], "no-such-snapshot"),
+        (["snap", "restore", "-s", "never", "/vol/{}/a"], "no-such-snapshot"),
         (["clone", "start", "/vol/{}/a"], "no-such-lun"),
         (["map", "/vol/{}/a", "g"], "no-such-lun"),
         (["igroup", "create", "x", "not-an-iqn"], "invalid-name"),
