@@ -55,9 +55,9 @@ class Lund:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.namespace = namespace
-        self._program = program
+        # These two count from the next start on.
+        self.program = program
         self.environment = {**os.environ, **(environment or {})}
-        """Of the daemon, from its next start on."""
         self.directory = directory
         self.socket = directory / "lund.sock"
         self._listen = listen
@@ -69,7 +69,7 @@ class Lund:
     def start(self) -> Lund:
         self.directory.mkdir(parents=True, exist_ok=True)
         listen = [word for address in self._listen for word in ("--listen", address)]
-        argv: list[str | Path] = [*self._program, "--state", self.directory, "--socket", self.socket, *listen]
+        argv: list[str | Path] = [*self.program, "--state", self.directory, "--socket", self.socket, *listen]
         self.process = self.namespace.popen(argv, log=self._log, env=self.environment)
         try:
             wait_until(self._ready, START_LIMIT_S, "lund is ready")
