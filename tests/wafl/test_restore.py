@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 
 import pytest
 
 from tests.support.clones import read_all
-from tests.support.volumes import MIB, Workshop, checkpoint, pattern, reclaim, take_snapshot
+from tests.support.crash_device import CrashDevice, Leftover, MemoryDevice
+from tests.support.volumes import EPOCH, MIB, Workshop, checkpoint, pattern, reclaim, take_snapshot
 from wafl import (
     BLOCK_BYTES,
     ChainTooDeep,
@@ -22,7 +24,8 @@ from wafl import (
     SnapshotBusy,
     Volume,
 )
-from wafl.format import MAX_CHAIN_DEPTH
+from wafl.filesystem import FileSystem
+from wafl.format import MAX_CHAIN_DEPTH, VTOC_ENTRY
 
 IDENTITY = ("name", "uuid", "serial", "naa", "comment", "ostype", "slot", "created_us", "online", "reserved")
 
@@ -369,3 +372,53 @@ def test_more_luns_come_back_than_the_tables_have_room_for(workshop: Workshop) -
     reclaim(volume)
     assert len(volume.restore("many").returned) == 200
     assert {read_all(lun)[:4096] for lun in volume.luns()} == {pattern(number, 4096) for number in range(200)}
+
+
+# -- with a log
+
+
+def crashes_of_a_restore_after_logged_work() -> list[str]:
+    """What a crash in a restore leaves that is neither all of before, with what was logged, nor all of after."""
+    device = CrashDevice(16 * MIB)
+    Volume.format(device, name="crash", now=EPOCH)
+    volume = Volume.mount(device)
+    for name in ("a", "gone"):
+        volume.create_lun(name, MIB).write(0, pattern(1, 8 * BLOCK_BYTES))
+    take_snapshot(volume, "base")
+    volume.destroy_lun("gone")
+    volume.create_lun("young", MIB).write(0, pattern(2, 8 * BLOCK_BYTES))
+    volume.lun("a").write(0, pattern(3, 8 * BLOCK_BYTES))
+    device.sync()
+    before, begun = contents_of(volume), device.journal.position
+    volume.restore("base")
+    after = contents_of(volume)
+    assert before != after
+    points = range(begun, device.journal.position + 1)
+    found = []
+    for state in device.journal.states(points, tuple(Leftover), seed=1):
+        contents = contents_of(Volume.mount(MemoryDevice(state.image)))
+        if contents not in (before, after):
+            found.append(f"{state}: {sorted(contents)}")
+    return found
+
+
+def contents_of(volume: Volume) -> dict[str, bytes]:
+    return {lun.name: read_all(lun) for lun in volume.luns()}
+
+
+def test_a_crash_in_a_restore_leaves_all_of_before_with_what_was_logged_or_all_of_after() -> None:
+    assert crashes_of_a_restore_after_logged_work() == []
+
+
+def test_a_restore_that_logs_its_parts_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FileSystem, "drop_lun", logged(FileSystem.drop_lun))
+    assert crashes_of_a_restore_after_logged_work()
+
+
+def logged(drop_lun: Callable[[FileSystem, Lun], None]) -> Callable[[FileSystem, Lun], None]:
+    def drop_and_log(files: FileSystem, lun: Lun) -> None:
+        drop_lun(files, lun)
+        if files.core.log is not None:
+            files.core.log.vtoc(lun.slot, bytes(VTOC_ENTRY.size))
+
+    return drop_and_log
