@@ -77,7 +77,7 @@ class CloneManager:
             lun.set_clone_requested(False)
         if job is not None:
             await job.stop()
-        await service.commit()
+        await service.durable()
         return self.status(service, lun_name)
 
     async def halt(self, service: VolumeService, lun_name: str) -> CloneStatus | None:

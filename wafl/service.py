@@ -3,10 +3,12 @@ answered in groups, reclaim in the gaps.
 
 Rules:
 
-- Everything but `device.sync()` runs on the event loop's thread; syncs run in one thread of the service's own.
-- A flush needs a consistency point whose freeze comes after it was asked for, because only that one has the data
-  written before it.  If nothing has changed since the last freeze, the one being written will do; if none is being
-  written, the flush is done.
+- Everything but `device.sync()` runs on the event loop's thread; syncs run in one thread of the service's own, one at a
+  time, and whoever waits while one runs shares the next (wafl.syncs).
+- With a log a flush needs a sync that begins after it was asked for.
+- What is not logged (snapshots, fills, detaches), and every flush of a volume without a log, needs a consistency point
+  whose freeze comes after it was asked for.  If nothing has changed since the last freeze, the one being written will
+  do; if none is being written, it is done.
 - A failed consistency point fails everybody who waits, now and later, and is reported once through `on_failure`.
 """
 
@@ -15,11 +17,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from wafl.checkpoint import Checkpoint
 from wafl.errors import VolumeFailed, WaflError
+from wafl.syncs import GroupSync
 from wafl.types import SnapshotInfo, Step
 from wafl.volume import Volume
 
@@ -57,7 +59,7 @@ class VolumeService:
         self._wake = asyncio.Event()
         self._reclaim_wanted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._executor: ThreadPoolExecutor | None = None
+        self._syncs: GroupSync | None = None
         self._checks: set[asyncio.Future[list[Finding]]] = set()
         self._stopping = False
         self._forced = False
@@ -69,7 +71,7 @@ class VolumeService:
 
     def start(self) -> None:
         """Call on the loop that is to drive the volume."""
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"sync-{self.volume.name}")
+        self._syncs = GroupSync(self.volume.sync, f"sync-{self.volume.name}")
         self._last_start = asyncio.get_running_loop().time()
         if self.volume.read_only:
             return
@@ -94,16 +96,40 @@ class VolumeService:
             if isinstance(result, Exception):
                 log.error("volume %s: %s", self.volume.name, result)
         self._fail_all(VolumeFailed("the volume is being closed"))
-        if self._executor is not None:
-            self._executor.shutdown()
-            self._executor = None
+        if self._syncs is not None:
+            await self._syncs.close()
+            self._syncs = None
 
     # --- requests --------------------------------------------------------------------------------------------------
 
     def flush(self, done: FlushDone) -> None:
-        """Call `done` once everything written so far is durable, or with the error; never before returning."""
+        """Call `done` once everything that hosts wrote and administrators changed so far is durable, or with the error;
+        never before returning."""
+        log = self.volume.core.log
+        if log is None or self._syncs is None or self.volume.failure is not None:
+            self._request(done)
+        elif log.durable >= log.seq:
+            asyncio.get_running_loop().call_soon(done, None)
+        else:
+            self._syncs.request(lambda error: self._flushed(done, error))
+
+    def _flushed(self, done: FlushDone, error: BaseException | None) -> None:
+        if error is not None:
+            self._report(error)
+        self._answer([done], None if error is None else VolumeFailed(f"the volume has failed: {error}"))
+
+    async def durable(self) -> None:
+        """As `flush`: for what the log has.  Raises VolumeFailed."""
+        await self._done(self.flush)
+
+    async def commit(self) -> None:
+        """Everything changed so far, logged or not, is durable on return.  Raises VolumeFailed."""
+        await self._done(self._request)
+
+    def _request(self, done: FlushDone) -> None:
+        """Call `done` when a consistency point has everything changed so far."""
         volume = self.volume
-        if volume.failure is not None or self._executor is None:
+        if volume.failure is not None or self._syncs is None:
             error = VolumeFailed(f"the volume has failed: {volume.failure or 'it is not being served'}")
             asyncio.get_running_loop().call_soon(done, error)
         elif volume.dirty:
@@ -114,8 +140,7 @@ class VolumeService:
         else:
             asyncio.get_running_loop().call_soon(done, None)
 
-    async def commit(self) -> None:
-        """Everything changed so far is durable on return.  Raises VolumeFailed."""
+    async def _done(self, ask: Callable[[FlushDone], None]) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def done(error: BaseException | None) -> None:
@@ -126,7 +151,7 @@ class VolumeService:
             else:
                 future.set_exception(error)
 
-        self.flush(done)
+        ask(done)
         await future
 
     async def create_snapshot(self, name: str) -> SnapshotInfo:
@@ -183,7 +208,9 @@ class VolumeService:
         if self._forced:
             return True
         late = asyncio.get_running_loop().time() - self._last_start >= self.cp_interval_s
-        return late or volume.dirty_blocks >= self.dirty_limit or self._pressed()
+        log = volume.core.log
+        full = log is not None and log.fill_bytes >= log.checkpoint_bytes
+        return late or full or volume.dirty_blocks >= self.dirty_limit or self._pressed()
 
     def _pressed(self) -> bool:
         allocator = self.volume.core.allocator
@@ -220,13 +247,13 @@ class VolumeService:
             self._reclaim_wanted.set()
 
     async def _run(self, checkpoint: Checkpoint) -> None:
-        loop = asyncio.get_running_loop()
+        assert self._syncs is not None
         for step in checkpoint:
             if step is Step.SLICE:
                 await asyncio.sleep(0)
                 continue
             try:
-                await loop.run_in_executor(self._executor, self.volume.sync)
+                await self._syncs.wait()
             except OSError as error:
                 if checkpoint.done:
                     raise

@@ -83,7 +83,7 @@ class Clones:
         async with self.core.changing:
             unit, lun, _path = self.core.find(text)
             self.launch(unit, lun, limit_bytes_s)
-            await unit.service.commit()
+            await unit.service.durable()
         return self.get(text)
 
     def launch(self, unit: Unit, lun: Lun, limit_bytes_s: int | None = None) -> None:

@@ -65,7 +65,7 @@ class Data:
 
     async def flush(self, text: str) -> None:
         unit, _lun, _path = self.core.find(text)
-        await unit.service.commit()
+        await unit.service.durable()
 
 
 def _view(unit: Unit, path: LunPath) -> View:

@@ -92,7 +92,7 @@ class Luns:
                 lun = await self._create_backed(unit, path, wanted)
             else:
                 lun = self._create_empty(unit, path, wanted)
-            await unit.service.commit()
+            await unit.service.durable()
             serving.serve_lun(self.core, unit, lun)
         origin = f", backed by snapshot {lun.backing.snapshot_name}" if lun.backing else ""
         self.core.events.emit("lun.created", f"{path} has {lun.size_bytes} bytes{origin}", subject=str(path))
@@ -158,7 +158,7 @@ class Luns:
             self._check_patch(unit, lun, path, wanted)
             told = self._apply(unit, lun, path, wanted)
             try:
-                await unit.service.commit()
+                await unit.service.durable()
                 if wanted.path is not None:
                     await self._rename_maps(lun)
             finally:
@@ -254,7 +254,7 @@ class Luns:
             except BaseException:
                 serving.serve_lun(self.core, unit, lun)
                 raise
-            await unit.service.commit()
+            await unit.service.durable()
             unit.service.kick_reclaim()
         self.core.events.emit("lun.destroyed", f"{path} is gone", subject=str(path), severity=Severity.NOTICE)
 

@@ -61,7 +61,7 @@ class Snapshots:
             unit = self.core.unit(volume)
             unit.snapshot(old)
             unit.volume.rename_snapshot(old, new)
-            await unit.service.commit()
+            await unit.service.durable()
         self.core.events.emit(
             "snapshot.renamed", f"snapshot {old} of volume {volume} is now {new}", subject=f"{volume}:{new}"
         )
@@ -78,7 +78,7 @@ class Snapshots:
                     holders,
                 )
             unit.volume.delete_snapshot(name)
-            await unit.service.commit()
+            await unit.service.durable()
             unit.service.kick_reclaim()
         self.core.events.emit(
             "snapshot.deleted", f"snapshot {name} of volume {volume} is gone", subject=f"{volume}:{name}"

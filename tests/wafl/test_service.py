@@ -23,8 +23,10 @@ class GatedDevice(MemoryDevice):
         self.gate.set()
         self.syncs = 0
         self.fail = False
+        self.on_sync: Callable[[], None] = lambda: None
 
     def sync(self) -> None:
+        self.on_sync()
         self.gate.wait(60)
         self.syncs += 1
         if self.fail:
@@ -32,17 +34,18 @@ class GatedDevice(MemoryDevice):
         super().sync()
 
 
-def made() -> tuple[Volume, GatedDevice]:
+def made(log_bytes: int) -> tuple[Volume, GatedDevice]:
     device = GatedDevice(bytearray(16 * MIB))
-    Volume.format(device, name="v", now=EPOCH)
+    Volume.format(device, name="v", now=EPOCH, log_bytes=log_bytes)
     return Volume.mount(device), device
 
 
-def run(story: Callable[[VolumeService, GatedDevice], Awaitable[None]], *, interval: float = 3600.0) -> Volume:
+def run(story: Callable[[VolumeService, GatedDevice], Awaitable[None]], *, interval: float = 3600.0,
+        log_bytes: int = 0) -> Volume:  # fmt: skip
     """Run a story against a served volume, and check the volume afterwards."""
 
     async def main() -> Volume:
-        volume, device = made()
+        volume, device = made(log_bytes)
         service = VolumeService(volume, cp_interval_s=interval)
         service.start()
         try:
@@ -198,7 +201,7 @@ def test_what_is_destroyed_is_reclaimed_in_the_background() -> None:
 
 
 def test_reclaim_of_an_earlier_run_goes_on_at_the_start() -> None:
-    volume, device = made()
+    volume, device = made(0)
     volume.create_lun("a", 4 * MIB).write(0, pattern(1, 4 * MIB))
     volume.destroy_lun("a")
     volume.close()
@@ -237,3 +240,95 @@ def test_a_failure_fails_everybody_who_waits_and_is_reported_once() -> None:
             lun.write(0, pattern(1, 4096))
 
     run(story)
+
+
+LOG = 256 << 10
+
+
+def test_flushes_that_wait_together_share_one_sync_and_need_no_consistency_point() -> None:
+    async def story(service: VolumeService, device: GatedDevice) -> None:
+        lun = service.volume.create_lun("a", MIB)
+        generation, syncs = service.volume.generation, device.syncs
+        device.gate.clear()
+        calls: list[BaseException | None] = []
+        for number in range(32):
+            lun.write(number * 4096, pattern(number, 4096))
+            service.flush(calls.append)
+        device.gate.set()
+        await until(lambda: len(calls) == 32)
+        assert calls == [None] * 32
+        assert device.syncs <= syncs + 2, "the first one's, and one for all others"
+        assert service.volume.generation == generation
+
+    run(story, log_bytes=LOG)
+
+
+def test_a_flush_with_a_log_is_not_served_by_a_sync_that_had_begun() -> None:
+    async def story(service: VolumeService, device: GatedDevice) -> None:
+        lun = service.volume.create_lun("a", MIB)
+        log = service.volume.core.log
+        assert log is not None
+        await service.durable()
+        entered = threading.Event()
+        device.on_sync = entered.set
+        device.gate.clear()
+        first: list[BaseException | None] = []
+        second: list[tuple[BaseException | None, int]] = []
+        lun.write(0, pattern(1, 4096))
+        service.flush(first.append)
+        await until(entered.is_set)
+        lun.write(4096, pattern(2, 4096))
+        seq = log.seq
+        service.flush(lambda error: second.append((error, log.durable)))
+        before = device.syncs
+        device.gate.set()
+        await until(lambda: bool(second))
+        assert first == [None]
+        assert second == [(None, seq)]
+        assert device.syncs == before + 2
+
+    run(story, log_bytes=LOG)
+
+
+def test_what_was_flushed_through_the_log_is_there_after_a_kill() -> None:
+    async def story(service: VolumeService, device: GatedDevice) -> None:
+        service.volume.create_lun("a", MIB).write(0, pattern(1, MIB))
+        generation = service.volume.generation
+        await service.durable()
+        assert service.volume.generation == generation
+        again = Volume.mount(MemoryDevice(bytearray(device.image)))
+        found = bytearray(MIB)
+        again.lun("a").read_into(0, memoryview(found))
+        assert found == pattern(1, MIB)
+
+    run(story, log_bytes=LOG)
+
+
+def test_a_log_that_fills_starts_a_consistency_point() -> None:
+    async def story(service: VolumeService, device: GatedDevice) -> None:
+        lun = service.volume.create_lun("a", MIB)
+        generation = service.volume.generation
+        log = service.volume.core.log
+        assert log is not None
+        while log.fill_bytes < log.checkpoint_bytes:
+            lun.write(0, pattern(1, 4096))
+        await until(lambda: service.volume.generation > generation)
+
+    run(story, log_bytes=LOG)
+
+
+def test_a_sync_that_fails_fails_the_flush_and_the_volume() -> None:
+    async def story(service: VolumeService, device: GatedDevice) -> None:
+        lun = service.volume.create_lun("a", MIB)
+        device.fail = True
+        calls: list[BaseException | None] = []
+        lun.write(0, pattern(1, 4096))
+        service.flush(calls.append)
+        await until(lambda: bool(calls))
+        assert isinstance(calls[0], VolumeFailed)
+        assert service.volume.failure is not None
+        service.flush(calls.append)
+        await until(lambda: len(calls) == 2)
+        assert isinstance(calls[1], VolumeFailed)
+
+    run(story, log_bytes=LOG)

@@ -55,7 +55,7 @@ def test_what_is_being_made_or_destroyed_can_be_looked_at(play: Play) -> None:
     async def scene(api: Api) -> None:
         await api.volume()
         service = api.core.units["vol0"].service
-        await look_while(api, service, "commit", lambda: api.lun())
+        await look_while(api, service, "durable", lambda: api.lun())
         await api.igroup()
         await api.post("/maps", {"path": "/vol/vol0/lun0", "igroup": "hosts"})
         await look_while(
@@ -95,14 +95,14 @@ def test_a_failed_volume_still_shows_its_luns(play: Play, step: str) -> None:
     async def scene(api: Api) -> None:
         await api.volume()
         await api.lun()
-        commit = api.core.units["vol0"].service.commit
+        durable = api.core.units["vol0"].service.durable
 
         async def failing() -> None:
             fail_volume(api)
-            await commit()
+            await durable()
 
         if step == "create":
-            api.core.units["vol0"].service.commit = failing  # type: ignore[method-assign]
+            api.core.units["vol0"].service.durable = failing  # type: ignore[method-assign]
             await api.refused("POST", "/luns", {"path": "/vol/vol0/other", "size_bytes": 1 << 20})
         else:
             fail_volume(api)
@@ -143,7 +143,7 @@ def test_a_lun_that_cannot_be_made_offline_durably_is_offline_for_hosts_all_the_
         async def failing() -> None:
             raise wafl.VolumeFailed("told to")
 
-        service.commit = failing  # type: ignore[method-assign]
+        service.durable = failing  # type: ignore[method-assign]
         await api.refused("PATCH", "/luns/vol0/lun0", {"online": False})
         online = (await api.get("/luns/vol0/lun0"))["online"]
         assert online is (0 in nexus._readable)
