@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
 
 import pytest
 
@@ -23,6 +22,7 @@ from wafl import (
     RestorePlan,
     SnapshotBusy,
     Volume,
+    restore,
 )
 from wafl.filesystem import FileSystem
 from wafl.format import MAX_CHAIN_DEPTH, VTOC_ENTRY
@@ -411,14 +411,13 @@ def test_a_crash_in_a_restore_leaves_all_of_before_with_what_was_logged_or_all_o
 
 
 def test_a_restore_that_logs_its_parts_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FileSystem, "drop_lun", logged(FileSystem.drop_lun))
-    assert crashes_of_a_restore_after_logged_work()
+    make = restore._make
 
-
-def logged(drop_lun: Callable[[FileSystem, Lun], None]) -> Callable[[FileSystem, Lun], None]:
-    def drop_and_log(files: FileSystem, lun: Lun) -> None:
-        drop_lun(files, lun)
-        if files.core.log is not None:
+    def make_and_log(files: FileSystem, moves: restore._Moves, *, rename: bool) -> None:
+        make(files, moves, rename=rename)
+        assert files.core.log is not None
+        for lun in moves.destroyed:
             files.core.log.vtoc(lun.slot, bytes(VTOC_ENTRY.size))
 
-    return drop_and_log
+    monkeypatch.setattr(restore, "_make", make_and_log)
+    assert crashes_of_a_restore_after_logged_work()
