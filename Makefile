@@ -7,13 +7,14 @@ STATE ?= var
 LISTEN ?= 127.0.0.1:3260
 PYTEST_ARGS ?=
 CRASH_ARGS ?=
+BENCH_ARGS ?=
 
 BIN = $(VENV)/bin
 SOURCES = wafl cloner target tests scripts
 RUN_READY = $(VENV)/.ready-to-run
 TEST_READY = $(VENV)/.ready-to-test
 
-.PHONY: help run test crash demo bench lint unit debian clean
+.PHONY: help run test crash demo bench bench-flush lint unit debian clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +24,7 @@ help:
 	@echo 'make crash   every kind of crash, for about an hour (root); CRASH_ARGS="--seed N --states N …"'
 	@echo 'make demo    the whole story in three minutes (root: it boots Linux hosts)'
 	@echo 'make bench   4 KiB random reads beside tgt'
+	@echo 'make bench-flush   writes and flushes beside tgt, with and without the log; BENCH_ARGS="--rounds N …"'
 	@echo 'make lint    ruff, mypy, compileall'
 	@echo 'make clean   remove what the targets above made (never $(STATE)/)'
 
@@ -60,6 +62,9 @@ demo: debian $(RUN_READY)
 
 bench: debian $(RUN_READY)
 	@exec $(BIN)/python scripts/bench.py
+
+bench-flush: debian $(RUN_READY)
+	@exec $(BIN)/python scripts/bench_flush.py $(BENCH_ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
