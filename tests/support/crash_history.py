@@ -14,14 +14,14 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from tests.support.crash_device import CrashDevice, CrashState, Leftover, MemoryDevice
 from tests.support.offline_reader import Unreadable, differences
 from tests.support.volume_model import ModelVolume
 from tests.support.volumes import EPOCH, MIB, errors, pattern, problems
-from wafl import Lun, Step, Volume, WaflError
+from wafl import Lun, NoSpace, Step, Volume, WaflError
 
 ALL_LEFTOVERS = tuple(Leftover)
 
@@ -183,7 +183,7 @@ class History:
             # A warning is right here: the crash may have hit one of the two copies of fsinfo.
             wrong = (differences(device, mark.model) if mark.model else []) or errors(device)
             if not wrong:
-                _go_on(volume)
+                go_on(volume)
                 wrong = [f"after going on: {finding}" for finding in problems(device)]
         except (WaflError, Unreadable) as error:
             return f"{state}: {type(error).__name__}: {error}"
@@ -196,10 +196,11 @@ class History:
         return {mark.generation: mark for mark in durable + under_way}
 
 
-def _go_on(volume: Volume) -> None:
-    """A mounted crash state is a volume like any other: reclaim ends, writes and consistency points work."""
-    lun = volume.create_lun("after-the-crash", MIB // 4)
-    lun.write(4096, pattern(7, 8192))
+def go_on(volume: Volume) -> None:
+    """A mounted crash state is a volume like any other: reclaim ends, writes (unless it is full) and consistency points
+    work."""
+    with suppress(NoSpace):
+        volume.create_lun("after-the-crash", MIB // 4).write(4096, pattern(7, 8192))
     for steps in (volume.reclaim(), volume.checkpoint(), volume.checkpoint()):
         for step in steps:
             if step is Step.SYNC:
