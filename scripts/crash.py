@@ -31,7 +31,7 @@ from rich.console import Console  # noqa: E402
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: E402
 
 from tests.support.crash_stories import STORIES  # noqa: E402
-from tests.support.crash_trial import AT_RANDOM, Trial, attempt  # noqa: E402
+from tests.support.crash_trial import AT_RANDOM, LOG_AT_RANDOM, LOG_STORY_NAMES, Trial, attempt  # noqa: E402
 
 RANDOM_POINTS = 60
 """Places to crash in one random story: more stories find more than more places."""
@@ -39,17 +39,18 @@ REPORT_S = 60.0
 """Without a terminal: a line this often."""
 HOST_TESTS = ("tests/real/test_daemon_crash.py", "tests/real/test_power_cut.py")
 MODEL_TESTS = ("tests/wafl/test_model.py",)
-CRASH_TESTS = ("tests/wafl/test_crash.py",)
+CRASH_TESTS = ("tests/wafl/test_crash.py", "tests/wafl/test_nvlog.py")
 
 Wanted = tuple[str, int, int | None]
 
 
 def trials(seed: int) -> Iterator[Wanted]:
     """Every named story at every write once; random ones without end."""
-    for tell in STORIES:
-        yield tell.__name__, seed, None
+    for name in [*(tell.__name__ for tell in STORIES), *LOG_STORY_NAMES]:
+        yield name, seed, None
     for number in count(seed):
         yield AT_RANDOM, number, RANDOM_POINTS
+        yield LOG_AT_RANDOM, number, RANDOM_POINTS
 
 
 class Tally:

@@ -81,7 +81,7 @@ class Log:
         at = self.at
         end = at + _ONE_BYTES
         if end > self._limit:
-            self._overflow()
+            self._make_room()
             return
         seq = self.seq + 1
         record = _ONE.pack(_ONE_BYTES, 1, seq, self.durable, slot, 1, fbn, vbn, crc, 0)
@@ -107,13 +107,19 @@ class Log:
         body += bytes(-len(body) % 8)
         end = self.at + HEADER_BYTES + len(body)
         if end > self._limit:
-            self._overflow()
+            self._make_room()
             return
         seq = self.seq + 1
         record = LOG_HEADER.layout.pack(0, HEADER_BYTES + len(body), kind, seq, self.durable)[4:] + body
         self.memory[self.at : end] = _U32.pack(crc32c(record, self._seed)) + record
         self.at = end
         self.seq = seq
+
+    def _make_room(self) -> None:
+        """A consistency point has what the record would have said.  The record's number is used up all the same: a
+        replay that stands on an older consistency point must not pass over it."""
+        self.seq += 1
+        self._overflow()
 
 
 def half_size(size_bytes: int) -> int:

@@ -9,9 +9,14 @@ import random
 from dataclasses import dataclass, field
 
 from tests.support.crash_history import History
+from tests.support.crash_log import LoggedHistory
+from tests.support.crash_log_stories import LOG_STORIES
 from tests.support.crash_stories import STORIES, at_random
+from tests.support.volumes import MIB
 
 AT_RANDOM = "at_random"
+LOG_AT_RANDOM = "log at_random"
+LOG_STORY_NAMES = {f"log {tell.__name__}": tell for tell in LOG_STORIES}
 FAULTS_SHOWN = 5
 """Of one trial: where one crash goes wrong, its neighbours mostly do too."""
 
@@ -26,6 +31,23 @@ class Trial:
 
     def __str__(self) -> str:
         return f"story {self.story}, seed {self.seed}"
+
+
+def told(story: str, seed: int) -> History:
+    """The history of a story by its name."""
+    if story == AT_RANDOM:
+        history = History()
+        at_random(history, random.Random(seed))
+    elif story == LOG_AT_RANDOM:
+        history = LoggedHistory(size_bytes=6 * MIB)
+        at_random(history, random.Random(seed))
+    elif story in LOG_STORY_NAMES:
+        logged = history = LoggedHistory()
+        LOG_STORY_NAMES[story](logged)
+    else:
+        history = History()
+        next(tell for tell in STORIES if tell.__name__ == story)(history)
+    return history
 
 
 def judge(history: History, points: int | None, seed: int) -> tuple[int, list[str]]:
@@ -43,12 +65,9 @@ def judge(history: History, points: int | None, seed: int) -> tuple[int, list[st
 
 
 def attempt(story: str, seed: int, points: int | None) -> Trial:
-    history, trial = History(), Trial(story, seed)
+    trial = Trial(story, seed)
     try:
-        if story == AT_RANDOM:
-            at_random(history, random.Random(seed))
-        else:
-            next(tell for tell in STORIES if tell.__name__ == story)(history)
+        history = told(story, seed)
         trial.states, faults = judge(history, points, seed)
         trial.faults += faults[:FAULTS_SHOWN]
     except Exception as error:  # the run goes on with the other trials, and names this one at its end
