@@ -32,6 +32,8 @@ from wafl.errors import (
 from wafl.fill import FillPlan
 from wafl.format import BLOCK_BYTES, LEVEL_ONE_BYTES, MAX_CHAIN_DEPTH, MAX_LUNS, MAX_SNAPSHOTS, POINTERS
 from wafl.lun import Lun
+from wafl.scrub import BadBlock, Scrub
+from wafl.scrub_driver import Pace, drive_scrub
 from wafl.service import VolumeService
 from wafl.types import Backing, LunRecord, RestorePlan, SnapshotInfo, SnapshotSpace, Space, Step
 from wafl.views import View
@@ -47,6 +49,7 @@ __all__ = [
     "POINTERS",
     "Backing",
     "BackingLost",
+    "BadBlock",
     "ChainTooDeep",
     "Checkpoint",
     "CorruptVolume",
@@ -67,8 +70,10 @@ __all__ = [
     "NoSuchLun",
     "NoSuchSnapshot",
     "NotAVolume",
+    "Pace",
     "ReadOnlyVolume",
     "RestorePlan",
+    "Scrub",
     "Severity",
     "SnapshotBusy",
     "SnapshotInfo",
@@ -83,5 +88,6 @@ __all__ = [
     "VolumeService",
     "WaflError",
     "check",
+    "drive_scrub",
     "open_log_device",
 ]

@@ -9,9 +9,18 @@ import click
 
 from target.cli.client import RefusedError, segment
 from target.cli.operations import follow_operation
-from target.cli.output import number, size, text
+from target.cli.output import Column, format_time, number, size, text
 from target.cli.root import Context, command, main
 from target.cli.sizes import SIZE_TYPE, format_size
+
+
+def last_scrub(report: dict[str, Any] | None) -> str:
+    """One line about the last scrub that ended."""
+    if report is None:
+        return "-"
+    ended = format_time(report["finished_at"])
+    return f"{report['state']} {ended}, {report['bad_blocks']} bad blocks"
+
 
 COLUMNS = (
     text("Volume", "name"), text("State", "state"), size("Size", "size_bytes"), size("Used", "used_bytes"),
@@ -23,6 +32,7 @@ DETAILS = (
     size("Active", "active_bytes"), size("Snapshots only", "snapshot_bytes"), size("Kept back", "reserved_bytes"),
     number("LUNs", "luns"), number("Snapshots", "snapshots"), number("Consistency point", "generation"),
     text("Mount report", "mount_report"),
+    Column("Last scrub", lambda o: last_scrub(o.get("last_scrub"))),
 )  # fmt: skip
 SPACE = (
     text("Volume", "name"), size("Size", "size_bytes"), size("Used", "used_bytes"), size("Free", "free_bytes"),
@@ -36,7 +46,7 @@ def vol() -> None:
     """Volumes: the files or block devices that hold LUNs and snapshots."""
 
 
-def _url(name: str) -> str:
+def volume_url(name: str) -> str:
     return f"/v1/volumes/{segment(name)}"
 
 
@@ -70,7 +80,7 @@ def show(ctx: Context, name: str | None) -> None:
     if name is None:
         ctx.out.table(ctx.client.get("/v1/volumes"), COLUMNS, empty="no volumes; make one with 'lun vol create'")
     else:
-        ctx.out.details(name, ctx.client.get(_url(name)), DETAILS)
+        ctx.out.details(name, ctx.client.get(volume_url(name)), DETAILS)
 
 
 @command(vol, "grow")
@@ -78,7 +88,7 @@ def show(ctx: Context, name: str | None) -> None:
 @click.argument("size", type=SIZE_TYPE)
 def grow(ctx: Context, name: str, size: int) -> None:
     """Make a volume larger while it is in use."""
-    volume = ctx.client.patch(_url(name), {"size_bytes": size})
+    volume = ctx.client.patch(volume_url(name), {"size_bytes": size})
     ctx.out.done(volume, f"volume {name}: {format_size(volume['size_bytes'])}")
 
 
@@ -86,7 +96,7 @@ def grow(ctx: Context, name: str, size: int) -> None:
 @click.argument("name")
 def check(ctx: Context, name: str) -> None:
     """Check the whole volume while it is in use."""
-    operation = follow_operation(ctx, ctx.client.post(f"{_url(name)}/check"), f"checking {name}")
+    operation = follow_operation(ctx, ctx.client.post(f"{volume_url(name)}/check"), f"checking {name}")
     findings: list[dict[str, Any]] = operation["result"].get("findings", [])
     ctx.out.table(findings, FINDING, empty=f"volume {name} is clean")
     if findings:
@@ -97,14 +107,14 @@ def check(ctx: Context, name: str) -> None:
 @click.argument("name")
 def online(ctx: Context, name: str) -> None:
     """Mount a volume and serve its LUNs."""
-    ctx.out.done(ctx.client.patch(_url(name), {"online": True}), f"volume {name} is online")
+    ctx.out.done(ctx.client.patch(volume_url(name), {"online": True}), f"volume {name} is online")
 
 
 @command(vol, "offline")
 @click.argument("name")
 def offline(ctx: Context, name: str) -> None:
     """Stop serving a volume; its data stays."""
-    ctx.out.done(ctx.client.patch(_url(name), {"online": False}), f"volume {name} is offline")
+    ctx.out.done(ctx.client.patch(volume_url(name), {"online": False}), f"volume {name} is offline")
 
 
 @command(vol, "destroy")
@@ -112,14 +122,14 @@ def offline(ctx: Context, name: str) -> None:
 @click.argument("name")
 def destroy(ctx: Context, name: str, force: bool) -> None:
     """Remove a volume and everything in it."""
-    ctx.out.done(ctx.client.delete(_url(name), force=force), f"volume {name} is gone")
+    ctx.out.done(ctx.client.delete(volume_url(name), force=force), f"volume {name} is gone")
 
 
 @command(main, "df")
 @click.argument("volume", required=False)
 def df(ctx: Context, volume: str | None) -> None:
     """Space on the volumes."""
-    found = [ctx.client.get(_url(volume))] if volume else ctx.client.get("/v1/volumes")
+    found = [ctx.client.get(volume_url(volume))] if volume else ctx.client.get("/v1/volumes")
     for each in found:
         each["percent"] = f"{100 * each['used_bytes'] / each['size_bytes']:.1f}" if each["size_bytes"] else None
     ctx.out.table(found, SPACE)

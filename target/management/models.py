@@ -65,6 +65,48 @@ class Volume(BaseModel):
     luns: int = 0
     snapshots: int = 0
     mount_report: list[str] = []
+    last_scrub: ScrubReport | None = Field(default=None, description="The last scrub that ended, and what it found")
+
+
+class BadBlock(BaseModel):
+    vbn: int = Field(description="Block of the volume, 4096 bytes each")
+    error: str
+    file: str = Field(description="The LUN or the metadata file that it belongs to")
+    lun: str = Field(description="Path of the LUN within the volume; empty for metadata")
+    offset: int = Field(description="First byte of the file that is lost with it")
+    length: int
+    lost: str = Field(description="What is lost, in words")
+
+
+class ScrubReport(BaseModel):
+    state: Literal["completed", "stopped", "failed"]
+    started_at: float
+    finished_at: float
+    verified_bytes: int = Field(description="Read and compared; what several share counts once")
+    bad_blocks: int
+    bad: list[BadBlock] = Field(default=[], description="The first 100")
+    message: str = Field(default="", description="Why it failed")
+
+
+class ScrubStatus(BaseModel):
+    volume: str
+    state: Literal["none", "running", "waiting", "completed", "stopped", "failed"] = Field(
+        default="none", description="waiting: it starts again when the volume is online"
+    )
+    started_at: float | None = None
+    completed_bytes: int = 0
+    total_bytes: int = 0
+    percent: float = 0.0
+    limit_bytes_s: int | None = None
+    bad_blocks: int = 0
+    bad: list[BadBlock] = Field(default=[], description="The first 100")
+    message: str = ""
+    operation: str | None = Field(default=None, description="Operation to wait for or cancel")
+    last: ScrubReport | None = Field(default=None, description="The last one that ended")
+
+
+class ScrubStart(Request):
+    limit_bytes_s: Annotated[int, Field(ge=1, le=MAX_SIZE_BYTES)] | None = None
 
 
 class VolumeCreate(Request):

@@ -24,6 +24,7 @@ STATUS = {
     "no-such-session": HTTPStatus.NOT_FOUND,
     "no-such-portal": HTTPStatus.NOT_FOUND,
     "no-such-account": HTTPStatus.NOT_FOUND,
+    "no-scrub": HTTPStatus.NOT_FOUND,
     "no-such-resource": HTTPStatus.NOT_FOUND,
     "invalid-argument": HTTPStatus.BAD_REQUEST,
     "invalid-name": HTTPStatus.BAD_REQUEST,

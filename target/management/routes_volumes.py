@@ -44,6 +44,24 @@ async def check(request: Request, volume: str) -> models.Operation:
     return operation_model(services_of(request).volumes.check(volume))
 
 
+@router.get("/{volume}/scrub", tags=["volumes"])
+async def scrub_status(request: Request, volume: str) -> models.ScrubStatus:
+    """The scrub that runs, or what the last one found."""
+    return services_of(request).scrubs.status(volume)
+
+
+@router.put("/{volume}/scrub", tags=["volumes"])
+async def scrub_start(request: Request, volume: str, wanted: models.ScrubStart) -> models.ScrubStatus:
+    """Read every block in the background; for one that runs, change its limit."""
+    return await services_of(request).scrubs.start(volume, wanted.limit_bytes_s)
+
+
+@router.delete("/{volume}/scrub", tags=["volumes"])
+async def scrub_stop(request: Request, volume: str) -> models.ScrubStatus:
+    """Stop it; nothing of it runs any more when this returns."""
+    return await services_of(request).scrubs.stop(volume)
+
+
 @router.get("/{volume}/snapshots", tags=["snapshots"])
 async def snapshots(request: Request, volume: str) -> list[models.Snapshot]:
     """Oldest first."""

@@ -12,6 +12,7 @@ from target.management.data import Data
 from target.management.iscsi import Iscsi
 from target.management.luns import Luns
 from target.management.restore import Restores
+from target.management.scrubs import Scrubs
 from target.management.security import Security
 from target.management.snapshots import Snapshots
 from target.management.volumes import Volumes
@@ -22,7 +23,8 @@ class Services:
     def __init__(self, core: Core, portal: Portal, registry: Registry) -> None:
         self.core = core
         self.clones = Clones(core)
-        self.volumes = Volumes(core, self.clones)
+        self.scrubs = Scrubs(core)
+        self.volumes = Volumes(core, self.clones, self.scrubs)
         self.luns = Luns(core, self.clones)
         self.snapshots = Snapshots(core)
         self.restores = Restores(core, self.clones)

@@ -28,6 +28,7 @@ from target.management.events import Severity
 from target.management.names import check_volume_name
 from target.management.operations import Operation
 from target.management.refusal import Refused, one_line, refusal_of
+from target.management.scrubs import Scrubs
 from target.management.state import VOLUME_LIMIT, VolumeRecord
 from target.nexus import TargetDevice
 
@@ -38,9 +39,10 @@ FINDINGS_SHOWN = 1000
 
 
 class Volumes:
-    def __init__(self, core: Core, clones: Clones) -> None:
+    def __init__(self, core: Core, clones: Clones, scrubs: Scrubs) -> None:
         self.core = core
         self.clones = clones
+        self.scrubs = scrubs
 
     # -- looking -----------------------------------------------------------------------------------------
 
@@ -59,6 +61,7 @@ class Volumes:
             target=self.core.target_name(record.name),
             state="offline",
             problem=self.core.problems.get(record.name, ""),
+            last_scrub=self.scrubs.last(record.uuid),
         )
         if unit is None:
             return shown
@@ -118,6 +121,7 @@ class Volumes:
             )
         self.core.events.emit("volume.online", f"volume {record.name} is online", subject=record.name)
         self.clones.follow_restarted(unit, self.core.clones.restart_requested(unit.service))
+        await self.scrubs.mounted(unit)
         return unit
 
     def _volume_failed(self, unit: Unit, error: BaseException) -> None:
@@ -145,6 +149,7 @@ class Volumes:
         del self.core.units[unit.name]
         serving.suspend(self.core, unit)
         try:
+            await self.scrubs.unmounting(unit)
             await self.core.clones.forget(unit.service)
         finally:
             try:
@@ -249,6 +254,7 @@ class Volumes:
             if unit is not None:
                 await self._unmount(unit)
             await self.core.store.change(lambda cursor: cursor.execute("DELETE FROM volume WHERE name = ?", (name,)))
+            await self.scrubs.destroyed(record.uuid)
             self.core.problems.pop(name, None)
             _remove_file(Path(record.path))
         self.core.events.emit("volume.destroyed", f"volume {name} is gone", subject=name, severity=Severity.NOTICE)

@@ -273,3 +273,12 @@ def test_the_command_starts_without_the_slow_imports(lun: Lun) -> None:
     code = "import sys, target.cli.main; print([m for m in ('httpx', 'rich', 'numpy', 'pydantic') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_volume_is_scrubbed(lun: Lun) -> None:
+    lun("create", "-s", "1m", lun.path("a"))
+    assert "\tState\tcompleted\n" in lun("vol", "scrub", lun.volume, "start", "-f")
+    assert lun.json("vol", "scrub", lun.volume, "status")["bad_blocks"] == 0
+    (line,) = [line for line in lun("vol", "show", lun.volume).splitlines() if "\tLast-scrub\t" in line]
+    assert "completed" in line
+    assert "no-scrub" in lun.refused("vol", "scrub", lun.volume, "stop")
