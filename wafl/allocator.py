@@ -107,6 +107,8 @@ class Allocator:
         self.summary_count = count(summary)
         self.shared_count = 0
         """Of `summary_count`: what snapshots have brought and taken away since the mount (wafl.audit)."""
+        self.own_changes = 0
+        """Changes with the set of the volume's own blocks."""
         self.freeing = 0
         self.dirty_active: set[int] = set()
         self.dirty_summary: set[int] = set()
@@ -189,6 +191,7 @@ class Allocator:
         vbn = self._take_back()
         self._summary_bytes[vbn >> 3] |= 1 << (vbn & 7)
         self.summary_count += 1
+        self.own_changes += 1
         self.dirty_summary.add(vbn // MAP_BITS)
         return vbn
 
@@ -239,6 +242,7 @@ class Allocator:
         """Free a block of the volume itself."""
         self._summary_bytes[vbn >> 3] &= 0xFF ^ (1 << (vbn & 7))
         self.summary_count -= 1
+        self.own_changes += 1
         self.dirty_summary.add(vbn // MAP_BITS)
         self._list(np.array([vbn], dtype=np.uint64))
 

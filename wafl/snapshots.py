@@ -10,13 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from crc32c import crc32c
-
-from wafl.bits import Vbns
 from wafl.buffers import READ_ONLY, VOLUME, Core
 from wafl.errors import (
     BackingLost,
-    CorruptVolume,
     DamagedRecord,
     LimitReached,
     NameTaken,
@@ -28,30 +24,22 @@ from wafl.filesystem import FileSystem, backing_from, check_entry, lun_record
 from wafl.format import (
     ACTIVE_MAP_INODE,
     BLOCK_BYTES,
-    BLOCK_SHIFT,
-    FIRST_DATA_VBN,
     INODE,
     MAX_CHAIN_DEPTH,
     MAX_ID,
     MAX_SNAPSHOTS,
-    POINTERS,
     SNAPSHOT_ENTRY,
-    VTOC_ENTRY,
     VTOC_INODE,
     EntryState,
     InodeType,
-    Record,
     check_snapshot_name,
     decode_text,
 )
 from wafl.inode import Inode, RecordFile
 from wafl.lun import Lun
-from wafl.tree import level_one
 from wafl.types import Backing, LunRecord
 from wafl.views import View
-
-Dependencies = dict[int, list[str]]
-"""snapshot id -> names of the LUNs of one vtoc that read through it."""
+from wafl.vtocs import Dependencies, Vtocs, read_block
 
 
 @dataclass(slots=True, eq=False)
@@ -70,8 +58,6 @@ class Snapshot:
     """Of its vtoc, once read."""
     map_inode: Inode | None = None
     """Its active map, once read."""
-    spine: Vbns | None = None
-    """While it is being deleted: what a restart of that needs (wafl.reclaim)."""
 
     def record(self) -> bytes:
         root = {f"ifile_{key}": value for key, value in self.ifile.root().items()}
@@ -107,9 +93,10 @@ class SnapshotTable:
         self.requested: list[str] = []
         self.making: list[Snapshot] = []
         """In the consistency point that is being written."""
-        self.version = 0
-        """Changes with the set of live snapshots: reclaim starts a pass again when it differs."""
+        self.arrivals = 0
+        """Changes when a snapshot comes: reclaim starts a pass again when it differs."""
         self._dirty: dict[int, Snapshot | None] = {}
+        self.vtocs = Vtocs(core)
         self._views: dict[tuple[int, int, int], View] = {}
         self._lingering: list[tuple[int, int, str]] = []
         files.find_view = self.find_view
@@ -136,7 +123,7 @@ class SnapshotTable:
 
     def _enlist(self, snapshot: Snapshot) -> None:
         self.live[snapshot.name] = self.by_id[snapshot.id] = snapshot
-        self.version += 1
+        self.arrivals += 1
 
     def find(self, name: str) -> Snapshot:
         try:
@@ -187,7 +174,6 @@ class SnapshotTable:
         if holders:
             raise SnapshotBusy(name, holders)
         del self.live[name], self.by_id[snapshot.id]
-        self.version += 1
         snapshot.state = EntryState.DELETING
         self.deleting[snapshot.id] = snapshot
         self._changed(snapshot)
@@ -270,22 +256,26 @@ class SnapshotTable:
 
     def holders(self, snapshot: Snapshot) -> list[str]:
         """Everything that reads through the snapshot: LUNs by name, LUNs in snapshots as `.snapshot/SNAP/LUN`."""
-        names = dict.fromkeys(self._active_dependencies().get(snapshot.id, ()))
+        return self._holders(snapshot, self._active_dependencies())
+
+    def all_holders(self) -> dict[int, list[str]]:
+        """`holders` of every live snapshot, by its id."""
+        active = self._active_dependencies()
+        return {snapshot.id: self._holders(snapshot, active) for snapshot in self.live.values()}
+
+    def _holders(self, snapshot: Snapshot, active: Dependencies) -> list[str]:
+        names = dict.fromkeys(active.get(snapshot.id, ()))
         names |= dict.fromkeys(name for _, number, name in self._lingering if number == snapshot.id)
-        # Only younger snapshots can name it.
         for other in [*self.live.values(), *self.making]:
-            if other.id > snapshot.id:
-                found = self.dependencies(other).get(snapshot.id, ())
+            # Only younger snapshots can name it.
+            found = self.dependencies(other).get(snapshot.id) if other.id > snapshot.id else None
+            if found:
                 names |= dict.fromkeys(f".snapshot/{other.name}/{name}" for name in found)
         return list(names)
 
     def dependencies(self, snapshot: Snapshot) -> Dependencies:
         if snapshot.dependencies is None:
-            found: Dependencies = {}
-            for fields in self.entries(snapshot):
-                if fields["backing_snapshot"]:
-                    found.setdefault(fields["backing_snapshot"], []).append(decode_text(fields["name"]))
-            snapshot.dependencies = found
+            snapshot.dependencies = self.vtocs.dependencies(self.inode(snapshot, VTOC_INODE))
         return snapshot.dependencies
 
     # --- reading inside a snapshot ---------------------------------------------------------------------------------
@@ -304,15 +294,7 @@ class SnapshotTable:
 
     def entries(self, snapshot: Snapshot) -> list[dict[str, Any]]:
         """The LUNs in its vtoc."""
-        vtoc = self.inode(snapshot, VTOC_INODE)
-        found = [
-            fields
-            for fbn in range(vtoc.size_bytes // BLOCK_BYTES)
-            for fields in _unpack_block(VTOC_ENTRY, read_block(self.core, vtoc, fbn))
-            if fields["state"] == EntryState.LIVE
-        ]
-        self.core.forget_tree(vtoc)
-        return found
+        return self.vtocs.entries(self.inode(snapshot, VTOC_INODE))
 
     def lun_records(self, name: str) -> list[LunRecord]:
         snapshot = self.find(name)
@@ -361,13 +343,14 @@ class SnapshotTable:
         inode = self.inode(snapshot, backing.inode)
         if inode.type is not InodeType.LUN or inode.generation != backing.inode_generation:
             raise BackingLost(f"snapshot {snapshot.name} has no inode {backing.inode} of that generation")
-        for fields in self.entries(snapshot):
-            if fields["inode"] == backing.inode and fields["inode_generation"] == backing.inode_generation:
-                name = f".snapshot/{snapshot.name}/{decode_text(fields['name'])}"
-                check_entry(fields, inode)
-                below = backing_from(fields, self.files.snapshot_name(fields["backing_snapshot"]))
-                return View(self.core, inode, fields["size_bytes"], name, below, self.find_view)
-        raise BackingLost(f"snapshot {snapshot.name} has no LUN with inode {backing.inode}")
+        vtoc = self.inode(snapshot, VTOC_INODE)
+        fields = self.vtocs.entry(snapshot.id, vtoc, backing.inode, backing.inode_generation)
+        if fields is None:
+            raise BackingLost(f"snapshot {snapshot.name} has no LUN with inode {backing.inode}")
+        name = f".snapshot/{snapshot.name}/{decode_text(fields['name'])}"
+        check_entry(fields, inode)
+        below = backing_from(fields, self.files.snapshot_name(fields["backing_snapshot"]))
+        return View(self.core, inode, fields["size_bytes"], name, below, self.find_view)
 
     def view(self, snapshot_name: str, lun_name: str) -> View:
         """For reading a LUN inside a snapshot."""
@@ -384,21 +367,3 @@ class SnapshotTable:
     def cool(self) -> None:
         for view in self._views.values():
             view.cool()
-
-
-def read_block(core: Core, inode: Inode, fbn: int) -> bytearray:
-    """A level-0 block of any file, verified; zeros for a HOLE."""
-    pointers = level_one(core, inode, fbn >> 8)
-    assert pointers is not None
-    slot = fbn & (POINTERS - 1)
-    vbn, data = pointers.vbns[slot], bytearray(BLOCK_BYTES)
-    if vbn >= FIRST_DATA_VBN:
-        core.device.pread(vbn << BLOCK_SHIFT, data)
-        found = crc32c(data)
-        if found != pointers.crcs[slot]:
-            raise CorruptVolume(vbn, pointers.crcs[slot], found, f"inode {inode.number}, block {fbn}")
-    return data
-
-
-def _unpack_block(record: Record, data: bytearray) -> list[dict[str, Any]]:
-    return [record.unpack(data, at) for at in range(0, BLOCK_BYTES, record.size)]

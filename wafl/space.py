@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wafl.bits import Vbns, count
+from wafl.bits import Vbns
 from wafl.format import BLOCK_BYTES, TAIL_BLOCKS
 from wafl.maps import tree_vbns
 from wafl.types import SnapshotSpace, Space
@@ -47,9 +47,8 @@ def own_vbns(volume: Volume) -> Vbns:
 
 
 def snapshot_space(volume: Volume, name: str) -> SnapshotSpace:
-    """Reads every live snapshot's map: for people, not for a loop.  Raises NoSuchSnapshot."""
+    """Compares every live snapshot's map: for people, not for a loop.  Raises NoSuchSnapshot."""
     snapshot = volume.snapshots_table.find(name)
     volume.core.allocator.apply_frees()
-    bits = volume.background.whole_map(snapshot)
-    alone = volume.background.only_here(snapshot, bits)
-    return SnapshotSpace(name, count(bits) * BLOCK_BYTES, count(alone) * BLOCK_BYTES)
+    alone = volume.background.holdings.only_here(snapshot)
+    return SnapshotSpace(name, snapshot.active_blocks * BLOCK_BYTES, alone * BLOCK_BYTES)

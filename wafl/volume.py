@@ -404,14 +404,16 @@ class Volume:
 
     def snapshots(self) -> list[SnapshotInfo]:
         """Durable snapshots, oldest first."""
-        return [self._info(snap) for snap in sorted(self.snapshots_table.live.values(), key=lambda snap: snap.id)]
+        holders = self.snapshots_table.all_holders()
+        found = sorted(self.snapshots_table.live.values(), key=lambda snap: snap.id)
+        return [self._info(snap, holders[snap.id]) for snap in found]
 
     def snapshot(self, name: str) -> SnapshotInfo:
         """Raises NoSuchSnapshot."""
-        return self._info(self.snapshots_table.find(name))
+        snapshot = self.snapshots_table.find(name)
+        return self._info(snapshot, self.snapshots_table.holders(snapshot))
 
-    def _info(self, snapshot: Snapshot) -> SnapshotInfo:
-        holders = self.snapshots_table.holders(snapshot)
+    def _info(self, snapshot: Snapshot, holders: list[str]) -> SnapshotInfo:
         return SnapshotInfo(snapshot.id, snapshot.name, snapshot.created_us / 1e6, snapshot.generation, holders)
 
     def delete_snapshot(self, name: str) -> None:
