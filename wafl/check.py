@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wafl.device import Device
-from wafl.errors import NotAVolume
+from wafl.errors import NotAVolume, WaflError
 from wafl.format import (
     ACTIVE_MAP_INODE,
     BLOCK_BYTES,
@@ -39,9 +39,11 @@ from wafl.format import (
     VTOC_INODE,
     EntryState,
     InodeType,
+    LogPlace,
     decode_text,
 )
 from wafl.offline import Fields, Image, Node, Root
+from wafl.volume_log import read_contents
 
 if TYPE_CHECKING:
     from wafl.volume import Volume
@@ -73,15 +75,16 @@ class _Stopped(Exception):
 
 def check(device: Device, *, data: bool = True, stop: Callable[[], str] = lambda: "") -> list[Finding]:
     """All findings about the volume on `device`.  Without `data` only metadata blocks are read.  `stop` is asked now
-    and then: a reason ends the check early, with a note that says so."""
-    return prepare_check(device, data=data, stop=stop)()
+    and then: a reason ends the check early, with a note that says so.  What the log has is looked at too, but not taken
+    into account: the findings are about the last consistency point."""
+    return prepare_check(device, data=data, stop=stop, log=True)()
 
 
 def prepare_check(
-    device: Device, *, data: bool = True, stop: Callable[[], str] = lambda: ""
+    device: Device, *, data: bool = True, stop: Callable[[], str] = lambda: "", log: bool = False
 ) -> Callable[[], list[Finding]]:
     """Read labels and fsinfo now, at one moment of a mounted volume; the function that does the rest may run in a
-    thread, while the volume is `held`."""
+    thread, while the volume is `held` (but not with `log`: that is being written)."""
     findings: list[Finding] = []
     try:
         image = Image(device, lambda what, where: findings.append(Finding(Severity.ERROR, what, where)))
@@ -92,11 +95,29 @@ def prepare_check(
     def run() -> list[Finding]:
         try:
             _Check(image, findings, data, stop).run()
+            if log:
+                findings.extend(log_findings(image))
         except _Stopped as reason:
             findings.append(Finding(Severity.NOTE, f"the check was not finished: {reason}", "volume"))
         return findings
 
     return run
+
+
+def log_findings(image: Image) -> list[Finding]:
+    """What the log region has that a mount would replay."""
+    if image.fsinfo["log_place"] == LogPlace.SEPARATE:
+        return [Finding(Severity.NOTE, "is on a device of its own and was not looked at", "log")]
+    try:
+        contents = read_contents(image.device, None, image.fsinfo, image.geometry, image.label["uuid"])
+    except (WaflError, OSError) as error:
+        return [Finding(Severity.ERROR, str(error), "log")]
+    found = []
+    if contents.records:
+        found.append(Finding(Severity.NOTE, f"{len(contents.records)} records for the next mount to replay", "log"))
+    if contents.ended_by:
+        found.append(Finding(Severity.NOTE, f"ends early: {contents.ended_by}", "log"))
+    return found
 
 
 def check_volume(volume: Volume, *, data: bool = True) -> list[Finding]:

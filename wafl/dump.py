@@ -7,11 +7,13 @@ It stands on `wafl.offline`, so it shows what is on the device, damaged or not. 
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 from wafl.device import Device
+from wafl.errors import WaflError
 from wafl.format import (
     FIRST_DATA_VBN,
     HOLE,
@@ -20,10 +22,12 @@ from wafl.format import (
     EntryState,
     FsinfoFlag,
     InodeType,
+    LogPlace,
     VtocFlag,
     decode_text,
 )
 from wafl.offline import Fields, Image, Root
+from wafl.volume_log import read_contents
 
 Described = dict[str, Any]
 
@@ -37,7 +41,7 @@ def describe(device: Device, *, trees: bool = False) -> Described:
     described = {
         "label": _label(image),
         "fsinfo": _fsinfo(image),
-        "log_region": {"start": image.geometry.nvlog_start, "blocks": image.geometry.nvlog_blocks},
+        "log": _log(image, troubles),
         "active": _view(image, Root.of(fsinfo, "ifile_"), "active", trees),
         "snapshots": [_snapshot(image, entry, trees) for entry in image.snapshots()],
     }
@@ -59,6 +63,23 @@ def lines(value: Any, indent: int = 0) -> Iterator[str]:
                 yield f"{pad}{key}: none"
         else:
             yield f"{pad}{key}: {inner}"
+
+
+def _log(image: Image, troubles: list[str]) -> Described:
+    fsinfo = image.fsinfo
+    described = {
+        "region_start": image.geometry.nvlog_start, "region_blocks": image.geometry.nvlog_blocks,
+        "place": fsinfo["log_place"], "seq": fsinfo["log_seq"], "epoch": fsinfo["log_epoch"],
+    }  # fmt: skip
+    if fsinfo["log_place"] == LogPlace.REGION:
+        try:
+            contents = read_contents(image.device, None, fsinfo, image.geometry, image.label["uuid"])
+        except (WaflError, OSError) as error:
+            troubles.append(f"log: {error}")
+        else:
+            kinds = Counter(record.kind.name.lower() for record in contents.records)
+            described |= {"records": dict(kinds), "ended_by": contents.ended_by}
+    return described
 
 
 def _time(microseconds: int) -> str:

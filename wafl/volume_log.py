@@ -7,7 +7,7 @@ fsinfo says which of the two the records behind it are on (`log_place`), and fro
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wafl.device import Device, FileDevice
 from wafl.errors import LogMismatch
@@ -19,6 +19,7 @@ from wafl.format import (
     MAX_LOG_BYTES,
     MIN_LOG_BYTES,
     FsinfoFlag,
+    Geometry,
     Incompat,
     LogPlace,
     seal,
@@ -87,28 +88,15 @@ class VolumeLog:
     def _contents(self) -> LogContents:
         volume, fsinfo = self._volume, self._volume.superblock.fsinfo
         assert fsinfo is not None
-        place = fsinfo["log_place"]
-        if place == LogPlace.SEPARATE:
+        separate = None
+        if fsinfo["log_place"] == LogPlace.SEPARATE:
+            if fsinfo["flags"] & FsinfoFlag.CLEAN:
+                return LogContents()  # closed in order: the next one may be elsewhere
             if self._separate is None:
-                if fsinfo["flags"] & FsinfoFlag.CLEAN:
-                    return LogContents()
                 raise LogMismatch("the volume's log is on a device of its own: name it (--nvlog)")
-            check_log_label(self._separate, volume.uuid_bytes, volume.name)
-            device, base, size = self._separate, BLOCK_BYTES, self._separate.size_bytes - BLOCK_BYTES
-        elif place == LogPlace.REGION:
-            device, (base, size) = volume.device, self._region()
-        else:
-            return LogContents()
-
-        def read(offset: int, length: int) -> memoryview:
-            data = bytearray(length)
-            device.pread(base + offset, data)
-            return memoryview(data)
-
-        return read_log(
-            read, min(size, MAX_LOG_BYTES), seed=seed_of(volume.uuid_bytes, self._epoch), seq=self._seq,
-            generation=volume.core.generation, device=volume.device,
-        )  # fmt: skip
+            separate = self._separate
+            check_log_label(separate, volume.uuid_bytes, volume.name)
+        return read_contents(volume.device, separate, fsinfo, volume.geometry, volume.uuid_bytes)
 
     def _region(self) -> tuple[int, int]:
         geometry = self._volume.geometry
@@ -135,6 +123,28 @@ class VolumeLog:
             memory, min(size, MAX_LOG_BYTES), seed_of(volume.uuid_bytes, self._epoch), seq, volume.core.generation,
             volume.commit_now,
         )  # fmt: skip
+
+
+def read_contents(
+    device: Device, separate: Device | None, fsinfo: dict[str, Any], geometry: Geometry, uuid: bytes
+) -> LogContents:
+    """What the log has beyond the consistency point of `fsinfo`: on the separate log, or else in the region on the
+    volume's `device`.  Raises DamagedRecord, OSError."""
+    if fsinfo["log_place"] == LogPlace.NONE:
+        return LogContents()
+    where, base, size = device, geometry.nvlog_start << BLOCK_SHIFT, geometry.nvlog_blocks << BLOCK_SHIFT
+    if separate is not None:
+        where, base, size = separate, BLOCK_BYTES, separate.size_bytes - BLOCK_BYTES
+
+    def read(offset: int, length: int) -> memoryview:
+        data = bytearray(length)
+        where.pread(base + offset, data)
+        return memoryview(data)
+
+    return read_log(
+        read, min(size, MAX_LOG_BYTES), seed=seed_of(uuid, fsinfo["log_epoch"]), seq=fsinfo["log_seq"],
+        generation=fsinfo["generation"] + 1, device=device,
+    )  # fmt: skip
 
 
 def open_log_device(path: str | os.PathLike[str], *, read_only: bool = False) -> FileDevice:

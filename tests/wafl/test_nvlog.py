@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import os
 import random
+from pathlib import Path
 
 import pytest
 
-from tests.support.crash_device import CrashDevice, Leftover
+from tests.support.crash_device import CrashDevice, Leftover, MemoryDevice
 from tests.support.crash_log import LoggedHistory
 from tests.support.crash_log_stories import LOG_STORIES, LogStory, guests_during_consistency_points, writes_and_flushes
 from tests.support.crash_stories import at_random
 from tests.support.crash_trial import judge
-from tests.support.volumes import MIB, Workshop, checkpoint, pattern
-from wafl import BLOCK_BYTES, DamagedRecord, Lun, Volume, replay
+from tests.support.volumes import EPOCH, MIB, Workshop, checkpoint, pattern, problems
+from wafl import (
+    BLOCK_BYTES,
+    DamagedRecord,
+    FileDevice,
+    LogMismatch,
+    Lun,
+    Volume,
+    check,
+    open_log_device,
+    replay,
+)
+from wafl.dump import describe
 from wafl.nvlog import Log
 
 POINTS = int(os.environ.get("LAZYLUN_CRASH_POINTS", "24"))
@@ -192,3 +204,94 @@ def test_a_volume_without_a_log_is_still_one(workshop: Workshop) -> None:
     checkpoint(volume)
     fill(volume.lun("a"), 2)
     assert contents(crash(workshop, volume).lun("a")) == pattern(1, 16 * BLOCK_BYTES)
+
+
+def test_checker_and_dump_say_what_the_log_has(workshop: Workshop) -> None:
+    volume = workshop.format()
+    lun = volume.create_lun("a", MIB)
+    checkpoint(volume)
+    fill(lun, 1)
+    lun.unmap(0, BLOCK_BYTES)
+    assert [str(found) for found in check(volume.device)] == ["note: log: 2 records for the next mount to replay"]
+    assert describe(volume.device)["log"]["records"] == {"write": 1, "punch": 1}
+
+
+# -- a log of its own
+
+
+class Separate:
+    """A volume with its log on a device of its own, both in memory."""
+
+    def __init__(self, log_bytes: int = 256 << 10) -> None:
+        self.volume_device = CrashDevice(16 * MIB)
+        self.log_device = CrashDevice(log_bytes)
+        Volume.format(self.volume_device, name="v", now=EPOCH)
+
+    def mount(self) -> Volume:
+        return Volume.mount(self.volume_device, log_device=self.log_device)
+
+    def kill(self) -> Volume:
+        self.volume_device = CrashDevice(image=self.volume_device.image)
+        self.log_device = CrashDevice(image=self.log_device.image)
+        return self.mount()
+
+
+def test_a_separate_log_keeps_what_was_acknowledged() -> None:
+    both = Separate()
+    volume = both.mount()
+    lun = volume.create_lun("a", MIB)
+    region = volume.geometry.nvlog_start * BLOCK_BYTES, volume.geometry.head_blocks * BLOCK_BYTES
+    data = fill(lun, 1)
+    assert not any(both.volume_device.image[region[0] : region[1]]), "nothing in the volume's own region"
+    volume = both.kill()
+    assert contents(volume.lun("a")) == data
+    volume.close()
+    assert problems(both.volume_device) == []
+
+
+def test_a_volume_whose_log_is_elsewhere_is_not_mounted_without_it() -> None:
+    both = Separate()
+    fill(both.mount().create_lun("a", MIB), 1)
+    with pytest.raises(LogMismatch, match="name it"):
+        Volume.mount(CrashDevice(image=both.volume_device.image))
+    with pytest.raises(LogMismatch, match="name it"):
+        Volume.mount(CrashDevice(image=both.volume_device.image), read_only=True)
+    volume = both.kill()
+    volume.close()
+    # Closed in order, nothing is in it: the log may go back to the volume, or to another device.
+    back = Volume.mount(CrashDevice(image=both.volume_device.image))
+    assert contents(back.lun("a")) == pattern(1, 16 * BLOCK_BYTES)
+    other = Volume.mount(CrashDevice(image=both.volume_device.image), log_device=CrashDevice(256 << 10))
+    assert contents(other.lun("a")) == pattern(1, 16 * BLOCK_BYTES)
+
+
+def test_a_log_of_another_volume_or_with_anything_else_in_it_is_refused_and_left_alone() -> None:
+    one, two = Separate(), Separate()
+    one.mount().close()
+    image = bytes(one.log_device.image)
+    strange = CrashDevice(image=image)
+    with pytest.raises(LogMismatch, match="another volume"):
+        Volume.mount(CrashDevice(image=two.volume_device.image), log_device=strange)
+    assert bytes(strange.image) == image
+    data = CrashDevice(image=b"precious" + bytes(256 << 10))
+    with pytest.raises(LogMismatch, match="holds something that is no log"):
+        Volume.mount(CrashDevice(image=two.volume_device.image), log_device=data)
+    assert data.journal.position == 0
+
+
+def test_a_log_file_that_is_too_small_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(bytes(8192))
+    with pytest.raises(LogMismatch, match="too small"):
+        open_log_device(path)
+
+
+def test_a_log_in_a_real_file_survives_without_a_close(tmp_path: Path) -> None:
+    """Shared memory of the file: what was stored is in it, though nobody wrote or synced."""
+    device = FileDevice.open(tmp_path / "v", create_bytes=64 * MIB)
+    Volume.format(device, name="v", now=EPOCH)
+    volume = Volume.mount(device)
+    fill(volume.create_lun("a", MIB), 1)
+    again = Volume.mount(MemoryDevice(bytearray((tmp_path / "v").read_bytes())))
+    assert contents(again.lun("a")) == pattern(1, 16 * BLOCK_BYTES)
+    volume.close()
