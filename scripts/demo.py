@@ -72,7 +72,7 @@ class Story:
     def golden(self) -> str:
         self.title("1  A Linux host fills a golden LUN")
         self.lun("vol", "create", VOLUME, "-s", "4g")
-        self.lun("create", "-s", "512m", GOLDEN)
+        self.lun("create", "-s", "512m", "-o", "noreserve", GOLDEN)
         self.lun("igroup", "create", "hosts", self.host.initiator)
         self.lun("map", GOLDEN, "hosts", "0")
         target = self.lund.target()

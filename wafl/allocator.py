@@ -16,7 +16,8 @@ Rules:
 - The data run is marked in advance and its unused rest given back at each freeze, so that the frozen active map is
   exact.
 - `floor_guest` blocks are kept back from guests, `floor_ops` of them also from what frees space (UNMAP, destroy,
-  reclaim): the latter is what one consistency point can need, so it never lacks room.
+  reclaim): the latter is what one consistency point can need, so it never lacks room.  `reserve` of them are for
+  reserved LUNs (wafl.reserve), whose writes go on down to `floor_reserved`.
 """
 
 from __future__ import annotations
@@ -116,7 +117,12 @@ class Allocator:
         """Rows in which the summary may lack an active block: a snapshot has to look at these only."""
         self.readers = Readers()
         self.next = self.end = 0
-        self.floor_guest = self.floor_ops = 0
+        self._exact = False
+        """The data run comes out of the reserve of a reserved LUN."""
+        self.floor_guest = self.floor_reserved = self.floor_ops = 0
+        self.margin = 0
+        """Room above `floor_ops` for what is under way: half of it is for reserved LUNs' writes, all for what frees."""
+        self.reserve = 0
         self.freed = array("Q")
         """Freed by the active file system, bits not yet cleared.  The write path appends."""
         self._pending: list[Vbns] = []
@@ -127,12 +133,16 @@ class Allocator:
 
     # --- taking ----------------------------------------------------------------------------------------------------
 
-    def refill(self) -> None:
-        """Start a new data run.  Raises NoSpace with nothing changed."""
+    def refill(self, reserved: int = 0) -> None:
+        """Start a new data run.  A reserved LUN asks for `reserved` blocks and gets no more than that when only its
+        reserve is left: the rest of a run is anybody's.  Raises NoSpace with nothing changed."""
         assert self.next == self.end
         if len(self.freed) >= APPLY_FREES:
             self.apply_frees()
         most = min(DATA_RUN_BLOCKS, self.free - self.floor_guest)
+        self._exact = most < 1
+        if self._exact:
+            most = min(reserved, self.free - self.floor_reserved)
         if most < 1:
             raise NoSpace("the volume is full")
         if not self._runs:
@@ -146,6 +156,12 @@ class Allocator:
         self.active_count += end - start
         self.dirty_active.update(range(start // MAP_BITS, (end - 1) // MAP_BITS + 1))
         self.next, self.end = start, end
+
+    def end_exact_run(self) -> None:
+        """What a reserved LUN got out of its reserve and did not use, because a write failed, goes back."""
+        if self._exact:
+            self._exact = False
+            self.give_back_run()
 
     def give_back_run(self) -> None:
         """Unmark the unused rest of the data run."""
@@ -223,6 +239,29 @@ class Allocator:
         set_range(self.busy, start, end)
         self.free -= end - start
         self._chunk_free_cells[start // MAP_BITS] -= end - start  # a run never leaves its window
+
+    # --- what is kept back -----------------------------------------------------------------------------------------
+
+    def set_floors(self, ops: int, margin: int) -> None:
+        """What one consistency point can need, and the room above that."""
+        self.floor_ops, self.margin = ops, margin
+        self._set_floors()
+
+    def set_reserve(self, blocks: int) -> None:
+        self.reserve = blocks
+        self._set_floors()
+
+    def _set_floors(self) -> None:
+        self.floor_reserved = self.floor_ops + self.margin // 2
+        self.floor_guest = self.floor_ops + self.margin + self.reserve
+        if self.reserve and self.free < self.floor_guest:
+            self.give_back_run()  # it may be what is kept back from now on, and whoever writes first would take it
+
+    def floor_for(self, *, reserved: bool, frees: bool) -> int:
+        """For a write of a LUN, or an UNMAP, which `frees`."""
+        if reserved:
+            return self.floor_ops if frees else self.floor_reserved
+        return self.floor_ops + self.reserve if frees else self.floor_guest
 
     # --- giving back -----------------------------------------------------------------------------------------------
 

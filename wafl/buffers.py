@@ -162,6 +162,8 @@ class Core:
         self.failure: BaseException | None = None
         self.relieve: Callable[[], bool] = lambda: False
         """Set by the volume: does what may free blocks at once; False if nothing was left to do."""
+        self.recheck_reserve: Callable[[], bool] = lambda: False
+        """Set by the file system: adds up what is kept back for reserved LUNs; True if that is less than before."""
         self.cool: Callable[[], None] = lambda: None
         """Set by the volume: empties all read and write maps, so that their buffers may be evicted."""
         self._prepared = bytearray(allocator.blocks // PIECE_BLOCKS + 1)
@@ -189,11 +191,22 @@ class Core:
             if not (wait and self.relieve()):
                 raise NoSpace("the volume is full")
 
-    def new_run(self) -> None:
-        """The next run of blocks for data.  A file allocates them in large pieces, each once: a write into one is then
-        a quarter cheaper than into a hole."""
+    def ensure_for(self, blocks: int, *, reserved: bool, frees: bool = False, wait: bool = True) -> None:
+        """Room for a LUN's write of `blocks`, or for an UNMAP that takes so many and `frees` more, or NoSpace."""
         allocator = self.allocator
-        allocator.refill()
+        while True:
+            short = blocks + allocator.floor_for(reserved=reserved, frees=frees) - allocator.free
+            if short <= allocator.end - allocator.next:
+                return
+            # What reserved LUNs have written of their reserve need not be kept back any more.
+            if not (self.recheck_reserve() or (wait and self.relieve())):
+                raise NoSpace("the volume is full")
+
+    def new_run(self, reserved: int = 0) -> None:
+        """The next run of blocks for data; a reserved LUN says how many it needs now.  A file allocates them in large
+        pieces, each once: a write into one is then a quarter cheaper than into a hole."""
+        allocator = self.allocator
+        allocator.refill(reserved)
         for piece in range(allocator.next // PIECE_BLOCKS, (allocator.end - 1) // PIECE_BLOCKS + 1):
             if not self._prepared[piece]:
                 self._prepared[piece] = 1

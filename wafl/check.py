@@ -38,6 +38,7 @@ from wafl.format import (
     POINTERS,
     VTOC_INODE,
     EntryState,
+    InodeFlag,
     InodeType,
     LogPlace,
     decode_text,
@@ -304,9 +305,21 @@ class _Check:
         if inode["type"] not in wanted or (number not in fixed and number < FIRST_INODE):
             self.wrong(f"type {inode['type']} does not belong here", here)
         count = self.walk(Root.of(inode), here, reached, generation)
+        if inode["type"] == InodeType.LUN:
+            self.check_private(inode, here)
         if self.data and inode["type"] == InodeType.LUN:
             self.check_end(inode, here)
         return count
+
+    def check_private(self, inode: Fields, where: str) -> None:
+        """The blocks that no snapshot can hold: what is kept back for a reserved LUN goes by their number."""
+        has = sum(
+            int(np.count_nonzero(node.births[node.data()] > inode["private_since"]))
+            for node in self.image.walk(Root.of(inode), where) if node.level == 1
+        )  # fmt: skip
+        counts = inode["private_blocks"]
+        if counts > has or (counts < has and inode["flags"] & InodeFlag.EXACT):
+            self.wrong(f"counts {counts} blocks born after {inode['private_since']} and has {has}", where)
 
     def check_counts(self, inodes: dict[int, Fields], counts: dict[int, int], where: str) -> None:
         """A LUN counts its own data blocks and those that wait in its graveyards."""

@@ -32,6 +32,7 @@ from wafl.format import (
 from wafl.inode import Inode, RecordFile, tree_blocks
 from wafl.lun import Lun
 from wafl.maps import MapFile, count_older
+from wafl.reserve import Reserve
 from wafl.types import Backing, LunRecord
 from wafl.views import View
 
@@ -63,6 +64,8 @@ class FileSystem:
         self._map_growth = 0
         self.summary: MapFile
         """Set by the volume."""
+        self.reserve = Reserve(core, self)
+        core.recheck_reserve = self.reserve.refresh
         self.find_view: Callable[[Backing], View]
         self.linger: Callable[[Lun, Backing], None]
         self.snapshot_name: Callable[[int], str]
@@ -156,7 +159,7 @@ class FileSystem:
         encode_text(ostype, "ostype", 31)
         if len(self.luns) >= MAX_LUNS:
             raise LimitReached(f"a volume holds {MAX_LUNS} LUNs")
-        self.core.ensure(16, self.core.allocator.floor_guest)
+        self.reserve.check_new(name, size_bytes, reserved=reserved)
         inode = self.new_inode(InodeType.LUN, size_bytes)
         lun = Lun(
             self, inode, name, uuid, serial=serial, naa=naa, size_bytes=size_bytes, block_bytes=block_bytes,
@@ -166,6 +169,7 @@ class FileSystem:
         self.luns[name] = lun
         self.touch_lun(lun)
         self.set_reserve()
+        self.reserve.refresh()
         self.log_lun(lun)
         return lun
 
@@ -203,6 +207,7 @@ class FileSystem:
         lun.cool()
         self.dirty_luns[lun.slot] = None
         self.retire(lun.inode)
+        self.reserve.refresh()
 
     def retire(self, inode: Inode) -> None:
         """No LUN has this inode any more: reclaim trims it."""
@@ -224,6 +229,7 @@ class FileSystem:
         number = next(n for n in range(FIRST_INODE, 1 << 20) if n not in self.inodes)
         inode = Inode(number, kind, self.next_inode_generation, size_bytes)
         self.next_inode_generation += 1
+        inode.set_private(0, self.reserve.since)
         self.inodes[number] = inode
         self.freed_inodes.discard(number)
         inode.touch(self.core)
@@ -294,6 +300,7 @@ class FileSystem:
             inner = tree_blocks(self.core.allocator.chunks) - self.core.allocator.chunks
             self._shared_blocks = rows + inner + self.ifile.tree_blocks() + self.vtoc.tree_blocks()
         self.set_reserve()
+        self.reserve.follow(newest or 0, wanted=requested)
 
     def set_reserve(self) -> None:
         """What one consistency point can need at most: every map row with its tree, and the record files.  Of that it
@@ -310,8 +317,8 @@ class FileSystem:
             shared += tree_blocks(to)
         shared = shared + tree_blocks(allocator.chunks) if self._will_share else 0
         table = new_and_grown(self.snapshot_table_blocks, self.snapshot_table_blocks + GROWTH_BLOCKS)
-        allocator.floor_ops = maps + records + table + self._shared_blocks + shared
-        allocator.floor_guest = allocator.floor_ops + max(64, min(4096, allocator.blocks // 256))
+        ops = maps + records + table + self._shared_blocks + shared
+        allocator.set_floors(ops, max(64, min(4096, allocator.blocks // 256)))
 
 
 def new_and_grown(blocks: int, to: int) -> int:

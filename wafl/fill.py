@@ -11,31 +11,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 from crc32c import crc32c
 
 from wafl.errors import CorruptVolume
-from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, FIRST_DATA_VBN, HOLE
+from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, HOLE
 
 if TYPE_CHECKING:
     from wafl.lun import Lun
-
-Slots = npt.NDArray[np.intp]
-
-
-def missing_slots(lun: Lun, index: int) -> Slots:
-    """Slots of level-1 `index` where the active side is HOLE and the backing, below its limit, is DATA."""
-    assert lun.backing is not None
-    limit = (lun.backing.limit_bytes >> BLOCK_SHIFT) - (index << 8)
-    if limit <= 0:
-        return np.empty(0, np.intp)
-    own, _ = lun.load_level_one_buf(index)
-    holes = own == HOLE
-    if not holes.any():
-        return np.empty(0, np.intp)
-    backing, _ = lun.compute_level_one_buf(index)
-    return np.flatnonzero((holes & (backing >= FIRST_DATA_VBN))[:limit])
-
+    from wafl.scan import Slots
 
 class FillPlan:
     """Blocks of one level-1 range to be copied.  `blocks` is their number."""
@@ -72,18 +55,21 @@ class FillPlan:
     def install(self, data: memoryview) -> int:
         """Called by `Lun.install_fill`."""
         lun, core = self.lun, self.lun.core
-        allocator = core.allocator
         own, _ = lun.load_level_one_buf(self.index)
         still = np.flatnonzero(own[self.slots] == HOLE)
         if not len(still):
             return 0
-        core.ensure(len(still) + 2 * lun.inode.height + 2, allocator.floor_guest, wait=False)
+        # A reserved LUN's holes are part of its reserve.
+        core.ensure_for(len(still) + 2 * lun.inode.height + 2, reserved=lun.reserved, wait=False)
         lun.prepare_leaf(self.index)
         # Neighbours in the LUN stay neighbours on the volume: one write for each stretch of slots.
         slots = self.slots[still]
         edges = [0, *(np.flatnonzero(np.diff(slots) != 1) + 1).tolist(), len(still)]
-        for low, high in pairwise(edges):
-            self._install_stretch(int(slots[low]), int(still[low]), high - low, data)
+        try:
+            for low, high in pairwise(edges):
+                self._install_stretch(int(slots[low]), int(still[low]), high - low, data)
+        finally:
+            core.allocator.end_exact_run()
         return len(still)
 
     def _install_stretch(self, slot: int, at: int, blocks: int, data: memoryview) -> None:
@@ -91,7 +77,7 @@ class FillPlan:
         allocator = lun.core.allocator
         while blocks:
             if allocator.next == allocator.end:
-                lun.core.new_run()
+                lun.core.new_run(blocks if lun.reserved else 0)
             count = min(blocks, allocator.end - allocator.next)
             lun.core.device.pwrite(
                 allocator.next << BLOCK_SHIFT, (data[at << BLOCK_SHIFT : (at + count) << BLOCK_SHIFT],)

@@ -131,6 +131,12 @@ class FsinfoFlag(IntFlag):
     """Written by an orderly close: nothing was lost."""
 
 
+class InodeFlag(IntFlag):
+    NONE = 0
+    EXACT = 1
+    """`private_blocks` is exact, not only a lower bound.  Versions that know nothing of it leave zeros."""
+
+
 class VtocFlag(IntFlag):
     NONE = 0
     ONLINE = 1
@@ -240,7 +246,9 @@ Inode = c.Struct(
     "owner" / c.Int32ul,
     "flags" / c.Int32ul,
     "owner_generation" / c.Int64ul,
-    "reserved" / c.Bytes(192),
+    "private_blocks" / c.Int64ul,
+    "private_since" / c.Int64ul,
+    "reserved" / c.Bytes(176),
 )
 
 VtocEntry = c.Struct(

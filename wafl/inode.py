@@ -7,7 +7,10 @@ Record files are small (a thousand LUNs are 250 blocks) and stay in memory whole
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from wafl.buffers import ACTIVE, INODE_FILE, READ_ONLY, VOLUME, Buffer, Core
 from wafl.errors import DamagedRecord
@@ -23,10 +26,14 @@ from wafl.format import (
     POINTERS,
     VTOC_ENTRY,
     ZERO,
+    InodeFlag,
     InodeType,
     Record,
     height_for,
 )
+
+if TYPE_CHECKING:
+    from wafl.recount import Recount
 
 SIZE_LIMITS = {
     InodeType.VTOC: MAX_LUNS * VTOC_ENTRY.size,
@@ -41,7 +48,8 @@ class Inode:
 
     __slots__ = (
         "births", "blocks", "children", "crcs", "generation", "height", "number", "owner", "owner_generation",
-        "pinned", "size_bytes", "stratum", "type", "vbns",
+        "pinned", "private_blocks", "private_exact", "private_since", "recount", "size_bytes", "stratum", "type",
+        "vbns",
     )  # fmt: skip
 
     def __init__(self, number: int, kind: InodeType, generation: int, size_bytes: int, stratum: int = ACTIVE) -> None:
@@ -54,6 +62,8 @@ class Inode:
         """DATA blocks (level 0) of a LUN, with those of its graveyards that are not yet reclaimed."""
         self.owner = self.owner_generation = 0
         """Of a graveyard: the LUN inode whose blocks it holds."""
+        self.recount: Recount | None = None
+        self.set_private(0, 0)
         self.vbns = [HOLE]
         self.crcs = [0]
         self.births = [0]
@@ -65,6 +75,27 @@ class Inode:
         """The inode changed: its record is written by the next consistency point."""
         if self.stratum == ACTIVE:
             core.dirty_inodes[self] = None
+
+    def set_private(self, blocks: int, since: int, *, exact: bool = True) -> None:
+        """Of a LUN: `blocks` of its DATA blocks were born after generation `since`, or more if not `exact`.  Kept up
+        to date by whoever changes pointers; a recount that is under way is given up."""
+        self.private_blocks = blocks
+        self.private_since = since
+        self.private_exact = exact
+        self.recount = None
+
+    def gain_private(self, index: int, births: npt.NDArray[np.uint32]) -> None:
+        """Pointers of level-1 `index`, with these births (0: a mark), are about to name new blocks."""
+        self.private_blocks += int(np.count_nonzero(births <= self.private_since))
+        if self.recount is not None:
+            self.recount.replaced(index, births)
+
+    def lose_private(self, blocks: int, *, exact: bool) -> None:
+        """So many private blocks are the LUN's no longer, or fewer if not `exact`."""
+        self.private_blocks = max(0, self.private_blocks - blocks)
+        if not exact:
+            self.private_exact = False
+            self.recount = None
 
     def record(self) -> bytes:
         return INODE.pack(
@@ -79,6 +110,9 @@ class Inode:
             root_birth=self.births[0],
             owner=self.owner,
             owner_generation=self.owner_generation,
+            flags=int(InodeFlag.EXACT if self.private_exact else InodeFlag.NONE),
+            private_blocks=self.private_blocks,
+            private_since=self.private_since,
         )
 
     @classmethod
@@ -92,6 +126,8 @@ class Inode:
         inode._check(SIZE_LIMITS.get(kind))
         inode.blocks = fields["blocks"]
         inode.owner, inode.owner_generation = fields["owner"], fields["owner_generation"]
+        exact = bool(fields["flags"] & InodeFlag.EXACT)
+        inode.set_private(fields["private_blocks"], fields["private_since"], exact=exact)
         inode.vbns, inode.crcs, inode.births = [fields["root_vbn"]], [fields["root_crc"]], [fields["root_birth"]]
         return inode
 

@@ -15,17 +15,16 @@ from __future__ import annotations
 import dataclasses
 import uuid as uuids
 from array import array
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import numpy.typing as npt
 from crc32c import crc32c
 
 from wafl.buffers import Buffer, Core, PointerMap
 from wafl.checksums import of_blocks
 from wafl.device import Bytes
-from wafl.errors import InvalidSize, LunBusy, NoSuchLun
-from wafl.fill import FillPlan, missing_slots
+from wafl.errors import InvalidSize, LunBusy, NoSpace, NoSuchLun
+from wafl.fill import FillPlan
 from wafl.format import (
     BIRTH_PLANE,
     BLOCK_BYTES,
@@ -33,26 +32,32 @@ from wafl.format import (
     CRC_PLANE,
     FIRST_DATA_VBN,
     HOLE,
-    LEVEL_ONE_BYTES,
     POINTERS,
     ZERO,
     encode_text,
     height_for,
 )
 from wafl.inode import Inode, grow_height, node_for_writing
-from wafl.tree import Punch, span_state
+from wafl.scan import Scan, missing_slots
+from wafl.tree import Punch
 from wafl.types import Backing
 from wafl.views import BLOCK_MASK, SLOT_MASK, ZERO_BLOCK, View
 
+if TYPE_CHECKING:
+    from wafl.reserve import Reserve
+
 CRC_AT, BIRTH_AT = CRC_PLANE.start, BIRTH_PLANE.start
-SCAN_STEP = 64
-"""Level-1 buffers that one `next_missing` compares before it lets others run."""
+PIECE_BLOCKS = 32
+"""What a reserved LUN writes at a time when there is no room for more: with its pointer blocks it fits into the least
+room that is kept for work under way."""
 
 
 class Files(Protocol):
     """What a LUN needs of the file system it lives in."""
 
     core: Core
+
+    reserve: Reserve
 
     def touch_lun(self, lun: Lun) -> None:
         """The LUN's vtoc entry changed."""
@@ -70,7 +75,7 @@ class Files(Protocol):
         """Keep the backing snapshot busy until the loss of this backing is durable."""
 
 
-class Lun(View):
+class Lun(Scan):
     """An active LUN.  Attributes are for reading; the `set_` methods change them."""
 
     def __init__(
@@ -97,8 +102,6 @@ class Lun(View):
         self.missing = missing
         self.destroyed = False
         self._fill_generation = 0
-        self._complete = 0
-        """All level-1 indexes below this one are known to miss nothing (they never miss anything again)."""
 
     @property
     def created_at(self) -> float:
@@ -115,7 +118,12 @@ class Lun(View):
         self._change("online", online)
 
     def set_reserved(self, reserved: bool) -> None:
+        """Keep room for all of its blocks from now on, or no longer.  Raises NoSpace."""
+        self._check_changeable()
+        if reserved and not self.reserved:
+            self._files.reserve.check_enabled(self)
         self._change("reserved", reserved)
+        self._files.reserve.refresh()
 
     def set_clone_requested(self, requested: bool) -> None:
         self._change("clone_requested", requested)
@@ -162,13 +170,19 @@ class Lun(View):
                 old = pointers[slot]
                 pointers[slot] = vbn
                 leaf.crcs[slot] = crc = crc32c(data)
-                leaf.births[slot] = core.generation  # type: ignore[attr-defined]
+                births = leaf.births  # type: ignore[attr-defined]
+                inode = self.inode
+                if births[slot] <= inode.private_since:  # a mark, or what a snapshot may hold
+                    inode.private_blocks += 1
+                    if inode.recount is not None:
+                        inode.recount.replaced(index, np.asarray(births[slot : slot + 1]))
+                births[slot] = core.generation
                 if self.maps is not self.own:
                     self._keep_composed(leaf, index, slot, old, vbn, crc)
                 if old >= FIRST_DATA_VBN:
                     allocator.freed.append(old)
                 else:
-                    self.inode.blocks += 1
+                    inode.blocks += 1
                 if core.log is not None:
                     core.log.write_one(self.slot, offset >> BLOCK_SHIFT, vbn, crc)
                 return
@@ -211,13 +225,31 @@ class Lun(View):
         allocator = core.allocator
         left = len(data) >> BLOCK_SHIFT
         trees = (left // POINTERS + 2) + 2 * self.inode.height
-        core.ensure(left + trees, allocator.floor_guest)
+        try:
+            core.ensure_for(left + trees, reserved=self.reserved)
+        except NoSpace:
+            if not self.reserved or left <= PIECE_BLOCKS:
+                raise
+            # Overwriting takes before it gives back, and there is not that much room at once.
+            for first in range(0, left, PIECE_BLOCKS):
+                piece = data[first << BLOCK_SHIFT : (first + PIECE_BLOCKS) << BLOCK_SHIFT]
+                self._write_blocks(fbn + first, piece)
+            return
+        try:
+            self._place_blocks(fbn, data)
+        finally:
+            allocator.end_exact_run()
+
+    def _place_blocks(self, fbn: int, data: memoryview) -> None:
+        core = self.core
+        allocator = core.allocator
+        left = len(data) >> BLOCK_SHIFT
         at = 0
         while left:
             # The leaf first: when space is short its place comes out of the data run.
             leaf = self._leaf(fbn >> 8)
             if allocator.next == allocator.end:
-                core.new_run()
+                core.new_run(left if self.reserved else 0)
             low = fbn & SLOT_MASK
             blocks = min(left, POINTERS - low, allocator.end - allocator.next)
             piece = data[at : at + (blocks << BLOCK_SHIFT)]
@@ -257,6 +289,7 @@ class Lun(View):
         if old:
             self.core.allocator.freed.extend(old)
         self.inode.blocks += blocks - len(old)
+        self.inode.gain_private(index, np.asarray(leaf.births[low:high]))
         # Raw bytes into the planes: a fifth of the price of typed slices.
         vbns = np.arange(vbn, vbn + blocks, dtype="<u8").tobytes()
         sums = array("I", crcs).tobytes()
@@ -314,7 +347,7 @@ class Lun(View):
     def _punch(self, first: int, last: int, *, cut: bool = False) -> None:
         """Blocks first to last - 1 read zeros.  `cut`: the limit falls to `first`, so ZERO may go beyond it."""
         core = self.core
-        core.ensure(8 * self.inode.height + 16, core.allocator.floor_ops)
+        core.ensure_for(8 * self.inode.height + 16, reserved=self.reserved, frees=True)
         self.replay_punch(first, last, cut=cut)
         if core.log is not None:
             core.log.punch(self.slot, first, last, cut=cut)
@@ -327,6 +360,7 @@ class Lun(View):
             last = POINTERS**inode.height  # nothing lies behind: whole subtrees go, none is left half empty
             if cut and first < limit:
                 limit = last
+        needed = self._files.reserve.needed_by(self)
         graveyard_of = self._files.graveyard_of
         try:
             Punch(core, inode, ZERO, graveyard_of).run(first, min(last, limit))
@@ -334,6 +368,7 @@ class Lun(View):
         finally:
             self._forget(self.own, first, last)
             self._forget(self.maps, first, last)
+            self._files.reserve.raised(self, needed)
 
     def _forget(self, maps: dict[int, PointerMap], first: int, last: int) -> None:
         low, high = first >> 8, (last - 1) >> 8
@@ -351,11 +386,12 @@ class Lun(View):
         if size_bytes < self.size_bytes:
             self._shrink(size_bytes)
         else:
-            core.ensure(2 * self.inode.height + 8, core.allocator.floor_guest)
+            self._files.reserve.check_size(self, size_bytes)
             grow_height(core, self.inode, height_for(-(-size_bytes // BLOCK_BYTES)))
         self.size_bytes = self.inode.size_bytes = size_bytes
         self.inode.touch(core)
         self._files.touch_lun(self)
+        self._files.reserve.refresh()
         self._files.log_lun(self)
 
     def _shrink(self, size_bytes: int) -> None:
@@ -396,25 +432,6 @@ class Lun(View):
 
     # --- for the cloner --------------------------------------------------------------------------------------------
 
-    @property
-    def level_one_count(self) -> int:
-        """Level-1 indexes that a scan has to look at."""
-        end = self.backing.limit_bytes if self.backing else self.size_bytes
-        return -(-end // LEVEL_ONE_BYTES)
-
-    def load_level_one_buf(self, index: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]:
-        """(vbns, crcs) of the active side's own level-1 buffer: what it really has, holes included."""
-        found = self.own_map(index)
-        assert found is not None
-        return found.vector(), found.crc_vector()
-
-    def compute_level_one_buf(self, index: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]:
-        """(vbns, crcs) of the backing's composed level-1 buffer (spec: vdisk_backup_compute_level_one_buf).
-        Entries at and beyond the limit do not count."""
-        found = self.below().read_map(index)
-        assert found is not None
-        return found.vector(), found.crc_vector()
-
     def missing_blocks(self) -> int:
         """Blocks still to fill: exact from the start, never too low, too high by what guests covered unseen."""
         return self.missing if self.backing is not None else 0
@@ -423,34 +440,6 @@ class Lun(View):
     def fills_durable(self) -> bool:
         """Whether a durable consistency point covers the last fill, whichever run made it."""
         return self._fill_generation <= self.core.durable
-
-    def next_missing(self, index: int) -> int | None:
-        """The next level-1 index from `index` on where something may be missing, or None.  Whole subtrees that
-        cannot miss anything are passed over; after SCAN_STEP comparisons the index reached is returned unseen."""
-        if self.backing is None:
-            return None
-        start, end = index, self.level_one_count
-        looks = 0
-        while index < end and looks < SCAN_STEP:
-            span = self._plain_span(index)
-            if not span:
-                looks += 1
-                if len(missing_slots(self, index)):
-                    break
-                span = 1
-            index += span
-        if start <= self._complete:
-            self._complete = max(self._complete, min(index, end))
-        return index if index < end else None
-
-    def _plain_span(self, index: int) -> int:
-        """Level-1 indexes from `index` on that miss nothing, as far as the trees' upper levels tell; 0: compare."""
-        state, level = span_state(self.core, self.inode, index)
-        if state >= FIRST_DATA_VBN:
-            return 0
-        reach = 1 << 8 * (level - 1)
-        span = reach - index % reach
-        return span if state == ZERO else min(span, self.below().empty_span(index))
 
     def plan_fill(self, index: int, first: int = 0, max_blocks: int = POINTERS) -> FillPlan | None:
         """What to copy in level-1 `index` from slot `first` on, at most `max_blocks`; None: nothing is missing.

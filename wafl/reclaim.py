@@ -1,7 +1,8 @@
-"""Giving space back in the background: trees of destroyed and unmapped LUNs, deleted snapshots.
+"""Giving space back in the background: trees of destroyed and unmapped LUNs, deleted snapshots.  And counting anew
+what reserved LUNs need after that (wafl.recount).
 
-Both are restartable at any point, because what is left to do is on disk: zombie inodes, and snapshot entries in
-state DELETING.
+The first two are restartable at any point, because what is left to do is on disk: zombie inodes, and snapshot entries
+in state DELETING.
 
 Deleting snapshot S, one row (one map block) at a time: a block goes out of the summary if S's map has it and neither
 any live snapshot's map nor the volume itself does.  All live snapshots are asked, never only the neighbours: once
@@ -47,7 +48,8 @@ class Reclaim:
 
     @property
     def pending(self) -> bool:
-        return bool(self._volume.files.zombies or self._volume.snapshots_table.deleting)
+        files = self._volume.files
+        return bool(files.zombies or self._volume.snapshots_table.deleting or files.reserve.counting)
 
     def run(self) -> Generator[Step, None, None]:
         """Slices until all is done, or until only a consistency point helps on (no room to work in, or a snapshot
@@ -86,6 +88,12 @@ class Reclaim:
             yield self._trim_zombie(zombie)
         for snapshot in list(self._volume.snapshots_table.deleting.values()):
             yield self._free_snapshot(snapshot)
+        for recount in self._volume.files.reserve.recounts():
+            yield self._count(recount)
+
+    def _count(self, recount: Iterator[None]) -> Generator[Step, None, None]:
+        for _ in recount:
+            yield Step.SLICE
 
     # --- zombies ---------------------------------------------------------------------------------------------------
 

@@ -85,10 +85,30 @@ def restore(volume: Volume, snapshot_name: str, lun_name: str | None) -> Restore
         2 * _blocks(made, INODE.size) + 2 * _blocks(len(moves.returned), VTOC_ENTRY.size) + 16,
         core.allocator.floor_ops,
     )
+    _check_reserve(volume, moves)
     done = moves.plan()
     _make(volume.files, moves, rename=lun_name is None)
     volume.commit_now()
     return done
+
+
+def _check_reserve(volume: Volume, moves: _Moves) -> None:
+    """A restored LUN owns nothing at first: if it is reserved, all of it is kept back."""
+    reserve = volume.files.reserve
+    after = sum(
+        reserve.needed_by_new(source.size_bytes)
+        for lun, source in [*moves.restored, *((None, source) for source in moves.returned)]
+        if (lun.reserved if lun is not None else VtocFlag.RESERVED in VtocFlag(source.fields["flags"]))
+    )
+    going = [*(lun for lun, _ in moves.restored), *moves.destroyed]
+    before = sum(reserve.needed_by(lun) for lun in going if lun.reserved)
+    # What no snapshot holds of that which goes is given back.
+    more = after - before - sum(lun.inode.private_blocks for lun in going)
+    if more > 0:
+        reserve.check_room(
+            more, "space for all of what is restored",
+            "disable reservations, delete a snapshot or a LUN, or grow the volume",
+        )  # fmt: skip
 
 
 def _blocks(records: int, record_bytes: int) -> int:
@@ -178,6 +198,7 @@ def _make(files: FileSystem, moves: _Moves, *, rename: bool) -> None:
         files.luns[lun.name] = lun
         files.touch_lun(lun)
     files.set_reserve()
+    files.reserve.refresh()
 
 
 def _inode(files: FileSystem, source: _Source) -> Inode:

@@ -133,17 +133,19 @@ class SnapshotTable:
 
     # --- requests --------------------------------------------------------------------------------------------------
 
-    def request(self, name: str) -> None:
-        """The next consistency point makes it.  Raises InvalidName, NameTaken, LimitReached, NoSpace."""
+    def request(self, name: str) -> bool:
+        """The next consistency point makes it; True if that must come at once, before anybody writes.
+        Raises InvalidName, NameTaken, LimitReached, NoSpace."""
         check_snapshot_name(name)
         self._check_free(name)
         if len(self.live) + len(self.making) + len(self.requested) >= MAX_SNAPSHOTS:
             raise LimitReached(f"a volume holds {MAX_SNAPSHOTS} snapshots")
         # The snapshot keeps the present maps: the next consistency point gets nothing back for its new ones.
-        allocator = self.core.allocator
-        self.core.ensure((2 + len(self.requested)) * allocator.floor_ops, allocator.floor_guest)
+        blocks = (2 + len(self.requested)) * self.core.allocator.floor_ops
+        at_once = self.files.reserve.check_snapshot(name, blocks)
         self.requested.append(name)
         self.count_shared()
+        return at_once
 
     def _check_free(self, name: str) -> None:
         if name in self.live or name in self.requested or any(made.name == name for made in self.making):
@@ -191,6 +193,7 @@ class SnapshotTable:
         """Reclaim has given back all its blocks: the entry goes."""
         del self.deleting[snapshot.id]
         self._dirty[snapshot.slot] = None
+        self.files.reserve.follow(self.newest_generation() or 0, wanted=bool(self.requested))
         self.core.forget_tree(snapshot.ifile)
         if snapshot.map_inode is not None:
             self.core.forget_tree(snapshot.map_inode)

@@ -15,10 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from wafl.buffers import HOLE_MAP, ZERO_MAP, Buffer, Core, PointerMap
-from wafl.format import BLOCK_BYTES, FIRST_DATA_VBN, HOLE, POINTERS, ZERO, height_for
+from wafl.format import BIRTH_PLANE, BLOCK_BYTES, FIRST_DATA_VBN, HOLE, POINTERS, ZERO, height_for
 from wafl.inode import Inode, grow_height, node_for_writing
+
+Births = npt.NDArray[np.uint32]
 
 GraveyardOf = Callable[[Inode, int], Inode]
 """(LUN inode, level of the subtrees) -> the graveyard to use, made if there is none."""
@@ -62,6 +65,50 @@ def span_state(core: Core, inode: Inode, index: int) -> tuple[int, int]:
         parent = node
 
 
+def young_leaf(core: Core, inode: Inode, index: int, since: int) -> tuple[int, Births] | None:
+    """The first level-1 block at `index` or behind it that was written after generation `since`: its index, and the
+    births of the blocks it names.  A child is never younger than its parent, so older subtrees are passed over."""
+    return _young_below(core, inode, inode.height, 0, index, since)
+
+
+def _young_below(
+    core: Core, node: Buffer | Inode, level: int, base: int, index: int, since: int
+) -> tuple[int, Births] | None:
+    """Below the slots of `node`, whose children are of `level` and cover level-1 indexes from `base` on."""
+    reach = 1 << 8 * (level - 1)
+    young = (np.array(node.vbns, dtype=np.uint64) >= FIRST_DATA_VBN) & (np.array(node.births) > since)
+    for slot in np.flatnonzero(young).tolist():
+        first = base + slot * reach
+        if first + reach <= index:
+            continue
+        child = node.children.get(slot) or core.load(node, slot, level)
+        assert child is not None
+        if level == 1:
+            return first, data_births(child)
+        found = _young_below(core, child, level - 1, first, index, since)
+        if found is not None:
+            return found
+    return None
+
+
+def data_births(leaf: Buffer, low: int = 0, high: int = POINTERS) -> Births:
+    """Births of the blocks that slots low to high - 1 name (a copy)."""
+    births: Births = np.frombuffer(leaf.data, "<u4", POINTERS, BIRTH_PLANE.start)[low:high]
+    return births[leaf.vector()[low:high] >= FIRST_DATA_VBN]
+
+
+def index_of(leaf: Buffer) -> int:
+    """Which level-1 block of its file this is."""
+    index, unit = 0, 1
+    node: Buffer | Inode = leaf
+    while isinstance(node, Buffer):
+        if isinstance(node.parent, Buffer):
+            index += node.slot * unit
+        unit *= POINTERS
+        node = node.parent
+    return index
+
+
 class Punch:
     """One range of one file becomes HOLE or ZERO."""
 
@@ -80,6 +127,7 @@ class Punch:
             return
         if (low, high) == (0, capacity):
             self._clear_slots(inode, 0, 1, inode.height)
+            inode.set_private(0, inode.private_since)
             return
         root = self._enter(inode, 0, inode.height)
         if root is not None:
@@ -123,9 +171,27 @@ class Punch:
         vbns = leaf.vector()[low:high]
         data = vbns[vbns >= FIRST_DATA_VBN]
         self.core.allocator.freed.frombytes(data.tobytes())
+        self._lose(leaf, data_births(leaf, low, high))
         self.inode.blocks -= len(data)
         self.inode.touch(self.core)
         self._write_marks(leaf, low, high)
+
+    def _lose(self, leaf: Buffer, births: Births) -> None:
+        """Blocks with these births go: fewer are private."""
+        inode = self.inode
+        inode.lose_private(int(np.count_nonzero(births > inode.private_since)), exact=True)
+        if inode.recount is not None:
+            inode.recount.lost(index_of(leaf), births)
+
+    def _lose_below(self, node: Buffer | Inode, slot: int, level: int) -> None:
+        """The same for a whole subtree, which is not read for it."""
+        inode, child, birth = self.inode, node.children.get(slot), node.births[slot]
+        if level == 1 and child is not None:
+            self._lose(child, data_births(child))
+        elif birth > inode.private_since:
+            inode.lose_private(POINTERS**level, exact=False)
+        elif inode.recount is not None and birth > inode.recount.since:
+            inode.recount = None
 
     def _differs(self, vbns: np.ndarray[tuple[int, ...], np.dtype[np.uint64]]) -> bool:
         return bool((vbns != ZERO).any() if self.mark == ZERO else (vbns >= FIRST_DATA_VBN).any())
@@ -154,6 +220,7 @@ class Punch:
     def _bury(self, node: Buffer | Inode, slot: int, graveyard: Inode, level: int) -> None:
         """Move one subtree.  Each step leaves pointer and graveyard consistent, whatever a later one meets."""
         core = self.core
+        self._lose_below(node, slot, level)
         at = graveyard.size_bytes // (BLOCK_BYTES * POINTERS**level)
         grow_height(core, graveyard, max(level + 1, height_for((at + 1) * POINTERS**level)))
         grave = node_for_writing(core, graveyard, level + 1, at >> 8)

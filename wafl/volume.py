@@ -93,6 +93,7 @@ class Volume:
         self.files.summary = self.summary
         self.snapshots_table.count_shared()
         self.audit = Audit(self)
+        self.superblock.report.extend(self.files.reserve.report())
 
     # --- making and mounting ---------------------------------------------------------------------------------------
 
@@ -311,23 +312,23 @@ class Volume:
         allocator.apply_frees()
         if allocator.cramped or not (allocator.freeing or self.background.pending or self.running is not None):
             return False
-        before = allocator.free
+        before = allocator.free - allocator.reserve
         self._relieving = True
         try:
-            self._run_reclaim(RELIEF_SLICES)
+            more = self._run_reclaim(RELIEF_SLICES)
             self.commit_now()
-            if allocator.free <= before:
+            if not more and allocator.free - allocator.reserve <= before:
                 self.commit_now()
         finally:
             self._relieving = False
-        return allocator.free > before
+        return more or allocator.free - allocator.reserve > before
 
-    def _run_reclaim(self, slices: int) -> None:
+    def _run_reclaim(self, slices: int) -> bool:
+        """True if it went all the way and there may be more."""
         # A damaged tree keeps its space; it must not fail the write that looked for room.
         with suppress(CorruptVolume, OSError):
-            for _ in range(slices):
-                if not self.background.advance():
-                    break
+            return all(self.background.advance() for _ in range(slices))
+        return False
 
     # --- LUNs ------------------------------------------------------------------------------------------------------
 
@@ -338,11 +339,12 @@ class Volume:
     def luns(self) -> list[Lun]:
         return sorted(self.files.luns.values(), key=lambda lun: lun.name)
 
-    def create_lun(self, name: str, size_bytes: int | None = None, *, ostype: str = "linux", reserved: bool = True,
-                   comment: str = "", backing: tuple[str, str] | None = None, block_bytes: int | None = None,
-                   uuid: uuids.UUID | None = None) -> Lun:  # fmt: skip
+    def create_lun(self, name: str, size_bytes: int | None = None, *, ostype: str = "linux",
+                   reserved: bool | None = None, comment: str = "", backing: tuple[str, str] | None = None,
+                   block_bytes: int | None = None, uuid: uuids.UUID | None = None) -> Lun:  # fmt: skip
         """A new LUN: empty, or reading through `backing` (snapshot name, LUN name in it), whose size and logical
-        block size it then has unless others are given.  Takes the same short time whatever the size.
+        block size it then has unless others are given.  Takes the same short time whatever the size.  Without
+        `reserved` a LUN has its parent's setting, and one without a parent is not reserved.
         Raises InvalidName, NameTaken, InvalidSize, LimitReached, NoSpace, NoSuchSnapshot, NoSuchLun, ChainTooDeep."""
         self._check_writable()
         self.files.check_new_name(name)
@@ -354,6 +356,7 @@ class Volume:
             parent_bytes = parent.size_bytes
             size_bytes = parent_bytes if size_bytes is None else size_bytes
             block_bytes = block_bytes or parent.block_bytes
+            reserved = parent.reserved if reserved is None else reserved
         if size_bytes is None:
             raise InvalidSize("a LUN without a backing needs a size")
         block_bytes = block_bytes or 512
@@ -362,7 +365,7 @@ class Volume:
         full = found.limit_bytes if found is not None and size_bytes < parent_bytes else size_bytes
         uuid, serial, naa = new_identity(self.files.luns.values(), uuid)
         lun = self.files.create_lun(
-            name, full, uuid=uuid, serial=serial, naa=naa, ostype=ostype, reserved=reserved, comment=comment,
+            name, full, uuid=uuid, serial=serial, naa=naa, ostype=ostype, reserved=bool(reserved), comment=comment,
             block_bytes=block_bytes, created_us=self.now_us(), backing=found, missing=missing,
         )  # fmt: skip
         if full != size_bytes:
@@ -400,7 +403,8 @@ class Volume:
     def request_snapshot(self, name: str) -> None:
         """The next consistency point makes it.  Raises InvalidName, NameTaken, LimitReached, NoSpace."""
         self._check_writable()
-        self.snapshots_table.request(name)
+        if self.snapshots_table.request(name):
+            self.commit_now()
 
     def snapshots(self) -> list[SnapshotInfo]:
         """Durable snapshots, oldest first."""

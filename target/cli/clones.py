@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from target.cli.client import RefusedError, lun_url
+from target.cli.luns import NORESERVE, reserved_by
 from target.cli.output import Column, format_duration, number, text
 from target.cli.root import PATH, Context, command, main
 from target.cli.sizes import RATE_TYPE, format_size
@@ -78,9 +79,10 @@ def _follow(ctx: Context, path: str, job: dict[str, Any]) -> dict[str, Any]:
     return job
 
 
-def create(ctx: Context, path: str, parent: str, snapshot: str | None) -> None:
-    """Create a LUN from PARENT as it is now, or as it was in SNAP; instantly."""
-    lun = ctx.client.post("/v1/luns", {"path": path, "backing": {"path": parent, "snapshot": snapshot}})
+def create(ctx: Context, path: str, parent: str, snapshot: str | None, options: tuple[str, ...]) -> None:
+    """Create a LUN from PARENT as it is now, or as it was in SNAP; instantly.  Its space is reserved if PARENT's is."""
+    backing = {"path": parent, "snapshot": snapshot}
+    lun = ctx.client.post("/v1/luns", {"path": path, "backing": backing, "reserved": reserved_by(options)})
     ctx.out.done(lun, f"{path}: {format_size(lun['size_bytes'])}, backed by {lun['backing']['path']}")
 
 
@@ -92,7 +94,7 @@ command(clone, "show")(click.argument("path", type=PATH, required=False)(show))
 command(clone, "create")(
     _PATH(
         click.option("-b", "--backing", "parent", type=PATH, required=True, metavar="PARENT")(
-            click.argument("snapshot", metavar="[SNAP]", required=False)(create)
+            click.argument("snapshot", metavar="[SNAP]", required=False)(NORESERVE(create))
         )
     )
 )

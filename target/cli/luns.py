@@ -34,24 +34,35 @@ def _clone(clone: dict[str, Any] | None) -> str:
     return f"{clone['state']} {clone['percent']:.1f}%" if clone and clone["state"] != "none" else ""
 
 
+NORESERVE = click.option(
+    "-o", "options", multiple=True, type=click.Choice(["noreserve"]), help="noreserve: thin, no space is kept for it."
+)
+
+
+def reserved_by(options: tuple[str, ...]) -> bool | None:
+    """What the API is asked: not reserved, or whatever it does by itself."""
+    return False if "noreserve" in options else None
+
+
 @command(main, "create")
 @click.argument("path", type=PATH)
 @click.option("-s", "--size", type=SIZE_TYPE, help="Size of the LUN.")
 @click.option("-b", "--backing", type=PATH, metavar="SNAPPATH", help="Back it by /vol/V/.snapshot/S/L, at once.")
 @click.option("-t", "--ostype", help="linux, windows, vmware, …")
-@click.option("-o", "options", multiple=True, type=click.Choice(["noreserve"]), help="noreserve: thin.")
+@NORESERVE
 @click.option("-c", "--comment", help="A note for people.")
 @click.option("--block-size", "block_bytes", type=click.Choice(["512", "4096"]), default="512", show_default=True)
 def create(
     ctx: Context, path: str, size: int | None, backing: str | None, ostype: str | None, options: tuple[str, ...],
     comment: str | None, block_bytes: str,
 ) -> None:  # fmt: skip
-    """Create a LUN, empty (-s) or backed by a snapshot (-b)."""
+    """Create a LUN, empty (-s) or backed by a snapshot (-b).  Without -o noreserve space is kept for all of it (of a
+    LUN backed by a snapshot: if it was for its parent)."""
     if (size is None) == (backing is None):
         raise click.UsageError("give either -s SIZE or -b /vol/VOLUME/.snapshot/SNAP/LUN")
     body = {
         "path": path, "size_bytes": size, "backing": {"path": backing} if backing else None, "ostype": ostype,
-        "reserved": "noreserve" not in options, "comment": comment, "block_bytes": int(block_bytes),
+        "reserved": reserved_by(options), "comment": comment, "block_bytes": int(block_bytes),
     }  # fmt: skip
     lun = ctx.client.post("/v1/luns", body)
     origin = f", backed by {lun['backing']['path']}" if lun["backing"] else ""

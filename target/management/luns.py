@@ -110,7 +110,7 @@ class Luns:
             path.lun,
             wanted.size_bytes,
             ostype=wanted.ostype or "linux",
-            reserved=wanted.reserved,
+            reserved=wanted.reserved is not False,
             comment=wanted.comment,
             block_bytes=wanted.block_bytes,
         )

@@ -186,7 +186,7 @@ class LunCreate(Request):
     size_bytes: Size | None = Field(default=None, description="Not with `backing`: the size is its parent's")
     backing: LunBacking | None = None
     ostype: str | None = Field(default=None, description="Default: linux, or the parent's")
-    reserved: bool = True
+    reserved: bool | None = Field(default=None, description="Default: true, or what the parent is")
     comment: Comment = ""
     block_bytes: Literal[512, 4096] = 512
 

@@ -64,7 +64,7 @@ def test_a_failed_volume_fails_a_job_that_waits_for_room(workshop: Workshop) -> 
 
 
 def test_a_clone_that_misses_nothing_needs_no_room(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wafl.lun.SCAN_STEP", 1)
+    monkeypatch.setattr("wafl.scan.SCAN_STEP", 1)
     family = make_family(workshop, size_bytes=8 * MIB, blocks=list(range(600)))
     for block in range(600):
         family.write(block * BLOCK_BYTES, pattern(block + 7, BLOCK_BYTES))

@@ -163,8 +163,9 @@ class Lund:
     def add_volume(self, name: str = "vol0", size_bytes: int = 2 * GIB) -> None:
         self.post("volumes", name=name, size_bytes=size_bytes)
 
-    def add_lun(self, path: str, size_bytes: int = 256 * MIB, *, igroup: str = "everyone", lun_id: int = 0) -> None:
-        self.post("luns", path=path, size_bytes=size_bytes)
+    def add_lun(self, path: str, size_bytes: int = 256 * MIB, *, igroup: str = "everyone", lun_id: int = 0,
+                reserved: bool = False) -> None:  # fmt: skip
+        self.post("luns", path=path, size_bytes=size_bytes, reserved=reserved)
         self.map(path, igroup, lun_id)
 
     def map(self, path: str, igroup: str = "everyone", lun_id: int = 0) -> None:

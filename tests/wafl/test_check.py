@@ -358,6 +358,18 @@ def a_limit_within_a_block(tamper: Tamper) -> None:
     tamper.change_lun("clone", backing_limit_bytes=512)
 
 
+@damage("blocks born after")
+def more_private_blocks_than_there_are(tamper: Tamper) -> None:
+    number, _ = tamper.lun_root("golden")
+    tamper.change_inode(number, private_blocks=1000, flags=0)
+
+
+@damage("blocks born after")
+def fewer_private_blocks_than_there_are(tamper: Tamper) -> None:
+    number, _ = tamper.lun_root("golden")
+    tamper.change_inode(number, private_blocks=0, private_since=0, flags=1)
+
+
 @damage("active_blocks is")
 def a_wrong_count_of_active_blocks(tamper: Tamper) -> None:
     tamper.write_fsinfo(active_blocks=5)

@@ -21,9 +21,9 @@ from tests.support.offline_reader import differences, interesting_blocks
 from tests.support.volume_model import BLOCK, ModelLun, ModelVolume
 from tests.support.volumes import EPOCH, MIB, pattern, problems, run_steps
 from wafl import Lun, NameTaken, NoSpace, NoSuchLun, SnapshotBusy, Volume, WaflError
-from wafl.fill import missing_slots
 from wafl.format import ACTIVE_MAP_INODE, EntryState, decode_text
 from wafl.offline import Image, Root
+from wafl.scan import missing_slots
 
 VOLUME_BYTES = 8 * MIB
 SECTOR = 512

@@ -1,0 +1,87 @@
+"""Scanning a LUN for what it still misses of its backing, one comparison of two level-1 buffers at a time.
+
+spec, Implementation Details: where the active level-1 entry is 0 and the backing's is not, something is missing.  A LUN
+that misses nothing in some range never misses anything there again: below the limit nothing goes back to HOLE.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from wafl.format import BLOCK_SHIFT, FIRST_DATA_VBN, HOLE, LEVEL_ONE_BYTES, ZERO
+from wafl.tree import span_state
+from wafl.views import View
+
+SCAN_STEP = 64
+"""Level-1 buffers that one `next_missing` compares before it lets others run."""
+
+Slots = npt.NDArray[np.intp]
+
+
+class Scan(View):
+    """The reading half of what a clone job asks of a LUN."""
+
+    _complete = 0
+    """All level-1 indexes below this one are known to miss nothing (they never miss anything again)."""
+
+    @property
+    def level_one_count(self) -> int:
+        """Level-1 indexes that a scan has to look at."""
+        end = self.backing.limit_bytes if self.backing else self.size_bytes
+        return -(-end // LEVEL_ONE_BYTES)
+
+    def load_level_one_buf(self, index: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]:
+        """(vbns, crcs) of the active side's own level-1 buffer: what it really has, holes included."""
+        found = self.own_map(index)
+        assert found is not None
+        return found.vector(), found.crc_vector()
+
+    def compute_level_one_buf(self, index: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]:
+        """(vbns, crcs) of the backing's composed level-1 buffer (spec: vdisk_backup_compute_level_one_buf).
+        Entries at and beyond the limit do not count."""
+        found = self.below().read_map(index)
+        assert found is not None
+        return found.vector(), found.crc_vector()
+
+    def next_missing(self, index: int) -> int | None:
+        """The next level-1 index from `index` on where something may be missing, or None.  Whole subtrees that
+        cannot miss anything are passed over; after SCAN_STEP comparisons the index reached is returned unseen."""
+        if self.backing is None:
+            return None
+        start, end = index, self.level_one_count
+        looks = 0
+        while index < end and looks < SCAN_STEP:
+            span = self._plain_span(index)
+            if not span:
+                looks += 1
+                if len(missing_slots(self, index)):
+                    break
+                span = 1
+            index += span
+        if start <= self._complete:
+            self._complete = max(self._complete, min(index, end))
+        return index if index < end else None
+
+    def _plain_span(self, index: int) -> int:
+        """Level-1 indexes from `index` on that miss nothing, as far as the trees' upper levels tell; 0: compare."""
+        state, level = span_state(self.core, self.inode, index)
+        if state >= FIRST_DATA_VBN:
+            return 0
+        reach = 1 << 8 * (level - 1)
+        span = reach - index % reach
+        return span if state == ZERO else min(span, self.below().empty_span(index))
+
+
+def missing_slots(lun: Scan, index: int) -> Slots:
+    """Slots of level-1 `index` where the active side is HOLE and the backing, below its limit, is DATA."""
+    assert lun.backing is not None
+    limit = (lun.backing.limit_bytes >> BLOCK_SHIFT) - (index << 8)
+    if limit <= 0:
+        return np.empty(0, np.intp)
+    own, _ = lun.load_level_one_buf(index)
+    holes = own == HOLE
+    if not holes.any():
+        return np.empty(0, np.intp)
+    backing, _ = lun.compute_level_one_buf(index)
+    return np.flatnonzero((holes & (backing >= FIRST_DATA_VBN))[:limit])
