@@ -131,6 +131,10 @@ class LoggedHistory(History):
     def flush(self) -> None:
         if self.flush_syncs:
             self.volume.sync()
+        self.note_flushed()
+
+    def note_flushed(self) -> None:
+        """Everything logged so far is durable."""
         for change in self.changes:
             if change.flushed is None and change.generation is None:
                 change.flushed = self.device.journal.position

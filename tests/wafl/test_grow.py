@@ -13,6 +13,7 @@ import pytest
 import wafl.grow
 from tests.support.crash_device import CrashDevice, Leftover, MemoryDevice
 from tests.support.crash_history import History, Mark
+from tests.support.crash_log import LoggedHistory
 from tests.support.volumes import EPOCH, MIB, Workshop, checkpoint, errors, pattern, problems, reclaim, take_snapshot
 from wafl import BLOCK_BYTES, FileDevice, InvalidSize, NoSpace, ReadOnlyVolume, View, Volume, VolumeFailed, check
 from wafl.format import HEAD_BLOCKS, HEAD_RING_VBN, MAX_VOLUME_BYTES, TAIL_BLOCKS
@@ -295,7 +296,7 @@ def test_a_copy_of_fsinfo_in_the_wrong_place_does_not_count(workshop: Workshop) 
     image = bytearray(volume.device.image)  # type: ignore[attr-defined]
     newest = bytes(image[(HEAD_RING_VBN + generation % 8) * BLOCK_BYTES :][:BLOCK_BYTES])
     image[HEAD_RING_VBN * BLOCK_BYTES : HEAD_BLOCKS * BLOCK_BYTES] = newest * 8
-    mounted = Volume.mount(MemoryDevice(image))
+    mounted = Volume.mount(MemoryDevice(image), read_only=True)
     assert mounted.generation == generation
     assert any("damaged" in line for line in mounted.mount_report)
 
@@ -310,6 +311,9 @@ def grow(history: History, size_bytes: int) -> None:
     durable = history.device.journal.position
     for generation in range(before + 1, history.volume.generation + 1):
         history.marks.append(Mark(generation, begun, durable, history.model.copy()))
+        if isinstance(history, LoggedHistory):
+            history.frozen[generation] = len(history.changes), len(history.changes)
+            history.note_flushed()
 
 
 def a_growth_with_snapshots(history: History) -> None:
@@ -329,6 +333,22 @@ def a_growth_with_snapshots(history: History) -> None:
     history.checkpoint()
 
 
+def a_growth_between_flushes(history: LoggedHistory) -> None:
+    history.create("a", MIB)
+    history.write("a", 0, 10 * BLOCK_BYTES)
+    history.flush()
+    history.write("a", 5 * BLOCK_BYTES, 10 * BLOCK_BYTES)
+    grow(history, 6 * MIB)
+    history.write("a", 10 * BLOCK_BYTES, 100 * BLOCK_BYTES)
+    history.flush()
+    history.write("a", 50 * BLOCK_BYTES, BLOCK_BYTES)
+    history.unmap("a", 0, 4 * BLOCK_BYTES)
+    grow(history, 8 * MIB)
+    history.write("a", 0, BLOCK_BYTES)
+    history.flush()
+    history.write("a", 20 * BLOCK_BYTES, 3 * BLOCK_BYTES)
+
+
 def faults(history: History, points: range | None = None) -> Iterator[str]:
     for state in history.states(points, seed=3):
         if (verdict := history.verdict(state)) is not None:
@@ -341,8 +361,14 @@ def test_a_crash_at_any_write_of_a_growth_leaves_the_old_volume_or_the_new_one()
     assert list(faults(history)) == []
 
 
+def test_a_crash_at_any_write_around_a_growth_loses_nothing_that_was_flushed_or_acknowledged() -> None:
+    history = LoggedHistory()
+    a_growth_between_flushes(history)
+    assert list(faults(history)) == []
+
+
 def test_a_crash_while_the_maps_get_another_row_leaves_the_old_volume_or_the_new_one() -> None:
-    history = History(size_bytes=ROW - MIB)
+    history = LoggedHistory(size_bytes=ROW - MIB)
     history.create("a", MIB)
     history.write("a", 0, 8 * BLOCK_BYTES)
     history.checkpoint()
