@@ -11,11 +11,13 @@ freeze; `verdict` mounts what a crash may leave and says what is wrong with it:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
 
 from tests.support.crash_device import CrashDevice, CrashState, Leftover, MemoryDevice
 from tests.support.offline_reader import Unreadable, differences
@@ -23,6 +25,8 @@ from tests.support.volume_model import ModelVolume
 from tests.support.volumes import EPOCH, MIB, errors, pattern, problems
 from wafl import Lun, NoSpace, Step, Volume, WaflError
 
+P = ParamSpec("P")
+T = TypeVar("T")
 ALL_LEFTOVERS = tuple(Leftover)
 
 
@@ -35,6 +39,17 @@ class Mark:
     durable: int
     model: ModelVolume | None
     """None: made in the middle of a guest's write because space was short; it may hold any part of that write."""
+
+
+def noting_relief(method: Callable[P, T]) -> Callable[P, T]:
+    """For what may make consistency points of its own when space is short."""
+
+    @functools.wraps(method)
+    def noted(*args: P.args, **kwargs: P.kwargs) -> T:
+        with args[0]._relief():  # type: ignore[attr-defined]
+            return method(*args, **kwargs)
+
+    return noted
 
 
 @dataclass
@@ -56,11 +71,13 @@ class History:
 
     # -- guests
 
+    @noting_relief
     def create(self, name: str, size_bytes: int) -> Lun:
         lun = self.volume.create_lun(name, size_bytes)
         self.model.create_lun(name, size_bytes)
         return lun
 
+    @noting_relief
     def create_backed(self, name: str, snapshot: str, parent: str) -> Lun:
         lun = self.volume.create_lun(name, None, backing=(snapshot, parent))
         self.model.create_backed(name, snapshot, parent)
@@ -73,34 +90,39 @@ class History:
         try:
             yield
         finally:
+            known = {mark.generation for mark in self.marks}
             for generation in range(before + 1, self.volume.generation + 1):
-                self.marks.append(Mark(generation, begun, self.device.journal.position, None))
+                if generation not in known:
+                    self.marks.append(Mark(generation, begun, self.device.journal.position, None))
 
+    @noting_relief
     def write(self, name: str, offset: int, length: int) -> None:
         self._seed += 1
         data = pattern(self._seed, length)
-        with self._relief():
-            self.volume.lun(name).write(offset, data)
+        self.volume.lun(name).write(offset, data)
         self.model.luns[name].write(offset, data)
 
+    @noting_relief
     def unmap(self, name: str, offset: int, length: int) -> None:
-        with self._relief():
-            self.volume.lun(name).unmap(offset, length)
+        self.volume.lun(name).unmap(offset, length)
         self.model.luns[name].unmap(offset, length)
 
+    @noting_relief
     def resize(self, name: str, size_bytes: int) -> None:
-        with self._relief():
-            self.volume.resize_lun(name, size_bytes)
+        self.volume.resize_lun(name, size_bytes)
         self.model.luns[name].resize(size_bytes)
 
+    @noting_relief
     def destroy(self, name: str) -> None:
         self.volume.destroy_lun(name)
         del self.model.luns[name]
 
+    @noting_relief
     def delete_snapshot(self, name: str) -> None:
         self.volume.delete_snapshot(name)
         self.model.delete_snapshot(name)
 
+    @noting_relief
     def fill(self, name: str) -> int:
         """Fill what LUN `name` misses; the number of blocks."""
         lun, filled = self.volume.lun(name), 0
@@ -114,10 +136,12 @@ class History:
             index = lun.next_missing(index + 1)
         return filled
 
+    @noting_relief
     def detach(self, name: str) -> None:
         self.volume.lun(name).detach()
         self.model.luns[name].backing = None
 
+    @noting_relief
     def restore(self, snapshot: str, name: str | None = None) -> None:
         """Back to a snapshot, with the consistency point that is part of it."""
         begun, generation, before = self.device.journal.position, self.volume.generation, self.model.copy()
@@ -129,10 +153,15 @@ class History:
 
     # -- consistency points
 
+    def flush(self) -> None:
+        """What a host asks for; without a log it is a consistency point."""
+        self.checkpoint()
+
     def checkpoint(self, between: Callable[[], None] | None = None, snapshot: str | None = None) -> None:
         """One consistency point; `between` is guest work that goes on meanwhile (and belongs to the next one)."""
         if snapshot is not None:
-            self.volume.request_snapshot(snapshot)
+            with self._relief():
+                self.volume.request_snapshot(snapshot)
             self.model.take_snapshot(snapshot)
         frozen, begun, syncs = self.model.copy(), self.device.journal.position, 0
         generation = self.volume.generation + 1

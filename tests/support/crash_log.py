@@ -13,7 +13,8 @@ And how far it must go at least: over everything flushed, after a power cut; ove
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tests.support.crash_device import CrashDevice, CrashState, Leftover, MemoryDevice
@@ -63,15 +64,22 @@ class LoggedHistory(History):
         return self.volume.core.log.seq
 
     def _logged(self, action: Callable[[], object], redo: Callable[[], Redo]) -> object:
-        """One change; the consistency points that it makes itself (no room, the log full) may have a part of it."""
-        before, generation, number = self._seq, self.volume.generation, len(self.changes)
+        """One change that the log has."""
+        before = self._seq
+        done = action()
+        self.changes.append(Change(redo(), before, self._seq, self.device.journal.position))
+        return done
+
+    @contextmanager
+    def _relief(self) -> Iterator[None]:
+        """Also of a full log; a consistency point made in the middle of a change may have a part of it."""
+        generation, number = self.volume.generation, len(self.changes)
         try:
-            done = action()
+            with super()._relief():
+                yield
         finally:
             for made in range(generation + 1, self.volume.generation + 1):
                 self.frozen.setdefault(made, (number, number + 1))
-        self.changes.append(Change(redo(), before, self._seq, self.device.journal.position))
-        return done
 
     # -- guests and administrators
 
@@ -141,9 +149,11 @@ class LoggedHistory(History):
 
     def checkpoint(self, between: Callable[[], None] | None = None, snapshot: str | None = None) -> None:
         begun, frozen = self.device.journal.position, self.model.copy()
+        if snapshot is not None:
+            with self._relief():
+                self.volume.request_snapshot(snapshot)
         generation = self.volume.core.generation
         if snapshot is not None:
-            self.volume.request_snapshot(snapshot)
             self.model.take_snapshot(snapshot)
             self._unlogged(lambda model: model.take_snapshot(snapshot), generation)
         number = len(self.changes)

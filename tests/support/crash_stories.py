@@ -149,6 +149,8 @@ def at_random(history: History, rng: random.Random) -> None:
     for number in range(12):
         for _ in range(rng.randrange(6)):
             _guest(history, rng)
+        if rng.random() < 0.3:
+            history.flush()
         snapshot = f"s{number}" if rng.random() < 0.3 else None
         between = (lambda: _guest(history, rng)) if rng.random() < 0.5 else None
         if not _fits(lambda between=between, snapshot=snapshot: history.checkpoint(between, snapshot)):
