@@ -8,6 +8,9 @@ import numpy.typing as npt
 Bits = npt.NDArray[np.uint8]
 Vbns = npt.NDArray[np.uint64]
 
+COUNT_BYTES = 1 << 20
+"""Bytes counted at once: the counts take as much memory again."""
+
 _HEAD = [0xFF & (0xFF << k) for k in range(8)]
 _TAIL = [0xFF >> (8 - k) if k else 0 for k in range(8)]
 _MASK = np.array([1 << k for k in range(8)], dtype=np.uint8)
@@ -55,7 +58,10 @@ def are_set(bits: Bits, vbns: Vbns) -> npt.NDArray[np.bool_]:
 
 def count(bits: Bits) -> int:
     """Number of set bits."""
-    return int(np.bitwise_count(bits).sum(dtype=np.int64))
+    if bits.size <= COUNT_BYTES:
+        return int(np.bitwise_count(bits).sum(dtype=np.int64))
+    flat = bits.reshape(-1)
+    return sum(count(flat[at : at + COUNT_BYTES]) for at in range(0, flat.size, COUNT_BYTES))
 
 
 def positions(bits: Bits, base: int = 0) -> Vbns:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from wafl.checkpoint import Checkpoint
@@ -39,8 +40,11 @@ PRESSURE_SHARE = 4
 PRESSURE_CHECK_S = 0.25
 READER_LOOK_S = 0.01
 """On a full volume a consistency point waits for the readers that hold back freed blocks: how often it looks."""
-RECLAIM_SLICES = 256
-"""Slices of reclaim between two looks at whether a consistency point is due."""
+RECLAIM_BURST_S = 0.001
+"""Reclaim keeps the loop for this long at a time, or for one slice if that is longer: guests wait no longer for it."""
+RECLAIM_REST = 3
+"""Then it rests this many times as long as it has worked: it has a quarter of the loop's time, and all of it when space
+is short."""
 
 
 class VolumeService:
@@ -293,11 +297,16 @@ class VolumeService:
                     log.error("volume %s: reclaim: %s", self.volume.name, error)
 
     async def _reclaim_once(self) -> None:
-        for done, _ in enumerate(self.volume.reclaim(), 1):
-            await asyncio.sleep(0)
-            if done % RECLAIM_SLICES == 0 and self._due():
+        # Not the loop's clock: that may stand still within one round.
+        began = perf_counter()
+        for _ in self.volume.reclaim():
+            worked = perf_counter() - began
+            if worked < RECLAIM_BURST_S:
+                continue
+            if self._due():
                 self._wake.set()
-                await asyncio.sleep(0)
+            await asyncio.sleep(0 if self._pressed() else RECLAIM_REST * worked)
+            began = perf_counter()
         # What was freed becomes allocatable; and if anything is left, only this helps on (it kicks reclaim again).
         self._forced = True
         self._wake.set()

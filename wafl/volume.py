@@ -133,7 +133,7 @@ class Volume:
         for start, end in ((0, head), (blocks - TAIL_BLOCKS, blocks)):
             set_range(allocator.summary, start, end)
             set_range(allocator.busy, start, end)
-        self._rebuild_allocator(0)
+        self.core.allocator.take_stock(0)
         self.core.allocator.dirty_summary = {0, self.core.allocator.chunks - 1}
         self.files.make(self.core.allocator.chunks)
         self.summary = MapFile(self.core, self._summary_inode(None))
@@ -147,7 +147,7 @@ class Volume:
         self.snapshots_table.load()
         self.files.load()
         self.files.active_map.load(allocator.active)
-        self._rebuild_allocator(fsinfo["allocation_hint"])
+        self.core.allocator.take_stock(fsinfo["allocation_hint"])
         counts = self.core.allocator.active_count, self.core.allocator.summary_count
         if counts != (fsinfo["active_blocks"], fsinfo["summary_blocks"]):
             raise DamagedRecord(f"the maps have {counts} blocks in use, which is not what fsinfo says")
@@ -157,10 +157,6 @@ class Volume:
             rows = self.core.allocator.chunks
             return Inode(0, InodeType.FREE, 0, rows * BLOCK_BYTES, VOLUME)
         return Inode.from_root(0, InodeType.FREE, root, VOLUME)
-
-    def _rebuild_allocator(self, hint: int) -> None:
-        old = self.core.allocator
-        self.core.allocator = Allocator(old.blocks, old.active, old.summary, hint)
 
     def close(self) -> None:
         """A last consistency point, then the device is closed."""
