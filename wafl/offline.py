@@ -46,6 +46,9 @@ Fields = dict[str, Any]
 Vbns = npt.NDArray[np.uint64]
 Words = npt.NDArray[np.uint32]
 
+TABLE_BYTES = 256 << 20
+"""No table is larger (a million inodes), and no map but that of a volume that asks for it."""
+
 Trouble = Callable[[str, str], None]
 """(what is wrong, where)"""
 
@@ -182,9 +185,16 @@ class Image:
             self.trouble(f"height {root.height}", where)
             return
         if root.vbn >= FIRST_DATA_VBN:
-            yield from self._walk(root.height, root.vbn, root.crc, root.birth, 0, where)
+            yield from self._walk(root.height, root.vbn, root.crc, root.birth, 0, where, set())
 
-    def _walk(self, level: int, vbn: int, crc: int, birth: int, index: int, where: str) -> Iterator[Node]:
+    def _walk(self, level: int, vbn: int, crc: int, birth: int, index: int, where: str,
+              inner: set[int]) -> Iterator[Node]:  # fmt: skip
+        # Two ways to one block are damage, and a way to make a walk never end: level after level of them multiplies.
+        if level > 1:
+            if vbn in inner:
+                self.trouble(f"block {vbn} is reached twice", where)
+                return
+            inner.add(vbn)
         raw = self.load(vbn, crc, f"{where}, level {level} buffer {index}")
         if raw is None:
             return
@@ -202,7 +212,7 @@ class Image:
             return
         for i in node.data().tolist():
             child = int(node.vbns[i]), int(node.crcs[i]), int(node.births[i])
-            yield from self._walk(level - 1, *child, index * POINTERS + i, where)
+            yield from self._walk(level - 1, *child, index * POINTERS + i, where, inner)
 
     def verify_data(self, node: Node, where: str) -> None:
         """Check the contents of the blocks that a level-1 buffer names; each block once."""
@@ -215,6 +225,9 @@ class Image:
 
     def contents(self, root: Root, where: str) -> bytearray:
         """A whole file (inode file, vtoc, map): holes and what cannot be read are zeros."""
+        if root.size_bytes > max(self.blocks // 8 + BLOCK_BYTES, TABLE_BYTES):
+            self.trouble(f"a table of {root.size_bytes} bytes", where)
+            return bytearray()
         data = bytearray(root.blocks * BLOCK_BYTES)
         for node in self.walk(root, where):
             if node.level != 1:

@@ -1,6 +1,6 @@
-"""The `wafl` command: mkfs, check and dump of a volume that no daemon has mounted.
+"""The `wafl` command: mkfs, check, dump and salvage of a volume that no daemon has mounted.
 
-Exit status: 0 done and nothing wrong, 1 refused, or faults found, 2 usage.
+Exit status: 0 done and nothing wrong, 1 refused, or faults found, 2 usage, 4 salvaged in part.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from wafl.check import Finding, Severity, check
 from wafl.device import FileDevice
 from wafl.dump import describe, lines
 from wafl.errors import WaflError
+from wafl.salvage import Salvage, Salvaged, SalvageLun
 from wafl.volume import Volume
+
+COPIED_IN_PART = 4
 
 UNITS = {"k": 10, "m": 20, "g": 30, "t": 40}
 
@@ -104,6 +107,51 @@ def dump(path: Path, trees: bool, as_json: bool) -> None:
     with closing(FileDevice.open(path, read_only=True)) as device:
         described = describe(device, trees=trees)
     click.echo(json.dumps(described, indent=2) if as_json else "\n".join(lines(described)))
+
+
+@main.command("salvage")
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("--list", "list_only", is_flag=True, help="List the LUNs that can be found (the default without --lun).")
+@click.option("--lun", "name", help="Copy this LUN.")
+@click.option("--snapshot", default="", help="... as it is in this snapshot.")
+@click.option("--to", "target", type=click.Path(path_type=Path), help="File to make: raw and sparse.")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def salvage_command(path: Path, list_only: bool, name: str | None, snapshot: str, target: Path | None,
+                    as_json: bool) -> None:  # fmt: skip
+    """Copy LUNs off a volume that cannot be mounted whole.  Status 4: copied, but not all of it could be read."""
+    if (name is None) != (target is None) or (list_only and name):
+        raise click.UsageError("give --lun NAME and --to FILE to copy, or --list")
+    with closing(FileDevice.open(path, read_only=True)) as device:
+        found = Salvage(device)
+        if name is None or target is None:
+            shown = [_shown(lun) for lun in found.luns()]
+            lines_of = ["\t".join(map(str, each.values())) for each in shown]
+            click.echo(json.dumps(shown, indent=2) if as_json else "\n".join(lines_of))
+            return
+        lun = found.find(name, snapshot)
+        with click.progressbar(length=lun.size_bytes, label=lun.path, file=sys.stderr) as bar:
+            done = found.copy(lun, target, lambda at, total: bar.update(at - bar.pos))
+    _tell(lun, done, as_json)
+    sys.exit(COPIED_IN_PART if done.lost_bytes else 0)
+
+
+def _shown(lun: SalvageLun) -> dict[str, Any]:
+    return {
+        "path": lun.path, "size_bytes": lun.size_bytes, "generation": lun.generation, "readable": lun.root is not None,
+        "problem": lun.problem,
+    }  # fmt: skip
+
+
+def _tell(lun: SalvageLun, done: Salvaged, as_json: bool) -> None:
+    if as_json:
+        lost = [{"offset": offset, "length": length} for offset, length in done.lost]
+        click.echo(json.dumps({"copied_bytes": done.copied_bytes, "lost_bytes": done.lost_bytes, "lost": lost}))
+        return
+    for offset, length in done.lost:
+        click.echo(f"lost: bytes {offset} to {offset + length - 1}")
+    if lun.problem:
+        click.echo(f"{lun.path}: {lun.problem}", err=True)
+    click.echo(f"{lun.path}: {done.copied_bytes} bytes copied, {done.lost_bytes} could not be read", err=True)
 
 
 def _holds_volume(device: FileDevice) -> bool:
