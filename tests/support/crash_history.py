@@ -12,12 +12,13 @@ freeze; `verdict` mounts what a crash may leave and says what is wrong with it:
 from __future__ import annotations
 
 import functools
-import hashlib
 import random
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
+
+from crc32c import crc32c
 
 from tests.support.crash_device import CrashDevice, CrashState, Leftover, MemoryDevice
 from tests.support.offline_reader import Unreadable, differences
@@ -197,8 +198,9 @@ class History:
         return sorted(point for point in {*chosen, *near} if point >= first)
 
     def identity(self, state: CrashState) -> Hashable:
-        """Two states with the same one get the same verdict: equal bytes, and the same is expected of them."""
-        return hashlib.blake2b(state.image, digest_size=16).digest(), tuple(sorted(self._allowed(state.point)))
+        """Two states with the same one get the same verdict: equal bytes, and the same is expected of them.  (A fast
+        checksum: in some billions of states one may be passed over.)"""
+        return crc32c(state.image), tuple(sorted(self._allowed(state.point)))
 
     def verdict(self, state: CrashState) -> str | None:
         """What is wrong with a crash state, or None."""
