@@ -276,3 +276,51 @@ def test_commands_in_any_order_leave_what_a_plain_array_would_hold(steps: list[t
     assert host.nexus.fast_read(0, memoryview(read_16(0, 96)), 0, len(out), memoryview(out)) == len(out)
     assert out == model
     workshop.finish()
+
+
+def bad_lba(host: Host, lba: int, blocks: int) -> int:
+    """What INFORMATION says of a READ that ends in a medium error."""
+    response = host.send(read_16(lba, blocks))
+    assert response.reader is not None
+    with pytest.raises(DataInFailed) as failed:
+        response.reader(0, memoryview(bytearray(blocks * 4096)))
+    assert key_asc(failed.value.response) == (MEDIUM_ERROR, 0x1100)
+    return information(failed.value.response)
+
+
+@pytest.mark.parametrize("bad", [0, 3, 255, 256, 300])
+def test_a_bad_block_costs_that_block_alone_and_a_write_over_it_heals_it(workshop: Workshop, bad: int) -> None:
+    host, volume, lun = with_lun(workshop, block=4096)
+    blocks = [pattern(100 + fbn, 4096) for fbn in range(400)]
+    lun.write(0, b"".join(blocks))
+    checkpoint(volume)
+    damage(volume, blocks[bad])
+    for first in (max(0, bad - 200), bad):
+        # All blocks before the one that INFORMATION names are good: the host can ask for them, and for those behind.
+        assert bad_lba(host, first, 400 - first) == bad
+        assert host.read(first, bad - first) == b"".join(blocks[first:bad])
+    assert host.read(bad + 1, 399 - bad) == b"".join(blocks[bad + 1 :])
+    for lba in range(400):
+        if lba != bad:
+            assert host.read(lba, 1) == blocks[lba]
+    assert host.send(write_16(bad, 1), pattern(7, 4096)).status == 0
+    blocks[bad] = pattern(7, 4096)
+    assert host.read(0, 400) == b"".join(blocks)
+
+
+def test_a_bad_level_one_block_costs_its_mebibyte(workshop: Workshop) -> None:
+    host, volume, lun = with_lun(workshop, block=4096)
+    lun.write(0, pattern(1, 4 * MIB))
+    checkpoint(volume)
+    again = workshop.remount(volume)
+    root = again.lun("lun0").inode.vbns[0]
+    image = again.device.image  # type: ignore[attr-defined]
+    leaf = int.from_bytes(image[root * 4096 + 8 : root * 4096 + 16], "little")
+    image[leaf * 4096] ^= 1
+    host = serve(again, again.lun("lun0"))
+    assert host.read(0, 256) == pattern(1, 4 * MIB)[:MIB]
+    assert host.read(512, 512) == pattern(1, 4 * MIB)[2 * MIB :]
+    for lba in (256, 300, 511):
+        assert bad_lba(host, lba, 1) == lba
+    assert bad_lba(host, 200, 100) == 256
+    image[leaf * 4096] ^= 1
