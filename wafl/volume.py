@@ -408,6 +408,10 @@ class Volume:
         found = sorted(self.snapshots_table.live.values(), key=lambda snap: snap.id)
         return [self._info(snap, holders[snap.id]) for snap in found]
 
+    def snapshot_names(self) -> set[str]:
+        """Of the durable snapshots."""
+        return set(self.snapshots_table.live)
+
     def snapshot(self, name: str) -> SnapshotInfo:
         """Raises NoSuchSnapshot."""
         snapshot = self.snapshots_table.find(name)

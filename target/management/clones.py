@@ -52,12 +52,10 @@ class Clones:
         unit, lun, _path = self.core.find(text)
         return self._model(unit, self.core.clones.status(unit.service, lun.name))
 
-    def status_of_lun(self, unit: Unit, lun: Lun) -> models.CloneStatus | None:
-        """For listings: of LUNs with a job only, because counting what others lack would read their trees."""
-        for status in self.core.clones.show(unit.service):
-            if status.lun_uuid == str(lun.uuid):
-                return self._model(unit, status)
-        return None
+    def jobs(self, unit: Unit) -> dict[str, models.CloneStatus]:
+        """By LUN UUID, for listings: of LUNs with a job only, because counting what others lack would read their
+        trees."""
+        return {status.lun_uuid: self._model(unit, status) for status in self.core.clones.show(unit.service)}
 
     def _model(self, unit: Unit, status: CloneStatus) -> models.CloneStatus:
         operation = self._operations.get(status.lun_uuid)

@@ -19,7 +19,7 @@ from target.management.refusal import Refused
 from target.management.serving import Served
 from target.management.state import AdminState
 from target.management.store import AdminStore
-from wafl import Lun, SnapshotInfo, Volume, VolumeService
+from wafl import Lun, NoSuchLun, NoSuchSnapshot, SnapshotInfo, Volume, VolumeService
 
 
 @dataclass(eq=False)
@@ -35,18 +35,18 @@ class Unit:
     """On its way out of service: jobs that end now end because of that."""
 
     def lun(self, path: LunPath) -> Lun:
-        for lun in self.volume.luns():
-            if lun.name == path.lun:
-                return lun
-        raise Refused("no-such-lun", f"there is no LUN {path}; see 'lun show'")
+        try:
+            return self.volume.lun(path.lun)
+        except NoSuchLun:
+            raise Refused("no-such-lun", f"there is no LUN {path}; see 'lun show'") from None
 
     def snapshot(self, name: str) -> SnapshotInfo:
-        for snapshot in self.volume.snapshots():
-            if snapshot.name == name:
-                return snapshot
-        raise Refused(
-            "no-such-snapshot", f"volume {self.name} has no snapshot {name!r}; see 'lun snap list {self.name}'"
-        )
+        try:
+            return self.volume.snapshot(name)
+        except NoSuchSnapshot:
+            raise Refused(
+                "no-such-snapshot", f"volume {self.name} has no snapshot {name!r}; see 'lun snap list {self.name}'"
+            ) from None
 
 
 @dataclass(eq=False)

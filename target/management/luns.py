@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from target.management import models, serving
 from target.management.clones import Clones
@@ -39,16 +39,19 @@ class Luns:
 
     def all(self, volume: str | None = None) -> list[models.Lun]:
         units = [self.core.unit(volume)] if volume is not None else list(self.core.units.values())
-        return [
-            self._model(unit, lun) for unit in units for lun in sorted(unit.volume.luns(), key=lambda each: each.name)
-        ]
+        found = []
+        for unit in units:
+            jobs = self.clones.jobs(unit)
+            found += [self._model(unit, lun, jobs) for lun in unit.volume.luns()]
+        return found
 
     def get(self, text: str) -> models.Lun:
         unit, lun, _path = self.core.find(text)
         return self._model(unit, lun)
 
-    def _model(self, unit: Unit, lun: Lun) -> models.Lun:
+    def _model(self, unit: Unit, lun: Lun, jobs: Mapping[str, models.CloneStatus] | None = None) -> models.Lun:
         backing = lun.backing
+        jobs = self.clones.jobs(unit) if jobs is None else jobs
         return models.Lun(
             path=f"/vol/{unit.name}/{lun.name}",
             volume=unit.name,
@@ -74,7 +77,7 @@ class Luns:
                 lun=backing.lun_name,
                 limit_bytes=backing.limit_bytes,
             ),
-            clone=self.clones.status_of_lun(unit, lun),
+            clone=jobs.get(str(lun.uuid)),
             maps=[models.MapEntry(igroup=m.igroup, lun_id=m.lun_id) for m in self.core.state.maps_of(str(lun.uuid))],
             stats=serving.counters_of(self.core, unit, lun),
         )
@@ -282,7 +285,7 @@ def check_size(size_bytes: int, block_bytes: int) -> None:
 
 
 def _free_snapshot_name(unit: Unit, parent: str) -> str:
-    taken = {snapshot.name for snapshot in unit.volume.snapshots()}
+    taken = unit.volume.snapshot_names()
     stem = f"clone_{parent.replace('/', '_')[:80]}_{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}"
     names = [stem, *(f"{stem}_{number}" for number in range(2, SNAPSHOT_NAME_TRIES))]
     try:

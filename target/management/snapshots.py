@@ -14,7 +14,7 @@ class Snapshots:
 
     def all(self, volume: str) -> list[models.Snapshot]:
         unit = self.core.unit(volume)
-        return [self._model(unit, snapshot) for snapshot in sorted(unit.volume.snapshots(), key=lambda each: each.id)]
+        return [self._model(unit, snapshot) for snapshot in unit.volume.snapshots()]
 
     def get(self, volume: str, name: str) -> models.Snapshot:
         unit = self.core.unit(volume)
@@ -50,7 +50,7 @@ class Snapshots:
     async def create(self, volume: str, name: str) -> models.Snapshot:
         async with self.core.changing:
             unit = self.core.unit(volume)
-            if any(snapshot.name == name for snapshot in unit.volume.snapshots()):
+            if name in unit.volume.snapshot_names():
                 raise Refused("name-taken", f"volume {volume} has a snapshot {name} already; choose another name")
             made = await unit.service.create_snapshot(name)
         self.core.events.emit("snapshot.created", f"snapshot {name} of volume {volume}", subject=f"{volume}:{name}")

@@ -75,7 +75,7 @@ class Volumes:
         shown.reserved_bytes = space.reserved
         shown.generation = unit.volume.generation
         shown.luns = len(unit.volume.luns())
-        shown.snapshots = len(unit.volume.snapshots())
+        shown.snapshots = len(unit.volume.snapshot_names())
         shown.mount_report = list(unit.volume.mount_report)
         return shown
 
