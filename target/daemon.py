@@ -33,6 +33,7 @@ from target.management.clones import forward_event
 from target.management.core import Core
 from target.management.directory import Directory
 from target.management.events import EventHandler, EventLog, Severity
+from target.management.housekeeping import Housekeeping
 from target.management.names import PortalAddress, check_nodename
 from target.management.operations import Operations
 from target.management.refusal import Refused
@@ -71,6 +72,7 @@ class Daemon:
         self.directory = Directory(self.core)
         self.portal = Portal(self.directory, registry)
         self.services = Services(self.core, self.portal, registry)
+        self.housekeeping = Housekeeping(self.core)
         self._notices = EventHandler(self.events, "iscsi.warning")
         logging.getLogger(target.portal.__name__).addHandler(self._notices)
         self.app = make_app(self.services)
@@ -89,6 +91,7 @@ class Daemon:
         await self.services.volumes.mount_registered()
         await self.services.iscsi.start(self.listen)
         await self.server.start()
+        self.housekeeping.start()
         gc.collect()
         # What is there now stays; leaving it out keeps the collector's pauses short.
         gc.freeze()
@@ -102,6 +105,7 @@ class Daemon:
         self.events.emit("lund.stopping", "lund is stopping", severity=Severity.NOTICE)
         self.events.close()
         steps: list[Callable[[], object]] = [
+            self.housekeeping.stop,
             self.server.stop,
             lambda: self.portal.stop(logout_time_s=LOGOUT_TIME_S),
             self.services.volumes.unmount_all,

@@ -3,11 +3,14 @@
 Layers, each importing only those above it:
 
     refusal, names      why something is refused; the shapes of names and paths
+    policies            thresholds, autodelete and snapshot schedule of a volume
     store               igroups, maps, CHAP accounts, portals and the volume registry, in SQLite
     events, operations  what happened; what is still happening
     models              the objects of the API
     volumes, luns, snapshots, clones, access, security, iscsi
                         the services: they do the work and know no HTTP
+    space_watch, autodelete, schedules, housekeeping
+                        what the daemon does by itself, by the policies
     directory           what the iSCSI core asks (`target.iscsi.ports.TargetDirectory`)
     routes_*, api, server, metrics
                         HTTP over the services

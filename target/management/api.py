@@ -17,7 +17,15 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from cloner import CloneError
-from target.management import models, routes_access, routes_iscsi, routes_luns, routes_system, routes_volumes
+from target.management import (
+    models,
+    routes_access,
+    routes_iscsi,
+    routes_luns,
+    routes_policies,
+    routes_system,
+    routes_volumes,
+)
 from target.management.refusal import Refused, one_line, refusal_of
 from target.management.services import Services
 from wafl import WaflError
@@ -55,7 +63,7 @@ def make_app(services: Services) -> FastAPI:
         responses={"4XX": {"model": models.ErrorBody}, "5XX": {"model": models.ErrorBody}},
     )
     app.state.services = services
-    for module in (routes_system, routes_volumes, routes_luns, routes_access, routes_iscsi):
+    for module in (routes_system, routes_volumes, routes_policies, routes_luns, routes_access, routes_iscsi):
         app.include_router(module.router)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import tzinfo
 from pathlib import Path
 
 from cloner import CloneManager
@@ -64,6 +66,10 @@ class Core:
     """What hosts see; outlives a mount."""
     problems: dict[str, str] = field(default_factory=dict)
     started_at: float = field(default_factory=time.time)
+    clock: Callable[[], float] = time.time
+    """The wall clock that schedules go by, in `zone`."""
+    zone: tzinfo | None = None
+    """None: the machine's local time."""
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held over every change that awaits, so that what was checked still holds when it is done."""
 

@@ -58,6 +58,8 @@ class Volume(BaseModel):
     size_bytes: int = 0
     used_bytes: int = 0
     free_bytes: int = 0
+    full_percent: float = Field(default=0.0, description="What hosts can no longer write, of the whole volume")
+    thresholds: list[int] = Field(default=[], description="Percent full at which an event says so")
     active_bytes: int = Field(default=0, description="Used by the active file system")
     snapshot_bytes: int = Field(default=0, description="Held by snapshots alone")
     reserved_bytes: int = Field(default=0, description="Kept back for consistency points")
@@ -119,6 +121,7 @@ class VolumeCreate(Request):
 
 class VolumePatch(Request):
     online: bool | None = None
+    thresholds: list[int] | None = Field(default=None, description="Percent full at which an event says so; [] is none")
     size_bytes: Size | None = Field(default=None, description="Larger than now; a block device must be so already")
 
 

@@ -11,6 +11,7 @@ from target.management.core import Core
 from target.management.data import Data
 from target.management.iscsi import Iscsi
 from target.management.luns import Luns
+from target.management.policy_service import PolicyService
 from target.management.restore import Restores
 from target.management.scrubs import Scrubs
 from target.management.security import Security
@@ -28,6 +29,7 @@ class Services:
         self.luns = Luns(core, self.clones)
         self.snapshots = Snapshots(core)
         self.restores = Restores(core, self.clones)
+        self.policies = PolicyService(core)
         self.igroups = Igroups(core)
         self.maps = Maps(core)
         self.security = Security(core)

@@ -185,6 +185,13 @@ def tell_online(core: Core, unit: Unit, lun: Lun) -> None:
         logical_unit.state_changed()
 
 
+def tell_threshold(core: Core, unit: Unit) -> None:
+    """38/07 on every LUN whose writes may find no room."""
+    for lun in unit.volume.luns():
+        if not lun.reserved and (logical_unit := _logical_unit(core, unit, lun)) is not None:
+            logical_unit.threshold_reached()
+
+
 # -- questions ---------------------------------------------------------------------------------------------
 
 

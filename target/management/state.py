@@ -17,6 +17,7 @@ from enum import StrEnum
 from functools import cached_property
 
 from target.management.names import ANY_INITIATOR, PortalAddress
+from target.management.policies import DEFAULTS, Policies
 from target.management.refusal import Refused
 
 LUN_ID_LIMIT = 16384
@@ -80,6 +81,7 @@ class AdminState:
     volumes: Mapping[str, VolumeRecord] = field(default_factory=dict)
     igroups: Mapping[str, Igroup] = field(default_factory=dict)
     maps: tuple[LunMap, ...] = ()
+    policies: Mapping[str, Policies] = field(default_factory=dict)
     accounts: Mapping[str, ChapAccount] = field(default_factory=dict)
     portals: tuple[PortalAddress, ...] = ()
 
@@ -105,6 +107,9 @@ class AdminState:
             return self.volumes[name]
         except KeyError:
             raise Refused("no-such-volume", f"there is no volume {name!r}; see 'lun vol show'") from None
+
+    def policies_of(self, volume: str) -> Policies:
+        return self.policies.get(volume, DEFAULTS)
 
     @cached_property
     def igroups_by_initiator(self) -> dict[str, list[str]]:

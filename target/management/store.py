@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from target.management.names import PortalAddress
+from target.management.policies import SCHEMA as POLICY_SCHEMA
+from target.management.policies import read_policies
 from target.management.refusal import Refused
 from target.management.state import AdminState, AuthMethod, ChapAccount, Igroup, LunMap, VolumeRecord
 
@@ -57,6 +59,7 @@ MIGRATIONS = (
     ) STRICT;
     CREATE TABLE portal (host TEXT NOT NULL, port INTEGER NOT NULL, PRIMARY KEY (host, port)) STRICT;
     """,
+    POLICY_SCHEMA,
 )
 
 
@@ -164,6 +167,7 @@ def read_state(cursor: sqlite3.Cursor) -> AdminState:
                 "SELECT volume, lun_uuid, lun_name, igroup, lun_id FROM lun_map ORDER BY volume, igroup, lun_id"
             )
         ),
+        policies=read_policies(cursor),
         accounts={row[0]: ChapAccount(row[0], AuthMethod(row[1]), *row[2:]) for row in accounts},
         portals=tuple(
             PortalAddress(*row) for row in cursor.execute("SELECT host, port FROM portal ORDER BY host, port")

@@ -27,8 +27,10 @@ from target.management.core import Core, Unit
 from target.management.events import Severity
 from target.management.names import check_volume_name
 from target.management.operations import Operation
+from target.management.policy_service import set_thresholds
 from target.management.refusal import Refused, one_line, refusal_of
 from target.management.scrubs import Scrubs
+from target.management.space_watch import percent_full
 from target.management.state import VOLUME_LIMIT, VolumeRecord
 from target.nexus import TargetDevice
 
@@ -62,6 +64,7 @@ class Volumes:
             state="offline",
             problem=self.core.problems.get(record.name, ""),
             last_scrub=self.scrubs.last(record.uuid),
+            thresholds=list(self.core.state.policies_of(record.name).thresholds),
         )
         if unit is None:
             return shown
@@ -70,6 +73,7 @@ class Volumes:
         shown.size_bytes = space.total
         shown.used_bytes = space.used
         shown.free_bytes = space.available
+        shown.full_percent = round(percent_full(space), 1)
         shown.active_bytes = space.active
         shown.snapshot_bytes = space.snapshots
         shown.reserved_bytes = space.reserved
@@ -198,6 +202,8 @@ class Volumes:
     async def patch(self, name: str, wanted: models.VolumePatch) -> models.Volume:
         async with self.core.changing:
             self.core.state.volume(name)
+            if wanted.thresholds is not None:
+                await set_thresholds(self.core, name, wanted.thresholds)
             if wanted.size_bytes is not None:
                 await self._grow(self.core.unit(name), wanted.size_bytes)
             if wanted.online is not None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from target.management.policies import DEFAULTS, Autodelete, Policies, Schedule, put_policies
 from target.management.refusal import Refused
 from target.management.state import AdminState
-from target.management.store import AdminStore, set_setting
+from target.management.store import MIGRATIONS, AdminStore, set_setting
 
 A, B = "iqn.2000-01.com.example:a", "iqn.2000-01.com.example:b"
 
@@ -136,6 +137,20 @@ def test_a_free_lun_id_hides_nothing_from_anybody(store: AdminStore) -> None:
     assert state.lun_ids_taken("h", "v") == {1}
     assert state.lun_ids_seen("all", "v") == {0, 1}
     assert state.lun_ids_taken("all", "v") == {0}
+
+
+def test_a_database_of_the_first_version_gets_the_table_of_policies(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "admin.db")
+    connection.executescript(f"{MIGRATIONS[0]} INSERT INTO volume VALUES ('v', 'u', '/v', 1); PRAGMA user_version = 1;")
+    connection.close()
+    store = AdminStore(tmp_path / "admin.db")
+    store.open()
+    assert store.state.policies_of("v") == DEFAULTS
+    wanted = Policies((50, 60), Autodelete(True, 90, 10, ("a", "")), Schedule(1, 2, 3, (4, 5), 6.5))
+    store.change_now(lambda cursor: put_policies(cursor, "v", wanted))
+    assert reopened(store).policies == {"v": wanted}
+    assert store.change_now(lambda cursor: cursor.execute("DELETE FROM volume")).policies == {}
+    store.close()
 
 
 def test_a_database_of_a_newer_version_is_refused(store: AdminStore) -> None:
