@@ -37,11 +37,12 @@ from wafl.scrub_driver import Pace, drive_scrub
 from wafl.service import VolumeService
 from wafl.types import Backing, LunRecord, RestorePlan, SnapshotInfo, SnapshotSpace, Space, Step
 from wafl.views import View
-from wafl.volume import Volume
-from wafl.volume_log import open_log_device
+from wafl.volume import DEFAULT_CACHE_BYTES, Volume
+from wafl.volume_log import claim_log, open_log_device
 
 __all__ = [
     "BLOCK_BYTES",
+    "DEFAULT_CACHE_BYTES",
     "LEVEL_ONE_BYTES",
     "MAX_CHAIN_DEPTH",
     "MAX_LUNS",
@@ -88,6 +89,7 @@ __all__ = [
     "VolumeService",
     "WaflError",
     "check",
+    "claim_log",
     "drive_scrub",
     "open_log_device",
 ]

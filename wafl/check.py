@@ -38,6 +38,7 @@ from wafl.format import (
     POINTERS,
     VTOC_INODE,
     EntryState,
+    FsinfoFlag,
     InodeFlag,
     InodeType,
     LogPlace,
@@ -108,6 +109,8 @@ def prepare_check(
 def log_findings(image: Image) -> list[Finding]:
     """What the log region has that a mount would replay."""
     if image.fsinfo["log_place"] == LogPlace.SEPARATE:
+        if image.fsinfo["flags"] & FsinfoFlag.CLEAN:
+            return []
         return [Finding(Severity.NOTE, "is on a device of its own and was not looked at", "log")]
     try:
         contents = read_contents(image.device, None, image.fsinfo, image.geometry, image.label["uuid"])

@@ -108,7 +108,7 @@ class VolumeLog:
         base, size = self._region()
         device = volume.device
         if self._separate is not None:
-            write_log_label(self._separate, volume.uuid_bytes, volume.name)
+            claim_log(self._separate, volume.uuid_bytes, volume.name)
             device, base, size = self._separate, BLOCK_BYTES, self._separate.size_bytes - BLOCK_BYTES
             self._place = LogPlace.SEPARATE
         elif size:
@@ -169,7 +169,7 @@ def check_log_label(device: Device, uuid: bytes, name: str) -> None:
         raise LogMismatch(f"the log device has {device.size_bytes} bytes; as the log of {name} it had {was}")
 
 
-def write_log_label(device: Device, uuid: bytes, name: str) -> None:
+def claim_log(device: Device, uuid: bytes, name: str) -> None:
     """Make the device this volume's log, unless it is another's or holds anything else.  Raises LogMismatch."""
     block = read_block_at(device, 0)
     if block is None:

@@ -28,7 +28,8 @@ COLUMNS = (
 )  # fmt: skip
 DETAILS = (
     text("State", "state"), text("Problem", "problem"), text("UUID", "uuid"), text("Target", "target"),
-    text("Path", "path"), size("Size", "size_bytes"), size("Used", "used_bytes"), size("Free", "free_bytes"),
+    text("Path", "path"), text("Log", "nvlog"),
+    size("Size", "size_bytes"), size("Used", "used_bytes"), size("Free", "free_bytes"),
     size("Active", "active_bytes"), size("Snapshots only", "snapshot_bytes"), size("Kept back", "reserved_bytes"),
     number("LUNs", "luns"), number("Snapshots", "snapshots"), number("Consistency point", "generation"),
     text("Mount report", "mount_report"),
@@ -55,8 +56,11 @@ def volume_url(name: str) -> str:
 @click.option("-s", "--size", type=SIZE_TYPE, help="Size; not needed for a block device.")
 @click.option("--path", help="File to create, or block device to use; default: a file in the state directory.")
 @click.option("--adopt", is_flag=True, help="Register the volume that is already at --path, data and all.")
+@click.option("--nvlog", help="A log of its own: block device, or file (made if not there); default: in the volume.")
 @click.option("-f", "--force", is_flag=True, help="Format a block device that holds a volume already.")
-def create(ctx: Context, name: str, size: int | None, path: str | None, adopt: bool, force: bool) -> None:
+def create(
+    ctx: Context, name: str, size: int | None, path: str | None, adopt: bool, nvlog: str | None, force: bool
+) -> None:
     """Create a volume and bring it online."""
     if size is None and path is None:
         raise click.UsageError("give the size with -s SIZE, or a block device with --path")
@@ -67,6 +71,7 @@ def create(ctx: Context, name: str, size: int | None, path: str | None, adopt: b
         "size_bytes": size,
         "path": os.path.abspath(path) if path else None,
         "adopt": adopt,
+        "nvlog": os.path.abspath(nvlog) if nvlog else None,
         "force": force,
     }
     volume = ctx.client.post("/v1/volumes", body)
@@ -115,6 +120,18 @@ def online(ctx: Context, name: str) -> None:
 def offline(ctx: Context, name: str) -> None:
     """Stop serving a volume; its data stays."""
     ctx.out.done(ctx.client.patch(volume_url(name), {"online": False}), f"volume {name} is offline")
+
+
+@command(vol, "nvlog")
+@click.argument("name")
+@click.argument("path", required=False)
+@click.option("--internal", is_flag=True, help="Back into the volume.")
+def nvlog(ctx: Context, name: str, path: str | None, internal: bool) -> None:
+    """Move the log of an offline volume to a file or block device of its own."""
+    if (path is None) == (not internal):
+        raise click.UsageError("give either PATH or --internal")
+    where = os.path.abspath(path) if path else ""
+    ctx.out.done(ctx.client.patch(volume_url(name), {"nvlog": where}), f"volume {name} logs {where or 'within itself'}")
 
 
 @command(vol, "destroy")

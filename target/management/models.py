@@ -52,6 +52,7 @@ class Volume(BaseModel):
     name: str
     uuid: str
     path: str = Field(description="The file or block device that holds the volume")
+    nvlog: str = Field(default="", description="The file or block device of a separate log; empty: within the volume")
     state: Literal["online", "offline", "failed"]
     problem: str = Field(default="", description="Why it is not online, when it should be")
     target: str = Field(description="The iSCSI target that serves its LUNs")
@@ -117,11 +118,15 @@ class VolumeCreate(Request):
     path: Path | None = Field(default=None, description="File to create, or block device; else in the state directory")
     adopt: bool = Field(default=False, description="Register the volume that is already at `path`, data and all")
     force: bool = Field(default=False, description="Format a block device that holds a volume already")
+    nvlog: Path | None = Field(default=None, description="A log of its own: block device, or file (made if not there)")
 
 
 class VolumePatch(Request):
     online: bool | None = None
     thresholds: list[int] | None = Field(default=None, description="Percent full at which an event says so; [] is none")
+    nvlog: str | None = Field(
+        default=None, max_length=4096, description="Move the log of an offline volume; empty: into the volume"
+    )
     size_bytes: Size | None = Field(default=None, description="Larger than now; a block device must be so already")
 
 

@@ -35,6 +35,8 @@ class VolumeRecord:
     uuid: str
     path: str
     online: bool
+    nvlog: str = ""
+    """File or device of a separate log; empty: the volume's own region."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,9 @@ MIGRATIONS = (
     CREATE TABLE portal (host TEXT NOT NULL, port INTEGER NOT NULL, PRIMARY KEY (host, port)) STRICT;
     """,
     POLICY_SCHEMA,
+    """
+    ALTER TABLE volume ADD COLUMN nvlog TEXT NOT NULL DEFAULT '';
+    """,
 )
 
 
@@ -154,8 +157,10 @@ def read_state(cursor: sqlite3.Cursor) -> AdminState:
     return AdminState(
         settings=dict(cursor.execute("SELECT name, value FROM setting").fetchall()),
         volumes={
-            name: VolumeRecord(name, uuid, path, bool(online))
-            for name, uuid, path, online in cursor.execute("SELECT name, uuid, path, online FROM volume ORDER BY name")
+            name: VolumeRecord(name, uuid, path, bool(online), nvlog)
+            for name, uuid, path, online, nvlog in cursor.execute(
+                "SELECT name, uuid, path, online, nvlog FROM volume ORDER BY name"
+            )
         },
         igroups={
             name: Igroup(name, ostype, tuple(members.get(name, ())))

@@ -11,17 +11,13 @@ service, registry, file; a crash in between leaves at worst a file that nobody n
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import logging
 import os
-import stat
-import time
 from pathlib import Path
 from typing import Any
 
 import wafl
-from target.management import models, serving
+from target.management import images, models, serving
 from target.management.clones import Clones
 from target.management.core import Core, Unit
 from target.management.events import Severity
@@ -36,7 +32,6 @@ from target.nexus import TargetDevice
 
 log = logging.getLogger("lund.volume")
 
-MIN_VOLUME_BYTES = 1 << 20
 FINDINGS_SHOWN = 1000
 
 
@@ -60,6 +55,7 @@ class Volumes:
             name=record.name,
             uuid=record.uuid,
             path=record.path,
+            nvlog=record.nvlog,
             target=self.core.target_name(record.name),
             state="offline",
             problem=self.core.problems.get(record.name, ""),
@@ -109,7 +105,7 @@ class Volumes:
         )
 
     async def _mount(self, record: VolumeRecord) -> Unit:
-        volume = await asyncio.to_thread(_open_volume, record, self.core.cache_bytes)
+        volume = await asyncio.to_thread(images.open_volume, record, self.core.cache_bytes)
         unit = Unit(record.name, volume, wafl.VolumeService(volume, cp_interval_s=self.core.cp_interval_s))
         if record.name not in self.core.served:
             self.core.served[record.name] = serving.Served(TargetDevice(self.core.target_name(record.name)))
@@ -168,15 +164,25 @@ class Volumes:
         path = Path(wanted.path) if wanted.path else self.core.directory / "volumes" / f"{name}.img"
         async with self.core.changing:
             self._check_new(name, path)
-            if not wanted.adopt:
-                await asyncio.to_thread(_format_at, name, path, wanted.size_bytes, wanted.force)
+            nvlog = wanted.nvlog or ""
+            log_made = nvlog and await self._make_log(nvlog)
             try:
-                uuid = await asyncio.to_thread(_uuid_at, path, name)
-                record = VolumeRecord(name, uuid, str(path), True)
-                await self.core.store.change(lambda cursor: _register(cursor, record))
-            except BaseException:
                 if not wanted.adopt:
-                    _remove_file(path)
+                    await asyncio.to_thread(images.format_at, name, path, wanted.size_bytes, wanted.force)
+                try:
+                    # A new volume has nothing in its log yet; another's log is refused when it goes online.
+                    uuid = await asyncio.to_thread(images.uuid_at, path, name, nvlog if wanted.adopt else "")
+                    record = VolumeRecord(name, uuid, str(path), True, nvlog)
+                    if nvlog:
+                        await asyncio.to_thread(images.claim_log, nvlog, record)
+                    await self.core.store.change(lambda cursor: _register(cursor, record))
+                except BaseException:
+                    if not wanted.adopt:
+                        images.remove_file(path)
+                    raise
+            except BaseException:
+                if log_made:
+                    images.remove_file(Path(nvlog))
                 raise
             try:
                 await self._mount(record)
@@ -199,11 +205,40 @@ class Volumes:
             if os.path.realpath(record.path) == os.path.realpath(path):
                 raise Refused("name-taken", f"{path} holds volume {record.name} already")
 
+    async def _make_log(self, nvlog: str) -> bool:
+        """A separate log that no other volume has.  Whether a file was made for it."""
+        if not os.path.isabs(nvlog) or not nvlog.isprintable():
+            raise Refused("invalid-path", f"{nvlog!r} is not an absolute path of printable characters")
+        for record in self.core.state.volumes.values():
+            taken = (os.path.realpath(used) for used in (record.path, record.nvlog) if used)
+            if os.path.realpath(nvlog) in taken:
+                raise Refused("log-mismatch", f"{nvlog} is in use by volume {record.name}; name another file or device")
+        return await asyncio.to_thread(images.make_log, Path(nvlog))
+
+    async def _set_nvlog(self, name: str, nvlog: str) -> None:
+        if name in self.core.units:
+            raise Refused("volume-online", f"volume {name} is online; take it offline to move its log")
+        if nvlog == self.core.state.volume(name).nvlog:
+            return
+        made = nvlog and await self._make_log(nvlog)
+        try:
+            if nvlog:
+                await asyncio.to_thread(images.claim_log, nvlog, self.core.state.volume(name))
+            await self.core.store.change(
+                lambda cursor: cursor.execute("UPDATE volume SET nvlog = ? WHERE name = ?", (nvlog, name))
+            )
+        except BaseException:
+            if made:
+                images.remove_file(Path(nvlog))
+            raise
+
     async def patch(self, name: str, wanted: models.VolumePatch) -> models.Volume:
         async with self.core.changing:
             self.core.state.volume(name)
             if wanted.thresholds is not None:
                 await set_thresholds(self.core, name, wanted.thresholds)
+            if wanted.nvlog is not None:
+                await self._set_nvlog(name, wanted.nvlog)
             if wanted.size_bytes is not None:
                 await self._grow(self.core.unit(name), wanted.size_bytes)
             if wanted.online is not None:
@@ -262,7 +297,9 @@ class Volumes:
             await self.core.store.change(lambda cursor: cursor.execute("DELETE FROM volume WHERE name = ?", (name,)))
             await self.scrubs.destroyed(record.uuid)
             self.core.problems.pop(name, None)
-            _remove_file(Path(record.path))
+            await asyncio.to_thread(images.remove_file, Path(record.path))
+            if record.nvlog:
+                await asyncio.to_thread(images.drop_log, record.nvlog)
         self.core.events.emit("volume.destroyed", f"volume {name} is gone", subject=name, severity=Severity.NOTICE)
 
     def check(self, name: str) -> Operation:
@@ -287,98 +324,6 @@ class Volumes:
 
 def _register(cursor: Any, record: VolumeRecord) -> None:
     cursor.execute(
-        "INSERT INTO volume (name, uuid, path, online) VALUES (?, ?, ?, ?)",
-        (record.name, record.uuid, record.path, record.online),
+        "INSERT INTO volume (name, uuid, path, online, nvlog) VALUES (?, ?, ?, ?, ?)",
+        (record.name, record.uuid, record.path, record.online, record.nvlog),
     )
-
-
-# -- in a thread -------------------------------------------------------------------------------------------
-
-
-def _open_volume(record: VolumeRecord, cache_bytes: int) -> wafl.Volume:
-    device = wafl.FileDevice.open(record.path)
-    try:
-        volume = wafl.Volume.mount(device, cache_bytes=cache_bytes)
-    except BaseException:
-        device.close()
-        raise
-    if str(volume.uuid) != record.uuid:
-        volume.close()
-        raise Refused("wrong-volume", f"{record.path} holds another volume ({volume.uuid}) than {record.name} was")
-    return volume
-
-
-def _uuid_at(path: Path, name: str | None = None) -> str:
-    """The volume's identity.  With a name, refuses a volume that is called otherwise: LUN paths and targets have it."""
-    device = wafl.FileDevice.open(path)
-    try:
-        volume = wafl.Volume.mount(device, read_only=True)
-    except BaseException:
-        device.close()
-        raise
-    try:
-        if name is not None and volume.name != name:
-            raise Refused("invalid-name", f"{path} holds a volume called {volume.name}; adopt it under that name")
-        return str(volume.uuid)
-    finally:
-        volume.close()
-
-
-def _format_at(name: str, path: Path, size_bytes: int | None, force: bool) -> None:
-    """Make a volume in a new file, or on a block device."""
-    is_device = path.exists() and stat.S_ISBLK(path.stat().st_mode)
-    if is_device:
-        if size_bytes is not None:
-            raise Refused("invalid-size", f"{path} is a block device and is used whole; leave the size out")
-        if not force and _holds_volume(path):
-            raise Refused("name-taken", f"{path} holds a volume already; adopt it, or use -f to format over it")
-        _format(name, path, None)
-        return
-    if size_bytes is None:
-        raise Refused("invalid-size", "a volume in a file needs a size")
-    if size_bytes < MIN_VOLUME_BYTES:
-        raise Refused("invalid-size", f"a volume needs at least {MIN_VOLUME_BYTES} bytes")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        _format(name, path, size_bytes)
-        _sync_directory(path.parent)
-    except FileExistsError:
-        raise Refused("name-taken", f"{path} is there already; adopt it if it is a volume, or remove it") from None
-    except BaseException as error:
-        _remove_file(path)
-        if isinstance(error, OSError) and error.errno in (errno.EFBIG, errno.ENOSPC, errno.EINVAL):
-            raise Refused("invalid-size", f"{path} cannot have {size_bytes} bytes: {error.strerror}") from None
-        raise
-
-
-def _format(name: str, path: Path, size_bytes: int | None) -> None:
-    device = wafl.FileDevice.open(path, create_bytes=size_bytes)
-    try:
-        wafl.Volume.format(device, name=name, now=time.time())
-    finally:
-        device.close()
-
-
-def _holds_volume(path: Path) -> bool:
-    try:
-        _uuid_at(path)
-    except wafl.NotAVolume:
-        return False
-    except wafl.WaflError:
-        return True
-    return True
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _remove_file(path: Path) -> None:
-    """The file of a volume; a block device is left as it is."""
-    with contextlib.suppress(OSError):
-        if stat.S_ISREG(path.stat().st_mode):
-            path.unlink()

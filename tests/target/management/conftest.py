@@ -98,6 +98,6 @@ async def _one(scene: Scene, directory: Path) -> None:
 def check(image: Path) -> None:
     device = wafl.FileDevice.open(image, read_only=True)
     try:
-        assert wafl.check(device) == []
+        assert [found for found in wafl.check(device) if found.severity > wafl.Severity.NOTE] == []
     finally:
         device.close()

@@ -36,7 +36,8 @@ def reopened(store: AdminStore) -> AdminState:
 
 
 def add_volume(cursor: sqlite3.Cursor, name: str = "v") -> None:
-    cursor.execute("INSERT INTO volume VALUES (?, ?, ?, 1)", (name, f"uuid-{name}", f"/{name}"))
+    row = name, f"uuid-{name}", f"/{name}"
+    cursor.execute("INSERT INTO volume (name, uuid, path, online) VALUES (?, ?, ?, 1)", row)
 
 
 def add_igroup(cursor: sqlite3.Cursor, name: str, *initiators: str) -> None:

@@ -144,3 +144,49 @@ def test_a_check_is_an_operation_with_its_findings(play: Play) -> None:
         assert (ended["state"], ended["result"]) == ("done", {"findings": [], "count": 0})
 
     play(scene)
+
+
+def test_a_log_of_its_own_is_made_used_moved_and_dropped_with_its_volume(play: Play, tmp_path: Path) -> None:
+    log, other = tmp_path / "log", tmp_path / "other"
+
+    async def before(api: Api) -> None:
+        body = {"name": "vol1", "size_bytes": 64 * MIB, "nvlog": str(log)}
+        made = await api.call("POST", "/volumes", body)
+        assert (made["state"], made["nvlog"]) == ("online", str(log))
+        assert api.core.units["vol1"].volume.nvlog.place.name == "SEPARATE"
+        assert (await api.refused("POST", "/volumes", {**body, "name": "vol2"})).name == "log-mismatch"
+        assert (await api.refused("PATCH", "/volumes/vol1", {"nvlog": str(other)})).name == "volume-online"
+        assert not other.exists()
+
+    async def moved(api: Api) -> None:
+        assert (await api.get("/volumes/vol1"))["nvlog"] == str(log)
+        await api.call("PATCH", "/volumes/vol1", {"online": False})
+        await api.call("PATCH", "/volumes/vol1", {"nvlog": str(other)})
+        await api.call("PATCH", "/volumes/vol1", {"online": True})
+        assert api.core.units["vol1"].volume.nvlog.place.name == "SEPARATE"
+        await api.call("PATCH", "/volumes/vol1", {"online": False})
+        await api.call("PATCH", "/volumes/vol1", {"nvlog": ""})
+        await api.call("PATCH", "/volumes/vol1", {"online": True})
+        assert api.core.units["vol1"].volume.nvlog.place.name == "REGION"
+        await api.call("PATCH", "/volumes/vol1", {"online": False})
+        await api.call("PATCH", "/volumes/vol1", {"nvlog": str(log), "online": True})
+        await api.call("DELETE", "/volumes/vol1", force="true")
+        assert not log.exists()
+
+    play(before, moved)
+
+
+def test_a_log_that_is_not_the_volumes_is_refused(play: Play, tmp_path: Path) -> None:
+    strange, small = tmp_path / "strange", tmp_path / "small"
+    strange.write_bytes(b"precious" * 100_000)
+    small.write_bytes(bytes(4096))
+
+    async def scene(api: Api) -> None:
+        for log in (strange, small):
+            body = {"name": f"vol-{log.name}", "size_bytes": 64 * MIB, "nvlog": str(log)}
+            assert (await api.refused("POST", "/volumes", body)).name == "log-mismatch"
+        assert strange.read_bytes() == b"precious" * 100_000
+        assert [path.name for path in (api.core.directory / "volumes").iterdir()] == []
+        assert await api.get("/volumes") == []
+
+    play(scene)
