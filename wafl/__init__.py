@@ -9,6 +9,7 @@ from wafl.checkpoint import Checkpoint
 from wafl.device import Device, FileDevice
 from wafl.errors import (
     BackingLost,
+    CannotRepair,
     ChainTooDeep,
     CorruptVolume,
     DamagedRecord,
@@ -51,6 +52,7 @@ __all__ = [
     "Backing",
     "BackingLost",
     "BadBlock",
+    "CannotRepair",
     "ChainTooDeep",
     "Checkpoint",
     "CorruptVolume",

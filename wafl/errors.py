@@ -82,6 +82,12 @@ class VolumeLocked(WaflError):
     name = "volume-locked"
 
 
+class CannotRepair(WaflError):
+    """The volume has damage that nothing else in it makes good."""
+
+    name = "cannot-repair"
+
+
 class UnsupportedFeature(WaflError):
     """The volume uses a format feature that this version does not know."""
 

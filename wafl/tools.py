@@ -18,6 +18,7 @@ from wafl.check import Finding, Severity, check
 from wafl.device import FileDevice
 from wafl.dump import describe, lines
 from wafl.errors import WaflError
+from wafl.repair import repair
 from wafl.salvage import Salvage, Salvaged, SalvageLun
 from wafl.volume import Volume
 
@@ -85,9 +86,16 @@ def mkfs(path: Path, name: str | None, size: int | None, force: bool) -> None:
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @click.option("--metadata-only", is_flag=True, help="Do not read the blocks that hold LUN data.")
 @click.option("--json", "as_json", is_flag=True, help="Findings as JSON.")
-def check_command(path: Path, metadata_only: bool, as_json: bool) -> None:
-    """Prove that every block is reachable exactly as the maps say, or free; list what is wrong."""
-    with closing(FileDevice.open(path, read_only=True)) as device:
+@click.option("--repair", "mend", is_flag=True, help="Make maps, counters and spare copies again from the trees.")
+@click.option("--dry-run", is_flag=True, help="With --repair: say what would be done, and change nothing.")
+def check_command(path: Path, metadata_only: bool, as_json: bool, mend: bool, dry_run: bool) -> None:
+    """Prove that every block is reachable exactly as the maps say, or free; list what is wrong.  With --repair, make
+    good what can be, then list what is still wrong."""
+    if dry_run and not mend:
+        raise click.UsageError("--dry-run goes with --repair")
+    with closing(FileDevice.open(path, read_only=not mend or dry_run)) as device:
+        for line in repair(device, dry_run=dry_run) if mend else ():
+            click.echo(f"{'would be repaired' if dry_run else 'repaired'}: {line}", err=as_json)
         findings = check(device, data=not metadata_only)
     if as_json:
         click.echo(json.dumps([_as_json(finding) for finding in findings], indent=2))

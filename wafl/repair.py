@@ -1,0 +1,367 @@
+"""Repair: making again what can be derived from the trees.
+
+- Copies of label and fsinfo whose twin is whole are written over in place: they are damaged, nothing can get worse.
+- The active map, the summary and all counters are derived from the trees and written by a consistency point like any
+  other. Its blocks go to places that neither the trees nor the old maps know, so until its fsinfo is durable the volume
+  is what it was.
+
+Data, pointers, names and snapshots' own maps are never changed. Where a pointer block cannot be read nobody knows what
+lies below it: then every block of the old map stays in use too, and without an old map the repair refuses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from wafl.allocator import new_bits
+from wafl.bits import Bits, Vbns, are_set, count, set_each, set_range
+from wafl.device import Device
+from wafl.errors import CannotRepair, CorruptVolume, WaflError
+from wafl.format import (
+    ACTIVE_MAP_INODE,
+    BLOCK_BYTES,
+    BLOCK_SHIFT,
+    FIRST_DATA_VBN,
+    FSINFO,
+    HEAD_RING_VBN,
+    HOLE,
+    LABEL,
+    MAP_BITS,
+    RING_SLOTS,
+    EntryState,
+    FsinfoFlag,
+    InodeType,
+    LogPlace,
+    decode_text,
+    seal,
+)
+from wafl.labels import Superblock, read_superblock
+from wafl.lun import Lun
+from wafl.maps import MapFile
+from wafl.offline import Fields, Image, Root
+from wafl.scan import missing_slots
+from wafl.volume import Volume
+from wafl.volume_log import read_contents
+
+
+@dataclass(slots=True)
+class _Truth:
+    """What the trees say."""
+
+    active: Bits
+    """Without the blocks of the active map itself."""
+    summary: Bits
+    """Without its own."""
+    keep: Bits
+    """Everything that any tree or map, old or new, may use: not to be written over."""
+    whole_active: Bits
+    """With the active map's own blocks: what a right map would have."""
+    whole_summary: Bits
+    old_active: Bits | None = None
+    old_summary: Bits | None = None
+    """The maps as they are on the disk; None if they cannot be read."""
+    data_blocks: Counter[int] = field(default_factory=Counter)
+    """LUN inode -> its data blocks and those of its graveyards."""
+    next_inode_generation: int = 0
+    next_snapshot_id: int = 0
+
+
+def repair(device: Device, *, dry_run: bool = False) -> list[str]:
+    """What was done, or with `dry_run` would be, a line each; empty if nothing had to be.
+    Raises CannotRepair, NotAVolume, UnsupportedFeature, NoSpace, OSError."""
+    image = Image(device)
+    _check_log(image)
+    done = _repair_copies(image, dry_run)
+    try:
+        truth = _Survey(image).run()
+        superblock = read_superblock(device, read_only=False)
+        done += _repair_counters(superblock, truth)
+        volume = _Repaired(device, superblock, truth)
+        done += _repair_maps(truth) + _repair_luns(volume, truth)
+        if done and not dry_run:
+            device.sync()
+            volume.commit_now(clean=bool(image.fsinfo["flags"] & FsinfoFlag.CLEAN))
+    except CorruptVolume as error:
+        raise CannotRepair(f"{error}; 'wafl salvage' may still copy LUNs off") from error
+    return done
+
+
+def _check_log(image: Image) -> None:
+    fsinfo = image.fsinfo
+    if fsinfo["log_place"] == LogPlace.SEPARATE:
+        if not fsinfo["flags"] & FsinfoFlag.CLEAN:
+            raise CannotRepair("the volume's log is on a device of its own and may hold records: mount it once first")
+    elif records := read_contents(image.device, None, fsinfo, image.geometry, image.label["uuid"]).records:
+        raise CannotRepair(f"the log has {len(records)} records to replay: mount the volume once before it is repaired")
+
+
+# --- spare copies ----------------------------------------------------------------------------------------------------
+
+
+def _repair_copies(image: Image, dry_run: bool) -> list[str]:
+    done: list[str] = []
+
+    def put(vbn: int, block: bytes, what: str) -> None:
+        if not dry_run:
+            image.device.pwrite(vbn << BLOCK_SHIFT, (block,))
+            image.device.sync()
+        done.append(f"block {vbn}: {what} written from its twin")
+
+    for vbn, label in image.labels.items():
+        if label is None:
+            put(vbn, seal(LABEL, **image.label), "label")
+    newest = image.fsinfo["generation"]
+    for slot in range(RING_SLOTS):
+        twins = HEAD_RING_VBN + slot, image.geometry.tail_ring + slot
+        for vbn, other in (twins, twins[::-1]):
+            fsinfo = image.slots[other]
+            if image.slots[vbn] is None and fsinfo is not None and fsinfo["generation"] <= newest:
+                put(vbn, seal(FSINFO, **fsinfo | {"vbn": vbn}), f"fsinfo {fsinfo['generation']}")
+    return done
+
+
+# --- what the trees say ----------------------------------------------------------------------------------------------
+
+
+class _Survey:
+    """One look at all trees."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self._troubles = 0
+        image.trouble = self._trouble
+        self._old_summary = self._map(Root.of(image.fsinfo, "summary_"))
+
+    def _trouble(self, what: str, where: str) -> None:
+        self._troubles += 1
+
+    def run(self) -> _Truth:
+        image = self._image
+        blocks, geometry = image.blocks, image.geometry
+        keep, fixed = new_bits(blocks), new_bits(blocks)
+        set_range(fixed, 0, geometry.head_blocks)
+        set_range(fixed, geometry.tail_ring, blocks)
+        summary = fixed.copy()
+        for vbns in self._tree(Root.of(image.fsinfo, "snapshot_table_"), "the snapshot table"):
+            self._add(summary, vbns, "the snapshot table")
+        whole_summary = summary.copy()
+        truth = _Truth(new_bits(blocks), summary, keep, new_bits(blocks), whole_summary)
+        truth.old_summary = self._old_summary
+        self._active(truth)
+        for entry in image.snapshots():
+            self._snapshot(truth, entry)
+        for vbns in self._quietly(Root.of(image.fsinfo, "summary_")):
+            set_each(truth.whole_summary, vbns)
+        truth.whole_summary |= summary
+        truth.keep |= truth.whole_active | truth.whole_summary
+        if self._old_summary is not None:
+            truth.keep |= self._old_summary
+        return truth
+
+    def _tree(self, root: Root, what: str) -> list[Vbns]:
+        """The blocks of a tree; raises CannotRepair unless all of it can be read."""
+        before = self._troubles
+        found = self._quietly(root)
+        if self._troubles != before:
+            raise CannotRepair(f"{what} cannot be read whole, and nothing says what is lost with it")
+        return found
+
+    def _quietly(self, root: Root) -> list[Vbns]:
+        """The blocks of a tree as far as it can be read; `_troubles` tells."""
+        found: list[Vbns] = [np.array([root.vbn], np.uint64)] if root.vbn >= FIRST_DATA_VBN else []
+        for node in self._image.walk(root, ""):
+            found.append(node.vbns[node.data()])
+        limit = self._image.blocks
+        inside = [vbns[vbns < limit] for vbns in found]
+        self._troubles += sum(map(len, found)) - sum(map(len, inside))
+        return inside
+
+    def _map(self, root: Root) -> Bits | None:
+        """A map's bits; None unless all of it can be read."""
+        before = self._troubles
+        data = np.frombuffer(self._image.contents(root, ""), np.uint8)
+        bits = new_bits(self._image.blocks)
+        if self._troubles != before or len(data) > len(bits):
+            return None
+        bits[: len(data)] = data
+        return bits
+
+    def _add(self, bits: Bits, vbns: Vbns, what: str) -> None:
+        if are_set(bits, vbns).any() or len(np.unique(vbns)) != len(vbns):
+            raise CannotRepair(f"{what} reaches a block that is used twice: repair cannot tell whose it is")
+        set_each(bits, vbns)
+
+    def _active(self, truth: _Truth) -> None:
+        image = self._image
+        ifile = Root.of(image.fsinfo, "ifile_")
+        for vbns in self._tree(ifile, "the inode file"):
+            self._add(truth.active, vbns, "the inode file")
+        inodes = self._inodes(ifile, "the inode file")
+        broken = False
+        for number, inode in inodes.items():
+            self._note_generation(truth, inode)
+            before = self._troubles
+            trees = self._quietly(Root.of(inode))
+            if number == ACTIVE_MAP_INODE:
+                for vbns in trees:
+                    set_each(truth.whole_active, vbns)
+                continue
+            broken |= self._troubles != before
+            for vbns in trees:
+                self._add(truth.active, vbns, f"inode {number}")
+        self._count(truth, inodes)
+        old = self._map(Root.of(inodes[ACTIVE_MAP_INODE])) if ACTIVE_MAP_INODE in inodes else None
+        if broken:
+            if old is None:
+                raise CannotRepair("a pointer block cannot be read, and neither can the active map: salvage the LUNs")
+            own = truth.whole_active.copy()
+            truth.active |= old & ~own
+        if (truth.active & (truth.whole_active | truth.summary)).any():
+            raise CannotRepair("a file reaches blocks of a map or of the volume: repair cannot tell whose they are")
+        truth.whole_active |= truth.active
+        truth.old_active = old
+        if old is not None:
+            truth.keep |= old
+
+    def _inodes(self, ifile: Root, what: str) -> dict[int, Fields]:
+        before = self._troubles
+        found = self._image.inodes(ifile, "")
+        if self._troubles != before:
+            raise CannotRepair(f"{what} cannot be read whole, and nothing says what is lost with it")
+        return found
+
+    def _note_generation(self, truth: _Truth, inode: Fields) -> None:
+        truth.next_inode_generation = max(truth.next_inode_generation, inode["generation"] + 1)
+
+    def _count(self, truth: _Truth, inodes: dict[int, Fields]) -> None:
+        for number, inode in inodes.items():
+            nodes = self._image.walk(Root.of(inode), "")
+            blocks = sum(len(node.data()) for node in nodes if node.level == 1)
+            owner = inodes.get(inode["owner"])
+            if inode["type"] == InodeType.LUN:
+                truth.data_blocks[number] += blocks
+            elif owner is not None and owner["generation"] == inode["owner_generation"]:
+                truth.data_blocks[inode["owner"]] += blocks
+
+    def _snapshot(self, truth: _Truth, entry: Fields) -> None:
+        name = f"snapshot {decode_text(entry['name'])}"
+        truth.next_snapshot_id = max(truth.next_snapshot_id, entry["id"] + 1)
+        before = self._troubles
+        ifile = Root.of(entry, "ifile_")
+        inodes = self._image.inodes(ifile, "")
+        old = self._map(Root.of(inodes[ACTIVE_MAP_INODE])) if ACTIVE_MAP_INODE in inodes else None
+        if entry["state"] == EntryState.DELETING:
+            # What has been given back already may be in here too: reclaim goes over it again.
+            if old is None:
+                raise CannotRepair(f"the map of {name}, which is being deleted, cannot be read")
+            truth.summary |= old if self._old_summary is None else old & self._old_summary
+            truth.keep |= old
+            return
+        reached = new_bits(self._image.blocks)
+        for root in (ifile, *map(Root.of, inodes.values())):
+            for vbns in self._quietly(root):
+                self._add(reached, vbns, name)
+        for inode in inodes.values():
+            self._note_generation(truth, inode)
+        if self._troubles != before and old is None:
+            if self._old_summary is None:
+                raise CannotRepair(f"{name} cannot be read whole, nor its map, nor the summary")
+            reached |= self._old_summary
+        truth.summary |= reached if old is None else reached | old
+
+
+# --- writing it ------------------------------------------------------------------------------------------------------
+
+
+class _Repaired(Volume):
+    """A volume that has its maps from the survey, and writes both anew."""
+
+    def __init__(self, device: Device, superblock: Superblock, truth: _Truth) -> None:
+        self._truth = truth
+        super().__init__(device, superblock, read_only=False, cache_bytes=64 << 20, clock=time.time)
+
+    def _load(self) -> None:
+        core, allocator, truth = self.core, self.core.allocator, self._truth
+        fsinfo = self.superblock.fsinfo
+        assert fsinfo is not None
+        self.summary = MapFile(core, self._summary_inode(None))
+        self.snapshots_table.load()
+        self.files.load()
+        inode = self.files.inodes[ACTIVE_MAP_INODE]
+        inode.vbns[0], inode.crcs[0], inode.births[0] = HOLE, 0, 0
+        inode.touch(core)
+        allocator.active[:], allocator.summary[:] = truth.active, truth.summary
+        allocator.take_stock(fsinfo["allocation_hint"])
+        allocator.busy |= truth.keep
+        used = np.bitwise_count(allocator.busy.reshape(-1, BLOCK_BYTES)).sum(axis=1, dtype=np.int32)
+        allocator.chunk_free[:] = MAP_BITS - used
+        allocator.free = int(allocator.chunk_free.sum(dtype=np.int64))
+        for bits, dirty in (
+            (allocator.active, allocator.dirty_active), (allocator.summary, allocator.dirty_summary)
+        ):  # fmt: skip
+            dirty.update(np.flatnonzero(bits.reshape(-1, BLOCK_BYTES).any(axis=1)).tolist())
+        rows = len(allocator.dirty_active) + len(allocator.dirty_summary)
+        core.ensure(2 * rows + 64, 0, wait=False)
+
+
+def _repair_counters(superblock: Superblock, truth: _Truth) -> list[str]:
+    fsinfo: dict[str, Any] | None = superblock.fsinfo
+    assert fsinfo is not None
+    done = []
+    for name, least in (
+        ("next_inode_generation", truth.next_inode_generation), ("next_snapshot_id", truth.next_snapshot_id),
+    ):  # fmt: skip
+        if fsinfo[name] < least:
+            done.append(f"fsinfo: {name} was {fsinfo[name]} and is {least}")
+            fsinfo[name] = least
+    for name, bits in (("active_blocks", truth.whole_active), ("summary_blocks", truth.whole_summary)):
+        if fsinfo[name] != count(bits):
+            done.append(f"fsinfo: {name} was {fsinfo[name]} where the trees have {count(bits)}; counted again")
+    return done
+
+
+def _repair_maps(truth: _Truth) -> list[str]:
+    done = []
+    for name, old, right in (
+        ("active map", truth.old_active, truth.whole_active), ("summary", truth.old_summary, truth.whole_summary),
+    ):  # fmt: skip
+        if old is None:
+            done.append(f"{name}: could not be read; made again")
+        elif differ := count(old ^ right):
+            done.append(f"{name}: {differ} blocks were wrong; made again")
+    return done
+
+
+def _repair_luns(volume: Volume, truth: _Truth) -> list[str]:
+    done = []
+    for lun in volume.luns():
+        has = truth.data_blocks[lun.inode.number]
+        if lun.inode.blocks != has:
+            done.append(f"LUN {lun.name}: counted {lun.inode.blocks} data blocks and has {has}")
+            lun.inode.blocks = has
+            lun.inode.touch(volume.core)
+        try:
+            missing = _missing(lun)
+        except (WaflError, OSError):
+            continue  # its trees cannot be read: the count stays what it was
+        if lun.backing is not None and lun.missing < missing:
+            done.append(f"LUN {lun.name}: counted {lun.missing} missing blocks and misses {missing}")
+            lun.missing = missing
+            volume.files.touch_lun(lun)
+    volume.audit.rebase()
+    return done
+
+
+def _missing(lun: Lun) -> int:
+    """Blocks that a clone of the LUN still has to fill."""
+    total, index = 0, 0
+    while (found := lun.next_missing(index)) is not None:
+        total += len(missing_slots(lun, found))
+        index = found + 1
+    return total
+
