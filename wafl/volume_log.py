@@ -117,7 +117,9 @@ class VolumeLog:
             return
         memory = device.map_log(base, min(size, MAX_LOG_BYTES))
         add_feature(volume.device, volume.geometry, Incompat.LOG_RECORDS)
-        self._epoch, self._seq = volume.core.generation, seq
+        # At random, never counted: a volume brought back from a copy comes to the same numbers once more, beside a log
+        # device that holds the records of its first life.
+        self._epoch, self._seq = int.from_bytes(os.urandom(8)), seq
         volume.commit_now()
         volume.core.log = Log(
             memory, min(size, MAX_LOG_BYTES), seed_of(volume.uuid_bytes, self._epoch), seq, volume.core.generation,

@@ -1,0 +1,48 @@
+"""The log where it is easily wrong: records of the past, failures while one is written, what a mount must refuse."""
+
+from __future__ import annotations
+
+from tests.support.crash_device import MemoryDevice
+from tests.support.volumes import EPOCH, MIB, pattern
+from wafl import BLOCK_BYTES, Lun, Volume
+
+
+def put(lun: Lun, block: int, seed: int, blocks: int = 1) -> None:
+    lun.write(block * BLOCK_BYTES, pattern(seed, blocks * BLOCK_BYTES))
+
+
+def read(lun: Lun, block: int = 0, blocks: int = 1) -> bytes:
+    found = bytearray(blocks * BLOCK_BYTES)
+    lun.read_into(block * BLOCK_BYTES, memoryview(found))
+    return bytes(found)
+
+
+def formatted(size_bytes: int = 16 * MIB, log_bytes: int | None = None) -> MemoryDevice:
+    device = MemoryDevice(bytearray(size_bytes))
+    Volume.format(device, name="v", now=EPOCH, log_bytes=log_bytes)
+    return device
+
+
+def killed(device: MemoryDevice) -> MemoryDevice:
+    """What a kill leaves, for another mount."""
+    return MemoryDevice(bytearray(device.image))
+
+
+def test_records_of_another_life_of_the_volume_never_count() -> None:
+    """The volume comes back from a copy, the log device does not: same consistency point, same numbers, same places."""
+    device, log_device = formatted(), MemoryDevice(bytearray(MIB))
+    volume = Volume.mount(device, log_device=log_device)
+    put(volume.create_lun("a", MIB), 0, 1, 100)
+    volume.close()
+    copy = killed(device)
+    volume = Volume.mount(device, log_device=log_device)
+    for block in range(40):
+        put(volume.lun("a"), block, 2)
+        volume.sync()
+    log_copy = killed(log_device)
+    volume = Volume.mount(copy, log_device=log_copy)
+    for block in range(200, 210):
+        put(volume.lun("a"), block, 3)
+    volume = Volume.mount(killed(copy), log_device=killed(log_copy))
+    assert read(volume.lun("a"), 0, 100) == pattern(1, 100 * BLOCK_BYTES)
+    assert volume.nvlog.replayed == 10
