@@ -364,4 +364,3 @@ def _missing(lun: Lun) -> int:
         total += len(missing_slots(lun, found))
         index = found + 1
     return total
-

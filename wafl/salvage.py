@@ -228,13 +228,14 @@ class Salvage:
         fd = os.open(to, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(fd, lun.size_bytes)
-            done = self._copy(lun, fd, progress)
+            done = self.copy_to(lun, fd, progress)
             os.fsync(fd)
         finally:
             os.close(fd)
         return done
 
-    def _copy(self, lun: SalvageLun, fd: int, progress: Progress) -> Salvaged:
+    def copy_to(self, lun: SalvageLun, fd: int, progress: Progress = lambda done, total: None) -> Salvaged:
+        """The same into an open file of the LUN's size that reads zeros."""
         done = Salvaged()
         layers = self._layers(lun)
         readers = [_Leaves(self.image, layer.root) for layer in layers]
