@@ -35,8 +35,8 @@ DATA_RUN_BLOCKS = 2048
 """Blocks taken from a window at a time for guest data: 8 MiB."""
 APPLY_FREES = 4096
 """Frees collected before they are put into the active map in one vector operation."""
-RELEASE_SLICE = 16384
-"""Blocks made allocatable between two yields of a consistency point: about two milliseconds."""
+RELEASE_SLICE = 2048
+"""Blocks made allocatable between two yields of a consistency point: a few tenths of a millisecond."""
 PIECE_ROWS = 64
 """Map rows taken together where all of them are looked at: 256 KiB, which stays in the processor's cache."""
 MAP_SHIFT = MAP_BITS.bit_length() - 1
