@@ -129,7 +129,7 @@ def _check_end(contents: LogContents, halves: list[tuple[memoryview, int]], seed
     last = contents.last_seq or seq
     for data, end in halves:
         words = np.frombuffer(data, "<u8")[end // STEP :]
-        numbers = words[1:-1].astype(np.int64, copy=False)
+        numbers = words[1:-1].view("<i8")
         # Records of one log are fewer than its words: most of what is not a record goes here.
         for index in np.flatnonzero((numbers > last) & (numbers <= last + 2 * len(data))).tolist():
             record = _record_at(data, end + index * STEP, seed)

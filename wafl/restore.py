@@ -16,6 +16,7 @@ Rules:
 from __future__ import annotations
 
 import uuid as uuids
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from wafl.filesystem import FileSystem, backing_from
 from wafl.format import BLOCK_BYTES, INODE, MAX_CHAIN_DEPTH, MAX_LUNS, VTOC_ENTRY, InodeType, VtocFlag, decode_text
 from wafl.inode import Inode
 from wafl.lun import Lun
-from wafl.snapshots import Snapshot, SnapshotTable
+from wafl.snapshots import Snapshot
 from wafl.types import Backing, RestorePlan
 
 if TYPE_CHECKING:
@@ -43,10 +44,6 @@ class _Source:
     @property
     def name(self) -> str:
         return decode_text(self.fields["name"])
-
-    @property
-    def uuid(self) -> str:
-        return str(uuids.UUID(bytes=self.fields["uuid"]))
 
     @property
     def size_bytes(self) -> int:
@@ -121,19 +118,22 @@ def _blocks(records: int, record_bytes: int) -> int:
 def _moves(volume: Volume, snapshot_name: str, lun_name: str | None) -> _Moves:
     table, luns = volume.snapshots_table, volume.files.luns
     snapshot = table.find(snapshot_name)
-    sources = _sources(table, snapshot)
+    entries = {str(uuids.UUID(bytes=fields["uuid"])): fields for fields in table.entries(snapshot)}
+
+    def source_of(uuid: str) -> _Source:
+        return _Source(entries[uuid], *table.backing_of(snapshot, entries[uuid]))
+
     if lun_name is not None:
         lun = volume.lun(lun_name)
-        source = sources.get(lun.uuid)
-        if source is None:
-            raise NoSuchLun(_why_missing(lun, snapshot, sources))
-        moves = _Moves([(lun, source)], [], [])
+        if lun.uuid not in entries:
+            raise NoSuchLun(_why_missing(lun, snapshot, entries.values()))
+        moves = _Moves([(lun, source_of(lun.uuid))], [], [])
     else:
         present = {lun.uuid for lun in luns.values()}
         moves = _Moves(
-            [(lun, sources[lun.uuid]) for lun in volume.luns() if lun.uuid in sources],
-            [source for uuid, source in sources.items() if uuid not in present],
-            [lun for lun in volume.luns() if lun.uuid not in sources],
+            [(lun, source_of(lun.uuid)) for lun in volume.luns() if lun.uuid in entries],
+            sorted((source_of(uuid) for uuid in entries if uuid not in present), key=lambda source: source.name),
+            [lun for lun in volume.luns() if lun.uuid not in entries],
         )
         _check_identities(moves, snapshot)
     for lun, source in moves.restored:
@@ -148,14 +148,8 @@ def _moves(volume: Volume, snapshot_name: str, lun_name: str | None) -> _Moves:
     return moves
 
 
-def _sources(table: SnapshotTable, snapshot: Snapshot) -> dict[str, _Source]:
-    """By UUID, in the order of the names."""
-    found = [_Source(fields, *table.backing_of(snapshot, fields)) for fields in table.entries(snapshot)]
-    return {source.uuid: source for source in sorted(found, key=lambda source: source.name)}
-
-
-def _why_missing(lun: Lun, snapshot: Snapshot, sources: dict[str, _Source]) -> str:
-    if any(source.name == lun.name for source in sources.values()):
+def _why_missing(lun: Lun, snapshot: Snapshot, entries: Iterable[dict[str, Any]]) -> str:
+    if any(decode_text(fields["name"]) == lun.name for fields in entries):
         return (f"the LUN {lun.name} in snapshot {snapshot.name} is another one, which has been destroyed since: "
                 "make a LUN from the snapshot instead")  # fmt: skip
     return f"LUN {lun.name} is not in snapshot {snapshot.name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import threading
 from collections.abc import Awaitable, Callable
 
@@ -12,6 +13,7 @@ import pytest
 from tests.support.crash_device import MemoryDevice
 from tests.support.volumes import EPOCH, MIB, pattern, problems
 from wafl import NameTaken, Volume, VolumeFailed, VolumeService
+from wafl.service import RECLAIM_BURST_S, RECLAIM_REST
 
 
 class GatedDevice(MemoryDevice):
@@ -332,3 +334,32 @@ def test_a_sync_that_fails_fails_the_flush_and_the_volume() -> None:
         assert isinstance(calls[1], VolumeFailed)
 
     run(story, log_bytes=LOG)
+
+
+def test_reclaim_rests_so_that_guests_have_most_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock by which each slice takes a burst; and not while space is short."""
+    rests: list[float] = []
+    clock = itertools.count()
+    sleep = asyncio.sleep
+
+    async def note(seconds: float) -> None:
+        rests.append(seconds)
+        await sleep(0)
+
+    async def story(service: VolumeService, device: GatedDevice) -> None:
+        for pressed, expected in ((False, RECLAIM_REST * RECLAIM_BURST_S), (True, 0.0)):
+            service.volume.create_lun("a", MIB).write(0, pattern(1, MIB))
+            await service.create_snapshot("s")
+            service.volume.delete_snapshot("s")
+            service.volume.destroy_lun("a")
+            monkeypatch.setattr(service, "_pressed", lambda pressed=pressed: pressed)
+            monkeypatch.setattr("wafl.service.perf_counter", lambda: next(clock) * RECLAIM_BURST_S)
+            monkeypatch.setattr(asyncio, "sleep", note)
+            await service._reclaim_once()
+            monkeypatch.undo()
+            assert not service.volume.reclaim_pending
+            assert len(rests) > 2
+            assert rests == [pytest.approx(expected)] * len(rests)
+            rests.clear()
+
+    run(story)
