@@ -92,5 +92,4 @@ def _change(volume: Volume, geometry: Geometry) -> None:
     for inode in (volume.files.active_map.inode, volume.summary.inode):
         grow_height(volume.core, inode, height_for(allocator.chunks))
         inode.size_bytes = allocator.chunks * BLOCK_BYTES
-    volume.snapshots_table.count_shared()  # the reserve goes by the number of rows
     volume.audit.rebase()

@@ -125,5 +125,3 @@ def thresholds(ctx: Context, name: str, percent: tuple[int, ...], no_thresholds:
         return
     columns = (text("Volume", "name"), text("Thresholds %", "thresholds"), number("Full %", "full_percent"))
     ctx.out.table([ctx.client.get(url)], columns)
-
-

@@ -15,6 +15,7 @@ VOLUME_GAUGES = {
     "size_bytes": "Size of the volume",
     "used_bytes": "Bytes in use",
     "free_bytes": "Bytes that can still be written",
+    "full_percent": "Percent of the volume that thin LUNs can no longer write",
     "active_bytes": "Bytes in use by the active file system",
     "snapshot_bytes": "Bytes held by snapshots alone",
     "luns": "LUNs",

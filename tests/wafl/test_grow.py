@@ -165,6 +165,18 @@ def test_a_lun_made_from_a_snapshot_before_the_growth_is_cloned_after_it(worksho
     assert read(clone, 0, 3 * MIB) == pattern(1, 3 * MIB)
 
 
+def test_a_volume_goes_back_to_a_snapshot_from_before_the_growth_and_keeps_its_size(workshop: Workshop) -> None:
+    volume = workshop.format(16 * MIB)
+    volume.create_lun("a", 8 * MIB, reserved=False).write(0, pattern(1, 3 * MIB))
+    take_snapshot(volume, "small")
+    volume.grow(ROW + 16 * MIB)
+    volume.lun("a").write(MIB, pattern(2, 4 * MIB))
+    volume.restore("small", None)
+    again = workshop.remount(volume)
+    assert again.size_bytes == ROW + 16 * MIB
+    assert read(again.lun("a"), 0, 4 * MIB) == pattern(1, 3 * MIB) + bytes(MIB)
+
+
 # -- together with what else goes on
 
 

@@ -129,6 +129,8 @@ def test_thresholds_of_a_volume_can_be_set_and_outlive_a_restart(play: Play) -> 
             assert (await api.refused("PATCH", "/volumes/vol0", {"thresholds": bad})).name == "invalid-argument"
         await fill(api, lun, 40)
         assert crossings(api) == [(30, "above")]
+        full = (await api.get("/volumes/vol0"))["full_percent"]
+        assert f'lund_volume_full_percent{{volume="vol0"}} {full}' in (await api.http.get("/metrics")).text
 
     async def after(api: Api) -> None:
         await api.daemon.housekeeping.stop()
