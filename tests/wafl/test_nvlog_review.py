@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
+
+import pytest
+
 from tests.support.crash_device import MemoryDevice
-from tests.support.volumes import EPOCH, MIB, pattern
+from tests.support.volumes import EPOCH, MIB, pattern, problems
 from wafl import BLOCK_BYTES, Lun, Volume
+from wafl.device import WrittenLog
 
 
 def put(lun: Lun, block: int, seed: int, blocks: int = 1) -> None:
@@ -46,3 +52,47 @@ def test_records_of_another_life_of_the_volume_never_count() -> None:
     volume = Volume.mount(killed(copy), log_device=killed(log_copy))
     assert read(volume.lun("a"), 0, 100) == pattern(1, 100 * BLOCK_BYTES)
     assert volume.nvlog.replayed == 10
+
+
+class FailingLog(MemoryDevice):
+    """Its log cannot be mapped, and the next record cannot be written."""
+
+    fails = False
+
+    def map_log(self, offset: int, length: int) -> WrittenLog:
+        device = self
+
+        class Written(WrittenLog):
+            def __setitem__(self, where: slice, data: bytes) -> None:
+                if device.fails:
+                    device.fails = False
+                    super().__setitem__(where, data[: len(data) // 2])
+                    raise OSError(errno.EIO, "injected")
+                super().__setitem__(where, data)
+
+        return Written(self, offset)
+
+
+@pytest.mark.parametrize("change", [
+    lambda volume: volume.create_lun("b", MIB),
+    lambda volume: volume.destroy_lun("a"),
+    lambda volume: volume.lun("a").write(0, pattern(2, BLOCK_BYTES)),
+    lambda volume: volume.lun("a").write(0, pattern(2, 9 * BLOCK_BYTES)),
+    lambda volume: volume.lun("a").unmap(0, MIB),
+    lambda volume: volume.resize_lun("a", MIB // 2),
+], ids=["create", "destroy", "write one", "write", "unmap", "shrink"])  # fmt: skip
+def test_a_record_that_cannot_be_written_is_done_without(change: Callable[[Volume], object]) -> None:
+    """What follows in the log stands on it: its number must not be missing, nor what it would have said."""
+    device = FailingLog(formatted().image)
+    volume = Volume.mount(device)
+    put(volume.create_lun("a", MIB), 0, 1, 9)
+    device.fails = True
+    change(volume)
+    assert not device.fails
+    for lun in volume.luns():
+        put(lun, 100, 3)
+    before = [(lun.name, lun.size_bytes, read(lun, 0, 101)) for lun in volume.luns()]
+    volume = Volume.mount(killed(device))
+    assert [(lun.name, lun.size_bytes, read(lun, 0, 101)) for lun in volume.luns()] == before
+    volume.close()
+    assert problems(volume.device) == []  # type: ignore[arg-type]
