@@ -18,7 +18,7 @@ class LunStore:
 
     physical_block_bytes = BLOCK_BYTES
     thin = True
-    """Every LUN takes UNMAP and tells what is mapped; a space reservation is the volume's own matter."""
+    """Every LUN takes UNMAP and tells what is mapped, a space-reserved one too (docs/decisions/0007)."""
 
     def __init__(self, lun: Lun, service: VolumeService) -> None:
         self.lun = lun

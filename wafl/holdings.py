@@ -7,8 +7,8 @@ between them: a live snapshot that is deleted meanwhile makes an answer cautious
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ LOOKS = 32
 """Blocks looked at between two yields: under a millisecond when they are in memory."""
 
 Pointers = npt.NDArray[np.uint64]
+T = TypeVar("T")
 
 
 def in_row(vbns: Vbns, row: int) -> Vbns:
@@ -87,9 +88,9 @@ class Holdings:
             snapshot.map_inode = self._volume.snapshots_table.active_map(snapshot)
         return snapshot.map_inode
 
-    def others(self, snapshot: Snapshot) -> list[Inode]:
-        """The maps of all other live snapshots, the nearest first."""
-        live = self._volume.snapshots_table.live.values()
+    def others(self, snapshot: Snapshot, without: Collection[Snapshot] = ()) -> list[Inode]:
+        """The maps of all other live snapshots but those `without`, the nearest first."""
+        live = [other for other in self._volume.snapshots_table.live.values() if other not in without]
         near = sorted((other for other in live if other is not snapshot), key=lambda o: abs(o.id - snapshot.id))
         return [self.map_of(other) for other in near]
 
@@ -100,12 +101,12 @@ class Holdings:
 
     # --- what is held by nobody else -------------------------------------------------------------------------------
 
-    def rows(self, snapshot: Snapshot) -> Iterator[tuple[int, list[Inode]] | None]:
-        """Each row that no other live snapshot's map shares as a whole, with one map for each different block that
-        others have there; None between two pieces of work."""
+    def rows(self, snapshot: Snapshot, without: Collection[Snapshot] = ()) -> Iterator[tuple[int, list[Inode]] | None]:
+        """Each row that no other live snapshot's map (but for those `without`) shares as a whole, with one map for each
+        different block that others have there; None between two pieces of work."""
         mine_inode = self.map_of(snapshot)
         for index in range(-(-snapshot.volume_blocks // (MAP_BITS * POINTERS))):
-            others = self.others(snapshot)
+            others = self.others(snapshot, without)
             mine = self.pointers(mine_inode, index)
             left = mine >= FIRST_DATA_VBN
             theirs: list[Pointers] = []
@@ -176,23 +177,27 @@ class Holdings:
 
     # --- accounts --------------------------------------------------------------------------------------------------
 
-    def only_here(self, snapshot: Snapshot) -> int:
-        """How many blocks of a snapshot would be free without it."""
+    def only_here(self, snapshots: Sequence[Snapshot]) -> Generator[Step, None, int]:
+        """How many blocks would be free without all of these."""
         allocator = self._core.allocator
+        allocator.apply_frees()
         total = 0
-        for found in self.rows(snapshot):
-            if found is not None:
-                row, theirs = found
-                bits = finish(self.alone(snapshot, row, theirs)) & ~allocator.row(allocator.active, row)
-                total += int(np.bitwise_count(bits).sum(dtype=np.int64))
+        for number, snapshot in enumerate(snapshots):
+            # What several of them hold is counted with the last one.
+            for found in self.rows(snapshot, snapshots[:number]):
+                if found is not None:
+                    row, theirs = found
+                    bits = (yield from self.alone(snapshot, row, theirs)) & ~allocator.row(allocator.active, row)
+                    total += int(np.bitwise_count(bits).sum(dtype=np.int64))
+                yield Step.SLICE
         return total
 
 
-def finish(work: Generator[Step, None, Bits]) -> Bits:
+def finish(work: Generator[Step, None, T]) -> T:
     """All of it, on the spot."""
     while True:
         try:
             next(work)
         except StopIteration as ended:
-            found: Bits = ended.value
+            found: T = ended.value
             return found

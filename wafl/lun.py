@@ -112,6 +112,16 @@ class Lun(Scan):
         """Bytes in blocks of its own (what is unmapped counts until reclaim has freed it)."""
         return self.inode.blocks * BLOCK_BYTES
 
+    @property
+    def private_bytes(self) -> int:
+        """Bytes in blocks that no snapshot can hold; until a recount that is due has ended, or more."""
+        return self.inode.private_blocks * BLOCK_BYTES
+
+    @property
+    def kept_bytes(self) -> int:
+        """Kept back for what may still be written to it: nothing unless it is reserved."""
+        return self._files.reserve.needed_by(self) * BLOCK_BYTES if self.reserved else 0
+
     # --- administration --------------------------------------------------------------------------------------------
 
     def set_online(self, online: bool) -> None:

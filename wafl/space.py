@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Generator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wafl.bits import Vbns
 from wafl.format import BLOCK_BYTES, TAIL_BLOCKS
+from wafl.holdings import finish
 from wafl.maps import tree_vbns
-from wafl.types import SnapshotSpace, Space
+from wafl.types import SnapshotSpace, Space, Step
 
 if TYPE_CHECKING:
     from wafl.volume import Volume
@@ -22,16 +24,21 @@ def space_of(volume: Volume) -> Space:
     active, free = allocator.active_count - unused, allocator.free + unused
     own = len(own_vbns(volume))
     used = allocator.blocks - free
+    volume.files.reserve.refresh()
+    luns = volume.files.reserve.needed()
+    own_room = allocator.floor_guest - luns
     return Space(
         total=allocator.blocks * BLOCK_BYTES,
         used=used * BLOCK_BYTES,
         free=free * BLOCK_BYTES,
-        available=max(0, free - allocator.floor_guest) * BLOCK_BYTES,
+        available=max(0, free - own_room - luns) * BLOCK_BYTES,
         active=active * BLOCK_BYTES,
         snapshots=(used - active - allocator.freeing - own) * BLOCK_BYTES,
         volume_own=own * BLOCK_BYTES,
         freeing=allocator.freeing * BLOCK_BYTES,
-        reserved=min(free, allocator.floor_guest) * BLOCK_BYTES,
+        reserved=min(free, own_room) * BLOCK_BYTES,
+        reserved_luns=min(max(0, free - own_room), luns) * BLOCK_BYTES,
+        overcommitted=volume.files.reserve.missing * BLOCK_BYTES,
     )
 
 
@@ -49,6 +56,22 @@ def own_vbns(volume: Volume) -> Vbns:
 def snapshot_space(volume: Volume, name: str) -> SnapshotSpace:
     """Compares every live snapshot's map: for people, not for a loop.  Raises NoSuchSnapshot."""
     snapshot = volume.snapshots_table.find(name)
-    volume.core.allocator.apply_frees()
-    alone = volume.background.holdings.only_here(snapshot)
+    alone = finish(volume.background.holdings.only_here([snapshot]))
     return SnapshotSpace(name, snapshot.active_blocks * BLOCK_BYTES, alone * BLOCK_BYTES)
+
+
+def snapshot_spaces(volume: Volume) -> Generator[Step, None, list[SnapshotSpace]]:
+    """The same for every snapshot, oldest first, in slices.  One that goes meanwhile is left out; what comes or goes
+    makes the other figures those of some moment in between."""
+    spaces = []
+    for snapshot in sorted(volume.snapshots_table.live.values(), key=lambda snapshot: snapshot.id):
+        if snapshot.name in volume.snapshots_table.live:
+            alone = yield from volume.background.holdings.only_here([snapshot])
+            spaces.append(SnapshotSpace(snapshot.name, snapshot.active_blocks * BLOCK_BYTES, alone * BLOCK_BYTES))
+    return spaces
+
+
+def reclaimable_together(volume: Volume, names: Collection[str]) -> Generator[Step, None, int]:
+    """Bytes that deleting all of these would give back, in slices.  Raises NoSuchSnapshot."""
+    chosen = [volume.snapshots_table.find(name) for name in dict.fromkeys(names)]
+    return (yield from volume.background.holdings.only_here(chosen)) * BLOCK_BYTES

@@ -88,9 +88,9 @@ class Space:
     total: int
     used: int
     free: int
-    """Allocatable now, including `reserved`."""
+    """Allocatable now, including `reserved` and `reserved_luns`."""
     available: int
-    """What guests may still use: `free` without `reserved`."""
+    """What thin LUNs and whatever is new may still use: `free` without `reserved` and `reserved_luns`."""
     active: int
     """In use by the active file system (whether or not a snapshot holds it too)."""
     snapshots: int
@@ -101,6 +101,10 @@ class Space:
     """Freed, but not allocatable before the next consistency points are durable."""
     reserved: int
     """Kept back so that a consistency point, and what frees space, never lacks room."""
+    reserved_luns: int = 0
+    """Kept back for what reserved LUNs may still write."""
+    overcommitted: int = 0
+    """What reserved LUNs may still write and there is no room for (volumes of versions that kept nothing back)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid as uuids
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ from wafl.lun import Lun
 from wafl.maps import MapFile
 from wafl.reclaim import Reclaim
 from wafl.snapshots import Snapshot, SnapshotTable
-from wafl.space import own_vbns, snapshot_space, space_of
+from wafl.space import own_vbns, reclaimable_together, snapshot_space, snapshot_spaces, space_of
 from wafl.types import LunRecord, RestorePlan, SnapshotInfo, SnapshotSpace, Space, Step
 from wafl.views import View
 from wafl.volume_log import VolumeLog
@@ -443,6 +443,14 @@ class Volume:
     def snapshot_space(self, name: str) -> SnapshotSpace:
         """Reads every live snapshot's map: for people, not for a loop."""
         return snapshot_space(self, name)
+
+    def snapshot_spaces(self) -> Generator[Step, None, list[SnapshotSpace]]:
+        """The same for every snapshot, oldest first, in slices."""
+        return snapshot_spaces(self)
+
+    def reclaimable_together(self, names: Collection[str]) -> Generator[Step, None, int]:
+        """Bytes that deleting all of these snapshots would give back, in slices.  Raises NoSuchSnapshot."""
+        return reclaimable_together(self, names)
 
     def plan_restore(self, snapshot: str, lun: str | None = None) -> RestorePlan:
         """What `restore` would do.  Raises what it raises but NoSpace."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import click
 
 from target.cli.client import segment
-from target.cli.output import number, text, when, yes
+from target.cli.output import number, size, text, when, yes
 from target.cli.root import PATH, Context, command, main
 from target.cli.sizes import format_size
 
 COLUMNS = (
     text("Volume", "volume"), text("Snapshot", "name"), when("Created", "created_at"),
-    yes("Busy", "busy", ("busy", "-")), number("Id", "id"),
+    yes("Busy", "busy", ("busy", "-")), number("Id", "id"), size("Holds", "referenced_bytes"),
+    size("Reclaimable", "reclaimable_bytes"),
 )  # fmt: skip
 
 
@@ -36,9 +37,9 @@ def create(ctx: Context, volume: str, name: str) -> None:
 @command(snap, "list")
 @click.argument("volume", required=False)
 def list_(ctx: Context, volume: str | None) -> None:
-    """List snapshots, oldest first."""
+    """List snapshots, oldest first, with what each holds and what deleting it alone would give back."""
     volumes = [volume] if volume else _online_volumes(ctx)
-    found = [each for name in volumes for each in ctx.client.get(_url(name))]
+    found = [each for name in volumes for each in ctx.client.get(_url(name), space="true")]
     ctx.out.table(found, COLUMNS, empty="no snapshots")
 
 
@@ -84,6 +85,18 @@ def restore(ctx: Context, force: bool, snapshot: str | None, target: str, of_vol
     ctx.out.done(found, f"volume {target} is as in snapshot {of_volume}: {counts}")
     if found["unmapped"]:
         ctx.out.note(f"not mapped to any igroup: {', '.join(found['unmapped'])}")
+
+
+@command(snap, "reclaimable")
+@click.argument("volume")
+@click.argument("names", metavar="SNAP…", nargs=-1, required=True)
+def reclaimable(ctx: Context, volume: str, names: tuple[str, ...]) -> None:
+    """What deleting all of these would give back: also what only they share."""
+    found = ctx.client.get(f"/v1/volumes/{segment(volume)}/reclaimable", snapshot=list(names))
+    if ctx.out.as_json:
+        ctx.out.json(found)
+    else:
+        ctx.out.table([found], (size("Reclaimable", "reclaimable_bytes"),))
 
 
 @command(snap, "usage")

@@ -30,14 +30,16 @@ DETAILS = (
     text("State", "state"), text("Problem", "problem"), text("UUID", "uuid"), text("Target", "target"),
     text("Path", "path"), text("Log", "nvlog"),
     size("Size", "size_bytes"), size("Used", "used_bytes"), size("Free", "free_bytes"),
-    size("Active", "active_bytes"), size("Snapshots only", "snapshot_bytes"), size("Kept back", "reserved_bytes"),
+    size("Active", "active_bytes"), size("Snapshots only", "snapshot_bytes"), size("Kept for LUNs", "kept_bytes"),
+    size("Kept back", "reserved_bytes"), size("Overcommitted", "overcommitted_bytes"),
     number("LUNs", "luns"), number("Snapshots", "snapshots"), number("Consistency point", "generation"),
     text("Mount report", "mount_report"),
     Column("Last scrub", lambda o: last_scrub(o.get("last_scrub"))),
 )  # fmt: skip
 SPACE = (
-    text("Volume", "name"), size("Size", "size_bytes"), size("Used", "used_bytes"), size("Free", "free_bytes"),
+    text("Volume", "name"), size("Size", "size_bytes"), size("Used", "used_bytes"), size("Available", "free_bytes"),
     size("Active", "active_bytes"), size("Snapshots", "snapshot_bytes"), number("Used %", "percent"),
+    size("Kept for LUNs", "kept_bytes"), size("Kept back", "reserved_bytes"),
 )  # fmt: skip
 FINDING = (text("Severity", "severity"), text("Where", "where"), text("What", "what"))
 

@@ -64,6 +64,8 @@ class Luns:
             size_bytes=lun.size_bytes,
             block_bytes=lun.block_bytes,
             used_bytes=lun.used_bytes,
+            private_bytes=lun.private_bytes,
+            kept_bytes=lun.kept_bytes,
             online=lun.online,
             reserved=lun.reserved,
             created_at=lun.created_at,

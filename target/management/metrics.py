@@ -18,6 +18,8 @@ VOLUME_GAUGES = {
     "full_percent": "Percent of the volume that thin LUNs can no longer write",
     "active_bytes": "Bytes in use by the active file system",
     "snapshot_bytes": "Bytes held by snapshots alone",
+    "kept_bytes": "Bytes kept back for what space-reserved LUNs may still write",
+    "overcommitted_bytes": "Bytes that space-reserved LUNs may still write and there is no room for",
     "luns": "LUNs",
     "snapshots": "Snapshots",
     "generation": "Last durable consistency point",

@@ -64,6 +64,8 @@ class Volume(BaseModel):
     active_bytes: int = Field(default=0, description="Used by the active file system")
     snapshot_bytes: int = Field(default=0, description="Held by snapshots alone")
     reserved_bytes: int = Field(default=0, description="Kept back for consistency points")
+    kept_bytes: int = Field(default=0, description="Kept back for what space-reserved LUNs may still write")
+    overcommitted_bytes: int = Field(default=0, description="What they may still write and there is no room for")
     generation: int = Field(default=0, description="The last durable consistency point")
     luns: int = 0
     snapshots: int = 0
@@ -174,6 +176,8 @@ class Lun(BaseModel):
     size_bytes: int
     block_bytes: int
     used_bytes: int
+    private_bytes: int = Field(description="Of the used: what no snapshot can hold, or less until it is counted again")
+    kept_bytes: int = Field(description="Kept back for what may still be written to it; 0 if it is not space-reserved")
     online: bool
     reserved: bool
     created_at: float
@@ -220,8 +224,14 @@ class Snapshot(BaseModel):
     generation: int
     busy: bool
     holders: list[str] = []
-    referenced_bytes: int | None = Field(default=None, description="In all its blocks; null in lists")
-    reclaimable_bytes: int | None = Field(default=None, description="What deleting it would give back; null in lists")
+    referenced_bytes: int | None = Field(default=None, description="In all its blocks; null in lists without `space`")
+    reclaimable_bytes: int | None = Field(default=None, description="What deleting it would give back; null likewise")
+
+
+class Reclaimable(BaseModel):
+    volume: str
+    snapshots: list[str]
+    reclaimable_bytes: int = Field(description="What deleting all of them would give back")
 
 
 class SnapshotLun(BaseModel):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
 
 from target.management import models
 from target.management.routes_system import operation_model
@@ -63,9 +65,18 @@ async def scrub_stop(request: Request, volume: str) -> models.ScrubStatus:
 
 
 @router.get("/{volume}/snapshots", tags=["snapshots"])
-async def snapshots(request: Request, volume: str) -> list[models.Snapshot]:
-    """Oldest first."""
-    return services_of(request).snapshots.all(volume)
+async def snapshots(request: Request, volume: str, space: bool = False) -> list[models.Snapshot]:
+    """Oldest first; with `space` also what each holds and what its deletion would give back."""
+    found = services_of(request).snapshots
+    return await found.all_with_space(volume) if space else found.all(volume)
+
+
+@router.get("/{volume}/reclaimable", tags=["snapshots"])
+async def reclaimable(
+    request: Request, volume: str, snapshot: Annotated[list[str], Query(min_length=1, max_length=255)]
+) -> models.Reclaimable:
+    """What deleting all of these snapshots would give back: more than the sum of what each alone would."""
+    return await services_of(request).snapshots.reclaimable(volume, snapshot)
 
 
 @router.post("/{volume}/snapshots", tags=["snapshots"], status_code=201)

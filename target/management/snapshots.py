@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Generator
+from typing import TypeVar
+
 from target.management import models
 from target.management.core import Core, Unit
 from target.management.refusal import Refused
-from wafl import SnapshotInfo
+from wafl import SnapshotInfo, Step
+
+T = TypeVar("T")
 
 
 class Snapshots:
@@ -15,6 +21,24 @@ class Snapshots:
     def all(self, volume: str) -> list[models.Snapshot]:
         unit = self.core.unit(volume)
         return [self._model(unit, snapshot) for snapshot in unit.volume.snapshots()]
+
+    async def all_with_space(self, volume: str) -> list[models.Snapshot]:
+        """Compares all their maps, in slices."""
+        unit = self.core.unit(volume)
+        spaces = {space.name: space for space in await in_slices(unit.volume.snapshot_spaces())}
+        shown = self.all(volume)
+        for each in shown:
+            if each.name in spaces:
+                space = spaces[each.name]
+                each.referenced_bytes, each.reclaimable_bytes = space.referenced, space.reclaimable
+        return shown
+
+    async def reclaimable(self, volume: str, names: list[str]) -> models.Reclaimable:
+        unit = self.core.unit(volume)
+        for name in names:
+            unit.snapshot(name)
+        together = await in_slices(unit.volume.reclaimable_together(names))
+        return models.Reclaimable(volume=volume, snapshots=names, reclaimable_bytes=together)
 
     def get(self, volume: str, name: str) -> models.Snapshot:
         unit = self.core.unit(volume)
@@ -83,6 +107,17 @@ class Snapshots:
         self.core.events.emit(
             "snapshot.deleted", f"snapshot {name} of volume {volume} is gone", subject=f"{volume}:{name}"
         )
+
+
+async def in_slices(work: Generator[Step, None, T]) -> T:
+    """Do it while hosts go on."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as ended:
+            found: T = ended.value
+            return found
+        await asyncio.sleep(0)
 
 
 def advice(holders: list[str]) -> str:

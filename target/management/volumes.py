@@ -73,6 +73,8 @@ class Volumes:
         shown.active_bytes = space.active
         shown.snapshot_bytes = space.snapshots
         shown.reserved_bytes = space.reserved
+        shown.kept_bytes = space.reserved_luns
+        shown.overcommitted_bytes = space.overcommitted
         shown.generation = unit.volume.generation
         shown.luns = len(unit.volume.luns())
         shown.snapshots = len(unit.volume.snapshot_names())

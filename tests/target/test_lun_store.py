@@ -189,6 +189,25 @@ def test_a_resize_is_seen_through_the_same_store(workshop: Workshop) -> None:
     assert host.read(16383, 1) == b"e" * 512
 
 
+def test_on_a_full_volume_a_reserved_lun_writes_on_and_a_thin_one_is_told(workshop: Workshop) -> None:
+    """Nothing goes offline, reads go on, and what UNMAP gives back is usable at once."""
+    volume = workshop.format()
+    kept, thin = volume.create_lun("kept", 2 * MIB, reserved=True), volume.create_lun("thin", 64 * MIB)
+    hosts = {lun: serve(volume, lun) for lun in (kept, thin)}
+    lba = 0
+    while hosts[thin].send(write_16(lba, 256), pattern(lba, 256 * 512)).status == 0:
+        lba += 256
+    assert key_asc(hosts[thin].send(write_16(lba, 256), pattern(lba, 256 * 512))) == (DATA_PROTECT, 0x2707)
+    for at in range(0, 4096, 8):
+        assert hosts[kept].send(write_16(at, 8), pattern(at, 4096)).status == 0
+    assert hosts[kept].read(800, 8) == pattern(800, 4096)
+    assert hosts[thin].read(0, 256) == pattern(0, 256 * 512)
+    assert hosts[kept].send(unmap(24), unmap_list((0, 4096))).status == 0
+    assert hosts[kept].send(write_16(0, 8), pattern(1, 4096)).status == 0
+    assert hosts[thin].send(unmap(24), unmap_list((0, 1024))).status == 0
+    assert hosts[thin].send(write_16(lba, 256), pattern(lba, 256 * 512)).status == 0
+
+
 def test_a_volume_mounted_read_only_is_write_protected_and_readable(workshop: Workshop) -> None:
     host, volume, _ = with_lun(workshop)
     host.send(write_16(0, 8), pattern(2, 4096))

@@ -7,6 +7,8 @@ force.  A bug found here becomes a plain test in test_model_regressions.py.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 from collections.abc import Callable
 
@@ -18,10 +20,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.support.crash_device import MemoryDevice
 from tests.support.offline_reader import differences, interesting_blocks
+from tests.support.space import lun_figures, snapshot_maps
 from tests.support.volume_model import BLOCK, ModelLun, ModelVolume
 from tests.support.volumes import EPOCH, MIB, pattern, problems, run_steps
 from wafl import Lun, NameTaken, NoSpace, NoSuchLun, SnapshotBusy, Volume, WaflError
-from wafl.format import ACTIVE_MAP_INODE, EntryState, decode_text
+from wafl.format import ACTIVE_MAP_INODE
+from wafl.holdings import finish
 from wafl.offline import Image, Root
 from wafl.scan import missing_slots
 
@@ -94,6 +98,22 @@ class VolumeMachine(RuleBasedStateMachine):
             return False
         return True
 
+    def attempt_on(self, lun: Lun, action: Callable[[], object]) -> bool:
+        """A write or an UNMAP: it may meet a full volume only if no space is reserved for the LUN."""
+        done = self.attempt(action)
+        assert done or not lun.reserved, "no space for a reserved LUN"
+        return done
+
+    def attempt_reserving(self, action: Callable[[], object]) -> bool:
+        """What wants space kept back may be refused on a volume that is not full; it has changed nothing either."""
+        kept = sum(lun.kept_bytes for lun in self.volume.luns())
+        try:
+            action()
+        except NoSpace:
+            assert sum(lun.kept_bytes for lun in self.volume.luns()) <= kept  # less, if they were counted meanwhile
+            return False
+        return True
+
     def pick_lun(self, pick: int) -> tuple[str, Lun, ModelLun]:
         name = sorted(self.model.luns)[pick % len(self.model.luns)]
         return name, self.volume.lun(name), self.model.luns[name]
@@ -126,13 +146,40 @@ class VolumeMachine(RuleBasedStateMachine):
 
     # -- LUNs
 
-    @rule(name=names, size=sizes)
-    def create(self, name: str, size: int) -> None:
+    @rule(name=names, size=sizes, reserved=st.booleans())
+    def create(self, name: str, size: int, reserved: bool = False) -> None:
+        attempt = self.attempt_reserving if reserved else self.attempt
         if name in self.model.luns:
             with pytest.raises(NameTaken):
                 self.volume.create_lun(name, size)
-        elif self.attempt(lambda: self.volume.create_lun(name, size)):
+        elif attempt(lambda: self.volume.create_lun(name, size, reserved=reserved)):
             self.model.create_lun(name, size)
+
+    @precondition(has_luns)
+    @rule(pick=picks, reserved=st.booleans())
+    def set_reservation(self, pick: int, reserved: bool) -> None:
+        _, lun, _ = self.pick_lun(pick)
+        before = lun.reserved
+        done = self.attempt_reserving(lambda: lun.set_reserved(reserved))
+        assert done or (reserved and not before)
+        assert lun.reserved == (reserved if done else before)
+
+    @precondition(has_luns)
+    @rule()
+    def reserved_luns_can_be_written_whole(self) -> None:
+        """On a copy of the volume, whatever else is in it: twice, and after a thin LUN has taken all it gets."""
+        self.checkpoint()
+        copy = Volume.mount(MemoryDevice(bytearray(self.device.image)))
+        reserved = [lun for lun in copy.luns() if lun.reserved]
+        with contextlib.suppress(NoSpace):
+            thin = copy.create_lun("filler", VOLUME_BYTES)
+            for at in range(0, VOLUME_BYTES, BLOCK):
+                thin.write(at, pattern(at, BLOCK))
+        for step in (BLOCK, 64 * BLOCK):
+            for lun in reserved:
+                for at in range(0, lun.size_bytes, step):
+                    lun.write(at, pattern(at, min(step, lun.size_bytes - at)))
+        copy.close()
 
     @precondition(has_snapshots)
     @rule(name=names, snapshot=picks, parent=picks, size=st.none() | sizes)
@@ -144,7 +191,9 @@ class VolumeMachine(RuleBasedStateMachine):
         parent_name, parent_lun = parents[parent % len(parents)]
         if self.model.depth(parent_lun) >= CHAIN_LIMIT_OF_TEST:
             return
-        if self.attempt(lambda: self.volume.create_lun(name, size, backing=(source, parent_name))):
+        records = {record.name: record for record in self.volume.snapshot_luns(source)}
+        attempt = self.attempt_reserving if records[parent_name].reserved else self.attempt
+        if attempt(lambda: self.volume.create_lun(name, size, backing=(source, parent_name))):
             self.model.create_backed(name, source, parent_name, size)
 
     @precondition(has_luns)
@@ -154,7 +203,7 @@ class VolumeMachine(RuleBasedStateMachine):
         offset, length = self.place(model.size_bytes, fraction, length)
         self.seed += 1
         data = pattern(self.seed, length)
-        if self.attempt(lambda: lun.write(offset, data)):
+        if self.attempt_on(lun, lambda: lun.write(offset, data)):
             model.write(offset, data)
 
     @precondition(has_luns)
@@ -162,7 +211,7 @@ class VolumeMachine(RuleBasedStateMachine):
     def unmap(self, pick: int, fraction: float, length: int) -> None:
         _, lun, model = self.pick_lun(pick)
         offset, length = self.place(model.size_bytes, fraction, length)
-        if self.attempt(lambda: lun.unmap(offset, length)):
+        if self.attempt_on(lun, lambda: lun.unmap(offset, length)):
             model.unmap(offset, length)
 
     @precondition(has_luns)
@@ -202,7 +251,7 @@ class VolumeMachine(RuleBasedStateMachine):
             data = pattern(self.seed, length)
             lun.read_into(at, memoryview(bytearray(length)))
             for _ in range(2):
-                if self.attempt(lambda at=at, data=data: lun.write(at, data)):  # type: ignore[misc]
+                if self.attempt_on(lun, lambda at=at, data=data: lun.write(at, data)):  # type: ignore[misc]
                     model.write(at, data)
             found = bytearray(length)
             lun.read_into(at, memoryview(found))
@@ -217,7 +266,7 @@ class VolumeMachine(RuleBasedStateMachine):
             self.seed += 1
             data = pattern(self.seed, BLOCK)
             at = index * MIB + self.seed % 256 * BLOCK
-            if not self.attempt(lambda at=at, data=data: lun.write(at, data)):  # type: ignore[misc]
+            if not self.attempt_on(lun, lambda at=at, data=data: lun.write(at, data)):  # type: ignore[misc]
                 break
             model.write(at, data)
 
@@ -229,7 +278,7 @@ class VolumeMachine(RuleBasedStateMachine):
         for at in range(0, min(model.size_bytes, VOLUME_BYTES) - step + 1, step):
             self.seed += 1
             data = pattern(self.seed, step)
-            if not self.attempt(lambda at=at, data=data: lun.write(at, data)):  # type: ignore[misc]
+            if not self.attempt_on(lun, lambda at=at, data=data: lun.write(at, data)):  # type: ignore[misc]
                 break
             model.write(at, data)
 
@@ -256,7 +305,8 @@ class VolumeMachine(RuleBasedStateMachine):
     @rule(pick=picks, size=sizes)
     def resize(self, pick: int, size: int) -> None:
         name, _, model = self.pick_lun(pick)
-        if self.attempt(lambda: self.volume.resize_lun(name, size)):
+        attempt = self.attempt_reserving if self.volume.lun(name).reserved else self.attempt
+        if attempt(lambda: self.volume.resize_lun(name, size)):
             model.resize(size)
 
     @precondition(has_luns)
@@ -287,7 +337,7 @@ class VolumeMachine(RuleBasedStateMachine):
         if any(snapshot.name == name for snapshot in self.model.snapshots.values()):
             with pytest.raises(NameTaken):
                 self.volume.request_snapshot(name)
-        elif self.attempt(lambda: self.volume.request_snapshot(name)):
+        elif self.attempt_reserving(lambda: self.volume.request_snapshot(name)):
             self.model.take_snapshot(name)
             self.checkpoint()
 
@@ -325,7 +375,9 @@ class VolumeMachine(RuleBasedStateMachine):
         if found is None:
             with pytest.raises(NoSuchLun):
                 self.volume.restore(source, name)
-        elif self.model.depth(found) < CHAIN_LIMIT_OF_TEST and self.attempt(lambda: self.volume.restore(source, name)):
+        elif self.model.depth(found) < CHAIN_LIMIT_OF_TEST and self.attempt_reserving(
+            lambda: self.volume.restore(source, name)
+        ):
             self.model.restore(source, name)
             self.restored()
             assert self.volume.lun(name) is lun
@@ -336,7 +388,7 @@ class VolumeMachine(RuleBasedStateMachine):
     def restore_volume(self, snapshot: int) -> None:
         source = self.pick_snapshot(snapshot)
         depths = [self.model.depth(lun) for lun in self.model.snapshot(source).luns.values()]
-        if max(depths, default=0) < CHAIN_LIMIT_OF_TEST and self.attempt(lambda: self.volume.restore(source)):
+        if max(depths, default=0) < CHAIN_LIMIT_OF_TEST and self.attempt_reserving(lambda: self.volume.restore(source)):
             self.model.restore(source)
             self.restored()
 
@@ -362,9 +414,9 @@ class VolumeMachine(RuleBasedStateMachine):
             data = plan.read()
             at = min(index * MIB + (self.seed % 300) * BLOCK, model.size_bytes - SECTOR)
             self.seed += 1
-            if race == 1 and self.attempt(lambda: lun.write(at, pattern(self.seed, SECTOR))):
+            if race == 1 and self.attempt_on(lun, lambda: lun.write(at, pattern(self.seed, SECTOR))):
                 model.write(at, pattern(self.seed, SECTOR))
-            if race == 2 and self.attempt(lambda: lun.unmap(index * MIB, model.size_bytes - index * MIB)):
+            if race == 2 and self.attempt_on(lun, lambda: lun.unmap(index * MIB, model.size_bytes - index * MIB)):
                 model.unmap(index * MIB, model.size_bytes - index * MIB)
             if race == 3 and self.attempt(lambda: self.volume.resize_lun(name, SECTOR)):
                 model.resize(SECTOR)
@@ -442,9 +494,9 @@ class VolumeMachine(RuleBasedStateMachine):
                 fraction = self.seed % 97 / 97
                 offset, length = self.place(model.size_bytes, fraction, blocks * BLOCK)
                 data = pattern(self.seed, length)
-                if unmap and self.attempt(lambda: lun.unmap(offset, length)):
+                if unmap and self.attempt_on(lun, lambda: lun.unmap(offset, length)):
                     model.unmap(offset, length)
-                elif not unmap and self.attempt(lambda: lun.write(offset, data)):
+                elif not unmap and self.attempt_on(lun, lambda: lun.write(offset, data)):
                     model.write(offset, data)
 
         self.checkpoint_with(guest)
@@ -539,12 +591,7 @@ class VolumeMachine(RuleBasedStateMachine):
         inodes = image.inodes(Root.of(image.fsinfo, "ifile_"), "inode file")
         active = image.map_bits(Root.of(inodes[ACTIVE_MAP_INODE]), "active map")
         summary = image.map_bits(Root.of(image.fsinfo, "summary_"), "summary")
-        maps = {}
-        for entry in image.snapshots():
-            if entry["state"] == EntryState.LIVE:
-                of_snapshot = image.inodes(Root.of(entry, "ifile_"), "inode file")
-                root = Root.of(of_snapshot[ACTIVE_MAP_INODE])
-                maps[decode_text(entry["name"])] = image.map_bits(root, "its map")
+        maps = snapshot_maps(image)
         space = self.volume.space()
         assert space.active == int(active.sum()) * BLOCK
         assert space.freeing == 0
@@ -555,6 +602,35 @@ class VolumeMachine(RuleBasedStateMachine):
             alone = bits & ~active & ~np.logical_or.reduce([np.zeros_like(bits), *others])
             found = self.volume.snapshot_space(name)
             assert (found.referenced, found.reclaimable) == (int(bits.sum()) * BLOCK, int(alone.sum()) * BLOCK)
+        shown = [self.volume.snapshot_space(info.name) for info in self.volume.snapshots()]
+        assert finish(self.volume.snapshot_spaces()) == shown
+        for names in itertools.combinations(maps, 2):
+            others = [other for other_name, other in maps.items() if other_name not in names]
+            together = np.logical_or.reduce([maps[name] for name in names])
+            alone = together & ~active & ~np.logical_or.reduce([np.zeros_like(active), *others])
+            assert finish(self.volume.reclaimable_together(names)) == int(alone.sum()) * BLOCK
+
+    @precondition(has_luns)
+    @rule(count=st.booleans())
+    def what_is_kept_back_is_what_a_walk_says(self, count: bool) -> None:
+        """By brute force over the trees on the device."""
+        if count:
+            self.reclaim(1000)
+        self.checkpoint()
+        figures = lun_figures(self.device)
+        space = self.volume.space()
+        counting = self.volume.files.reserve.counting
+        assert not (count and counting and not self.volume.reclaim_pending)
+        for name, found in figures.items():
+            lun = self.volume.lun(name)
+            assert lun.private_bytes <= found.private_blocks * BLOCK
+            assert lun.kept_bytes >= found.needed * BLOCK
+            assert counting or (lun.private_bytes, lun.kept_bytes) == (
+                found.private_blocks * BLOCK, found.needed * BLOCK,
+            )  # fmt: skip
+        assert space.free == space.reserved + space.reserved_luns + space.available
+        assert space.overcommitted == 0 or self.volume.reclaim_pending
+        assert space.reserved_luns + space.overcommitted <= sum(lun.kept_bytes for lun in self.volume.luns())
 
     def compare_live(self) -> None:
         for name, model in self.model.luns.items():
