@@ -174,6 +174,8 @@ class _Check:
         self.first_free_vbn = geometry.head_blocks
         self.end_vbn = geometry.tail_ring
         self.names: dict[int, str] = {}
+        self.luns: dict[int, str] = {}
+        """inode -> LUN, of the view that is being looked at."""
 
     def say(self, severity: Severity, what: str, where: str) -> None:
         self.findings.append(Finding(severity, what, where))
@@ -278,15 +280,16 @@ class _Check:
         reached = np.zeros(self.blocks, bool)
         self.walk(ifile, f"{where}, inode file", reached, generation)
         inodes = self.image.inodes(ifile, f"{where}, inode file")
+        vtoc: list[Fields] = []
+        bits = np.zeros(self.blocks, bool)
+        if VTOC_INODE in inodes:
+            vtoc = self.image.vtoc(Root.of(inodes[VTOC_INODE]), f"{where}, vtoc")
+        self.luns = {entry["inode"]: decode_text(entry["name"]) for entry in vtoc}
         counts = {
             number: self.check_inode(number, inode, where, reached, generation)
             for number, inode in sorted(inodes.items())
         }
         self.check_counts(inodes, counts, where)
-        vtoc: list[Fields] = []
-        bits = np.zeros(self.blocks, bool)
-        if VTOC_INODE in inodes:
-            vtoc = self.image.vtoc(Root.of(inodes[VTOC_INODE]), f"{where}, vtoc")
         if ACTIVE_MAP_INODE in inodes:
             bits = self.image.map_bits(Root.of(inodes[ACTIVE_MAP_INODE]), f"{where}, active map")
             if bits[self.blocks :].any():
@@ -298,7 +301,7 @@ class _Check:
 
     def check_inode(self, number: int, inode: Fields, where: str, reached: Bits, generation: int) -> int:
         """The inode's fields and its tree; the number of data blocks in it."""
-        here = f"{where}, inode {number}"
+        here = self.inode_name(number, where)
         if inode["number"] != number:
             self.wrong(f"calls itself {inode['number']}", here)
         if inode["generation"] >= self.image.fsinfo["next_inode_generation"]:
@@ -333,7 +336,11 @@ class _Check:
         for number, inode in inodes.items():
             has = counts[number] + buried[number, inode["generation"]]
             if inode["type"] == InodeType.LUN and inode["blocks"] != has:
-                self.wrong(f"counts {inode['blocks']} data blocks and has {has}", f"{where}, inode {number}")
+                self.wrong(f"counts {inode['blocks']} data blocks and has {has}", self.inode_name(number, where))
+
+    def inode_name(self, number: int, where: str) -> str:
+        named = f" (LUN {self.luns[number]!r})" if number in self.luns else ""
+        return f"{where}, inode {number}{named}"
 
     def check_end(self, inode: Fields, where: str) -> None:
         """The bytes of the last block behind the LUN's end are zeros: growing shows them."""

@@ -49,6 +49,8 @@ Words = npt.NDArray[np.uint32]
 TABLE_BYTES = 256 << 20
 """No table is larger (a million inodes), and no map but that of a volume that asks for it."""
 
+RECORD_NAMES = {INODE: "inodes", VTOC_ENTRY: "entries", SNAPSHOT_ENTRY: "entries"}
+
 Trouble = Callable[[str, str], None]
 """(what is wrong, where)"""
 
@@ -195,7 +197,9 @@ class Image:
                 self.trouble(f"block {vbn} is reached twice", where)
                 return
             inner.add(vbn)
-        raw = self.load(vbn, crc, f"{where}, level {level} buffer {index}")
+        reach = int(POINTERS**level) * BLOCK_BYTES
+        what = f"bytes {index * reach} to {(index + 1) * reach - 1} (level {level} buffer {index})"
+        raw = self.load(vbn, crc, f"{where}, {what}")
         if raw is None:
             return
         node = Node(
@@ -220,11 +224,13 @@ class Image:
             vbn, crc = int(node.vbns[i]), int(node.crcs[i])
             if vbn < self.device_blocks and self._good[vbn] and self._good_crc[vbn] == crc:
                 continue
-            if self.load(vbn, crc, f"{where}, block {node.first_fbn + i}") is not None:
+            at = (node.first_fbn + i) * BLOCK_BYTES
+            if self.load(vbn, crc, f"{where}, bytes {at} to {at + BLOCK_BYTES - 1}") is not None:
                 self._good[vbn], self._good_crc[vbn] = True, crc
 
-    def contents(self, root: Root, where: str) -> bytearray:
-        """A whole file (inode file, vtoc, map): holes and what cannot be read are zeros."""
+    def contents(self, root: Root, where: str, unit: str = "bytes", per_block: int = BLOCK_BYTES) -> bytearray:
+        """A whole file (inode file, vtoc, map): holes and what cannot be read are zeros.  `unit` and `per_block` say
+        what a block of it holds, for the report of one that is lost."""
         if root.size_bytes > max(self.blocks // 8 + BLOCK_BYTES, TABLE_BYTES):
             self.trouble(f"a table of {root.size_bytes} bytes", where)
             return bytearray()
@@ -234,7 +240,8 @@ class Image:
                 continue
             for i in node.data().tolist():
                 fbn = node.first_fbn + i
-                block = self.load(int(node.vbns[i]), int(node.crcs[i]), f"{where}, block {fbn}")
+                what = f"{unit} {fbn * per_block} to {(fbn + 1) * per_block - 1}"
+                block = self.load(int(node.vbns[i]), int(node.crcs[i]), f"{where}, {what}")
                 if block is not None and fbn < root.blocks:
                     data[fbn * BLOCK_BYTES : (fbn + 1) * BLOCK_BYTES] = block
         return data
@@ -243,7 +250,7 @@ class Image:
 
     def records(self, record: Record, root: Root, where: str) -> list[tuple[int, Fields]]:
         """(slot, fields) of each record of a table that is not all zeros."""
-        data = self.contents(root, where)
+        data = self.contents(root, where, RECORD_NAMES.get(record, "records"), BLOCK_BYTES // record.size)
         used = [at for at in range(0, len(data), record.size) if any(data[at : at + record.size])]
         return [(at // record.size, record.unpack(data, at)) for at in used]
 
@@ -261,7 +268,8 @@ class Image:
 
     def map_bits(self, root: Root, where: str) -> npt.NDArray[np.bool_]:
         """A map file as one bool a block of the volume."""
-        bits = np.unpackbits(np.frombuffer(self.contents(root, where), np.uint8), bitorder="little").view(np.bool_)
+        data = self.contents(root, where, "the map of blocks", BLOCK_BYTES * 8)
+        bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little").view(np.bool_)
         if bits.size < self.blocks:
             bits = np.concatenate([bits, np.zeros(self.blocks - bits.size, bool)])
         return bits

@@ -515,3 +515,21 @@ def test_the_service_checks_in_a_thread_and_gives_the_blocks_back(device: Memory
 def test_a_check_ends_with_a_note_when_space_gets_short(device: MemoryDevice) -> None:
     (note,) = check(device, stop=lambda: "hosts need the space")
     assert (note.severity, note.what) == (Severity.NOTE, "the check was not finished: hosts need the space")
+
+
+def test_a_damaged_block_is_named_with_its_file_its_lun_and_what_is_lost(device: MemoryDevice) -> None:
+    tamper = Tamper(device)
+    _, golden = tamper.lun_root("golden")
+    vtoc = Root.of(tamper.inode(VTOC_INODE))
+    active_map = Root.of(tamper.inode(ACTIVE_MAP_INODE))
+    for vbn, where in (
+        (tamper.path(golden, 0)[-2][0], f"(LUN 'golden'), bytes 0 to {MIB - 1} (level 1"),
+        (tamper.path(golden, 20)[-1][0], f"(LUN 'golden'), bytes {20 * BLOCK_BYTES} to {21 * BLOCK_BYTES - 1}"),
+        (tamper.path(tamper.ifile, 1)[-1][0], "active file system, inode file, inodes 16 to 31"),
+        (tamper.path(vtoc, 0)[-1][0], "active file system, vtoc, entries 0 to 3"),
+        (tamper.path(active_map, 0)[-1][0], "active file system, active map, the map of blocks 0 to 32767"),
+    ):  # fmt: skip
+        damaged = MemoryDevice(bytearray(device.image))
+        damaged.image[vbn * BLOCK_BYTES + 8] ^= 1
+        found = [str(finding) for finding in check(damaged) if "crc32c" in finding.what]
+        assert any(where in text for text in found), (where, found)
