@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.crash_device import MemoryDevice
-from tests.support.volumes import EPOCH, MIB, pattern, problems
+from tests.support.volumes import EPOCH, MIB, checkpoint, pattern, problems, take_snapshot
 from wafl import BLOCK_BYTES, Lun, Volume
 from wafl.device import WrittenLog
 
@@ -94,5 +94,28 @@ def test_a_record_that_cannot_be_written_is_done_without(change: Callable[[Volum
     before = [(lun.name, lun.size_bytes, read(lun, 0, 101)) for lun in volume.luns()]
     volume = Volume.mount(killed(device))
     assert [(lun.name, lun.size_bytes, read(lun, 0, 101)) for lun in volume.luns()] == before
+    volume.close()
+    assert problems(volume.device) == []  # type: ignore[arg-type]
+
+
+def test_a_shrink_after_a_detach_that_did_not_become_durable_lowers_the_limit_for_good() -> None:
+    """Invariants C3 and L2: the detach did not happen, the shrink did."""
+    volume = Volume.mount(formatted())
+    put(volume.create_lun("golden", MIB), 0, 1, 40)
+    take_snapshot(volume, "base")
+    clone = volume.create_lun("clone", backing=("base", "golden"))
+    plan = clone.plan_fill(0)
+    assert plan is not None
+    clone.install_fill(plan, plan.read())
+    plan.release()
+    checkpoint(volume)
+    clone.detach()
+    volume.resize_lun("clone", 10 * BLOCK_BYTES)
+    volume.resize_lun("clone", 2 * MIB)
+    volume = Volume.mount(killed(volume.device))  # type: ignore[arg-type]
+    clone = volume.lun("clone")
+    assert clone.backing is not None
+    assert clone.backing.limit_bytes == 10 * BLOCK_BYTES
+    assert read(clone, 0, 512) == pattern(1, 10 * BLOCK_BYTES) + bytes(502 * BLOCK_BYTES)
     volume.close()
     assert problems(volume.device) == []  # type: ignore[arg-type]
