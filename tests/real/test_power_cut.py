@@ -12,9 +12,10 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -33,6 +34,8 @@ MOUNT = "/mnt/disk"
 SOURCE = Path(guest_writers.__file__).read_text()
 LONGEST_S = 2.0
 """From the first fsync that has returned to the cut."""
+AGAIN, START_S = 0.3, 1.5
+"""How often the power goes once more while the daemon starts, and how long that takes it about."""
 
 
 @dataclass
@@ -72,13 +75,23 @@ class Site:
 
     def power_up(self, **environment: str) -> None:
         """Both boot; the host logs in."""
+        self.prepare_daemon(environment)
+        self.lund.start()
+        self.host.start()
+        self.log_in()
+
+    def prepare_daemon(self, environment: Mapping[str, str] = MappingProxyType({})) -> None:
         self.rounds += 1
         self.lund.environment["LAZYLUN_VOLATILE_SEED"] = f"{SEED} {self.rounds}"
         self.lund.environment.pop("LAZYLUN_LOSE_SYNCS", None)
         self.lund.environment |= environment
-        self.lund.start()
-        self.host.start()
-        self.log_in()
+
+    def cut_while_starting(self, moment_s: float) -> None:
+        """The power comes and goes again: the daemon may be in the middle of its replay."""
+        self.prepare_daemon()
+        self.lund.launch()
+        time.sleep(moment_s)
+        self.lund.kill()
 
     def log_in(self) -> None:
         iscsi = OpenIscsi(self.host)
@@ -113,8 +126,9 @@ class Site:
 
 
 @pytest.fixture
-def site(namespace: Namespace, tmp_path: Path) -> Iterator[Site]:
-    """With an empty ext4 on the LUN, and the power on."""
+def site(namespace: Namespace, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
+    """With an empty ext4 on the LUN, and the power on.  Its parameter says where the volume's log is."""
+    separate = {"nvlog": str(tmp_path / "vol0.log")} if getattr(request, "param", "within") == "apart" else {}
     program = (sys.executable, "-m", "tests.support.volatile_lund")
     lund = Lund(namespace, tmp_path / "state", program=program, environment={"PYTHONPATH": str(ROOT)})
     host = UmlHost(namespace, tmp_path)
@@ -125,7 +139,7 @@ def site(namespace: Namespace, tmp_path: Path) -> Iterator[Site]:
         ends.callback(lund.kill)
         host.start()
         ends.callback(host.cut_power)
-        lund.add_volume(size_bytes=768 * MIB)
+        lund.post("volumes", name="vol0", size_bytes=768 * MIB, **separate)
         lund.add_lun(LUN, 256 * MIB)
         site.log_in()
         host.run("mkfs.ext4", "-q", "-F", site.disk)
@@ -133,17 +147,22 @@ def site(namespace: Namespace, tmp_path: Path) -> Iterator[Site]:
 
 
 @pytest.mark.timeout(120 + 60 * CUTS)
-def test_what_was_fsynced_survives_a_power_cut(site: Site) -> None:
+@pytest.mark.parametrize(("site", "cuts"), [("within", CUTS), ("apart", -(-CUTS // 4))], indirect=["site"])
+def test_what_was_fsynced_survives_a_power_cut(site: Site, cuts: int) -> None:
+    """With the log within the volume, and on a device of its own."""
     print(f"LAZYLUN_SEED={SEED}")
     rng = random.Random(SEED)
-    for number in range(1, CUTS + 1):
+    for number in range(1, cuts + 1):
         moment_s = rng.uniform(0, LONGEST_S)
         promises = site.write_until_cut(moment_s)
+        twice = rng.random() < AGAIN
+        if twice:
+            site.cut_while_starting(rng.uniform(0, START_S))
         check_volumes(site.lund)
         site.power_up()
         assert site.lost() == [], f"after cut {number}, {moment_s:.3f} s after the first fsync"
         site.forget_files()
-        print(f"cut {number}: {moment_s:.3f} s, {promises} promises kept")
+        print(f"cut {number}{' and one at the start' if twice else ''}: {moment_s:.3f} s, {promises} promises kept")
 
 
 def test_the_test_sees_a_disk_that_lies_about_syncs(site: Site) -> None:

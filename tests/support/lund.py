@@ -66,11 +66,15 @@ class Lund:
         transport = httpx.HTTPTransport(uds=str(self.socket))
         self.api = httpx.Client(transport=transport, base_url="http://lund", timeout=COMMAND_LIMIT_S, trust_env=False)
 
-    def start(self) -> Lund:
+    def launch(self) -> None:
+        """Starts it and does not wait."""
         self.directory.mkdir(parents=True, exist_ok=True)
         listen = [word for address in self._listen for word in ("--listen", address)]
         argv: list[str | Path] = [*self.program, "--state", self.directory, "--socket", self.socket, *listen]
         self.process = self.namespace.popen(argv, log=self._log, env=self.environment)
+
+    def start(self) -> Lund:
+        self.launch()
         try:
             wait_until(self._ready, START_LIMIT_S, "lund is ready")
         except AssertionError:

@@ -78,8 +78,10 @@ def test_a_killed_process_leaves_only_what_it_synced(tmp_path: Path) -> None:
     path = tmp_path / "volume"
     program = (
         "import os, signal\n"
-        "from tests.support.volatile_device import VolatileDevice\n"
-        f"device = VolatileDevice.open({str(path)!r}, create_bytes={SIZE})\n"
+        "from tests.support.volatile_device import install\n"
+        "from wafl import FileDevice\n"
+        "install()\n"
+        f"device = FileDevice.open({str(path)!r}, create_bytes={SIZE})\n"
         "device.pwrite(0, [b'flushed'])\n"
         "device.sync()\n"
         "device.pwrite(4096, [b'lost'])\n"
