@@ -120,7 +120,9 @@ def _repair_copies(image: Image, dry_run: bool) -> list[str]:
         twins = HEAD_RING_VBN + slot, image.geometry.tail_ring + slot
         for vbn, other in (twins, twins[::-1]):
             fsinfo = image.slots[other]
-            if image.slots[vbn] is None and fsinfo is not None and fsinfo["generation"] <= newest:
+            # One from before the volume grew has no twin here.
+            ours = fsinfo is not None and fsinfo["volume_blocks"] == image.blocks and fsinfo["generation"] <= newest
+            if image.slots[vbn] is None and fsinfo is not None and ours:
                 put(vbn, seal(FSINFO, **fsinfo | {"vbn": vbn}), f"fsinfo {fsinfo['generation']}")
     return done
 

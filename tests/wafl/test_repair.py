@@ -13,7 +13,7 @@ from tests.support.crash_device import CrashDevice, Leftover, MemoryDevice
 from tests.support.volumes import MIB, errors, pattern, problems
 from tests.wafl.test_check import Tamper, make_volume
 from tests.wafl.test_lun import read
-from wafl import BLOCK_BYTES, CannotRepair, Volume, WaflError
+from wafl import BLOCK_BYTES, CannotRepair, Scrub, Volume, WaflError
 from wafl.format import ACTIVE_MAP_INODE, VTOC_INODE
 from wafl.offline import Image, Root
 from wafl.repair import repair
@@ -280,3 +280,36 @@ def test_inodes_that_lie_are_refused_or_made_good(device: MemoryDevice, values: 
     Tamper(device).change_inode(number, **values)
     with suppress(WaflError):
         repair(device)
+
+
+def grown() -> MemoryDevice:
+    volume = Volume.mount(MemoryDevice(bytearray(make_volume().image)))
+    volume.grow(12 * MIB)
+    volume.lun("golden").write(0, pattern(3, MIB))
+    volume.close()
+    device: MemoryDevice = volume.device  # type: ignore[assignment]
+    return MemoryDevice(device.image + bytes(MIB))  # and the device is larger still
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [None, a_damaged_second_label, an_unreadable_root_of_the_active_map, a_bit_too_many_in_the_summary],
+    ids=lambda act: act.__name__ if act else "none",
+)
+def test_a_volume_that_has_grown_is_repaired_like_any_other(damage: Damage | None) -> None:
+    device = grown()
+    before = contents(device)
+    if damage is None:
+        assert repair(device) == []
+        return
+    damage(Tamper(device))
+    assert repair(device)
+    assert problems(device) == []
+    assert contents(device) == before
+    volume = Volume.mount(device)
+    done = Scrub(volume)
+    while (part := done.plan()) is not None:
+        part.read()
+        part.release()
+    assert not done.bad
+    volume.close()

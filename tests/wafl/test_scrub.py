@@ -271,3 +271,16 @@ def test_the_driver_keeps_to_its_limit_and_leaves_no_thread_behind(volume: Volum
     done, seen = asyncio.run(drive())
     assert done.done
     assert seen == sorted(seen)
+
+
+def test_a_volume_may_grow_between_two_slices(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrub, "SLICE_BYTES", 1)
+    turn = iter(range(10_000))
+
+    def guests() -> None:
+        if next(turn) == 2:
+            volume.grow(300 * MIB)
+            volume.create_lun("new", 64 * MIB).write(0, pattern(9, 40 * MIB))
+            checkpoint(volume)
+
+    assert not run(volume, guests).bad
