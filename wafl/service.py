@@ -68,6 +68,8 @@ class VolumeService:
         self._stopping = False
         self._forced = False
         """A consistency point is wanted though its time has not come."""
+        self._failed = False
+        """It has been told."""
         self._reported: set[str] = set()
         self._last_start = 0.0
 
@@ -266,10 +268,15 @@ class VolumeService:
     def _report(self, error: BaseException) -> None:
         self.volume.fail(error)
         self._fail_all(error)
-        if isinstance(error, Exception):
-            log.error("volume %s: %s", self.volume.name, error)
-            if self.on_failure is not None:
+        if self._failed or not isinstance(error, Exception):
+            return
+        self._failed = True
+        log.error("volume %s: %s", self.volume.name, error)
+        if self.on_failure is not None:
+            try:
                 self.on_failure(error)
+            except Exception:  # whoever waits for a flush hears of the failure all the same
+                log.exception("volume %s: telling of its failure", self.volume.name)
 
     def _fail_all(self, error: BaseException) -> None:
         waiting, self._current, self._next = self._current + self._next, [], []

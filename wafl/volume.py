@@ -198,8 +198,9 @@ class Volume:
 
     @property
     def dirty(self) -> bool:
-        """Whether a consistency point would have anything to write that is not in one already."""
-        return self.files.dirty or self.snapshots_table.dirty or bool(self.core.allocator.dirty_summary)
+        """Whether there will be something to write that is in no consistency point yet (never, where only read)."""
+        changed = self.files.dirty or self.snapshots_table.dirty or bool(self.core.allocator.dirty_summary)
+        return changed and not self.core.read_only
 
     @property
     def dirty_blocks(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.support.crash_device import MemoryDevice
 from tests.support.volumes import EPOCH, MIB, checkpoint, pattern, problems, take_snapshot
-from wafl import BLOCK_BYTES, Lun, Volume
+from wafl import BLOCK_BYTES, Lun, Volume, VolumeFailed, VolumeService
 from wafl.device import WrittenLog
 
 
@@ -119,3 +120,55 @@ def test_a_shrink_after_a_detach_that_did_not_become_durable_lowers_the_limit_fo
     assert read(clone, 0, 512) == pattern(1, 10 * BLOCK_BYTES) + bytes(502 * BLOCK_BYTES)
     volume.close()
     assert problems(volume.device) == []  # type: ignore[arg-type]
+
+
+def test_a_flush_of_a_volume_that_is_only_read_is_answered() -> None:
+    """What its log has is in memory and nowhere else; nobody is going to write it."""
+    volume = Volume.mount(formatted())
+    put(volume.create_lun("a", MIB), 0, 1)
+    device = killed(volume.device)  # type: ignore[arg-type]
+
+    async def main() -> None:
+        service = VolumeService(Volume.mount(device, read_only=True))
+        service.start()
+        async with asyncio.timeout(60):
+            await service.durable()
+            await service.commit()
+        await service.stop()
+
+    asyncio.run(main())
+
+
+def test_a_failed_sync_is_told_once_and_fails_everybody_who_waits() -> None:
+    told: list[BaseException] = []
+    answers: list[BaseException | None] = []
+
+    def broken(error: BaseException) -> None:
+        told.append(error)
+        raise RuntimeError("injected")
+
+    class Failing(MemoryDevice):
+        fails = False
+
+        def sync(self) -> None:
+            if self.fails:
+                raise OSError(errno.EIO, "injected")
+
+    async def main() -> None:
+        device = Failing(formatted().image)
+        service = VolumeService(Volume.mount(device), cp_interval_s=3600, on_failure=broken)
+        service.start()
+        put(service.volume.create_lun("a", MIB), 0, 1)
+        device.fails = True
+        for _ in range(4):
+            service.flush(answers.append)
+        async with asyncio.timeout(60):
+            while len(answers) < 4:
+                await asyncio.sleep(0)
+            with pytest.raises(VolumeFailed):
+                await service.commit()
+        await service.stop()
+
+    asyncio.run(main())
+    assert len(told) == 1
+    assert all(isinstance(answer, VolumeFailed) for answer in answers)

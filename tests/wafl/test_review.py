@@ -96,7 +96,7 @@ async def until(condition: Callable[[], bool]) -> None:
 def served(story: Callable[[VolumeService, FailingDevice, list[BaseException]], Awaitable[None]]) -> None:
     async def main() -> None:
         device = FailingDevice(bytearray(16 * MIB))
-        Volume.format(device, name="v", now=EPOCH)
+        Volume.format(device, name="v", now=EPOCH, log_bytes=0)  # each flush is a consistency point
         failures: list[BaseException] = []
         service = VolumeService(Volume.mount(device), cp_interval_s=3600, on_failure=failures.append)
         service.start()
