@@ -101,7 +101,6 @@ class Lun(Scan):
         self.clone_requested = clone_requested
         self.missing = missing
         self.destroyed = False
-        self._fill_generation = 0
 
     @property
     def created_at(self) -> float:
@@ -359,7 +358,12 @@ class Lun(Scan):
         core = self.core
         core.ensure_for(8 * self.inode.height + 16, reserved=self.reserved, frees=True)
         self.replay_punch(first, last, cut=cut)
-        if core.log is not None:
+        if core.log is None:
+            return
+        if self.backing is None and not self.fills_durable:
+            # A replay would find the backing still there, and might lack the room for ZEROs where these are HOLEs.
+            core.log.do_without()
+        else:
             core.log.punch(self.slot, first, last, cut=cut)
 
     def replay_punch(self, first: int, last: int, *, cut: bool) -> None:
@@ -446,11 +450,6 @@ class Lun(Scan):
         """Blocks still to fill: exact from the start, never too low, too high by what guests covered unseen."""
         return self.missing if self.backing is not None else 0
 
-    @property
-    def fills_durable(self) -> bool:
-        """Whether a durable consistency point covers the last fill, whichever run made it."""
-        return self._fill_generation <= self.core.durable
-
     def plan_fill(self, index: int, first: int = 0, max_blocks: int = POINTERS) -> FillPlan | None:
         """What to copy in level-1 `index` from slot `first` on, at most `max_blocks`; None: nothing is missing.
         The plan keeps its source blocks from being reused until `release`."""
@@ -494,5 +493,6 @@ class Lun(Scan):
             self._complete = index + 1
         self._files.linger(self, backing)
         self.replace_backing(None)
+        self._fill_generation = self.core.generation
         self.missing = 0
         self._files.touch_lun(self)

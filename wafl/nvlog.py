@@ -8,7 +8,8 @@ Rules:
 
 - A record is appended after the change that it tells of, data written and pointers changed, by whoever made the change.
 - Fills and detaches are never logged (spec: no NVLOG protection); what is neither logged nor a fill (a restore, growth
-  of the volume) makes a consistency point before anything else can happen.
+  of the volume) makes a consistency point before anything else can happen.  So does an UNMAP while the LUN's detach is
+  not durable.
 - Each freeze goes on in the other half.  If a half is full before that, or a record cannot be written, `overflow` makes
   a consistency point on the spot, and what was to be logged needs no record any more.
 - A block that a record names is not reused before the consistency point that makes the record obsolete: it is freed in
@@ -81,14 +82,14 @@ class Log:
         at = self.at
         end = at + _ONE_BYTES
         if end > self._limit:
-            self._do_without()
+            self.do_without()
             return
         seq = self.seq + 1
         record = _ONE.pack(_ONE_BYTES, 1, seq, self.durable, slot, 1, fbn, vbn, crc, 0)
         try:
             self.memory[at:end] = _U32.pack(crc32c(record, self._seed)) + record
         except OSError:
-            self._do_without()
+            self.do_without()
             return
         self.at = end
         self.seq = seq  # last: who syncs in another thread must not count a record that is not there yet
@@ -111,19 +112,19 @@ class Log:
         body += bytes(-len(body) % 8)
         end = self.at + HEADER_BYTES + len(body)
         if end > self._limit:
-            self._do_without()
+            self.do_without()
             return
         seq = self.seq + 1
         record = LOG_HEADER.layout.pack(0, HEADER_BYTES + len(body), kind, seq, self.durable)[4:] + body
         try:
             self.memory[self.at : end] = _U32.pack(crc32c(record, self._seed)) + record
         except OSError:
-            self._do_without()
+            self.do_without()
             return
         self.at = end
         self.seq = seq
 
-    def _do_without(self) -> None:
+    def do_without(self) -> None:
         """There is no room for the record, or it cannot be written: a consistency point has what it would have said.
         The record's number is used up all the same: a replay that stands on an older consistency point must not pass
         over it."""

@@ -258,9 +258,8 @@ class _Replay:
         lun.inode.touch(self.volume.core)
         if lun.backing is None or logged.backing is not None:
             lun.clone_requested = logged.clone_requested
-        # Without a backing in the record, the size says how far the limit has fallen.
-        whole = -(-lun.size_bytes // BLOCK_BYTES) * BLOCK_BYTES
-        lun.lower_limit(logged.backing.limit_bytes if logged.backing is not None else whole)
+        if lun.backing is not None and logged.backing is not None:
+            lun.lower_limit(logged.backing.limit_bytes)
 
     def snapshot(self, record: LogRecord) -> None:
         fields = LOG_SNAPSHOT.unpack(record.body)

@@ -24,6 +24,12 @@ class Scan(View):
 
     _complete = 0
     """All level-1 indexes below this one are known to miss nothing (they never miss anything again)."""
+    _fill_generation = 0
+
+    @property
+    def fills_durable(self) -> bool:
+        """Whether a durable consistency point covers the last fill, whichever run made it, and the detach."""
+        return self._fill_generation <= self.core.durable
 
     @property
     def level_one_count(self) -> int:
