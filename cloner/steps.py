@@ -178,7 +178,8 @@ def _make_room(work: Work) -> Generator[Step, Any, None]:
 
 
 def _has_room(work: Work) -> bool:
-    return work.volume.space().available >= guest_reserve_bytes(work.volume) + ROOM_BYTES
+    # What a reserved LUN misses is kept back for it: filling it takes nothing from guests.
+    return work.lun.reserved or work.volume.space().available >= guest_reserve_bytes(work.volume) + ROOM_BYTES
 
 
 def _leave_guests_their_room(work: Work) -> Generator[Step, Any, None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ from tests.support.clones import (
     steps_of,
 )
 from tests.support.volumes import MIB, Workshop, checkpoint, pattern, reclaim, take_snapshot
-from wafl import BLOCK_BYTES, CorruptVolume, Lun, NoSuchLun, SnapshotBusy, Volume
+from wafl import BLOCK_BYTES, CorruptVolume, Lun, NoSpace, NoSuchLun, SnapshotBusy, Volume
 
 
 class StopHere(Exception):
@@ -334,6 +336,18 @@ def test_two_jobs_turn_by_turn_from_one_snapshot(workshop: Workshop) -> None:
                 del running[i], outcomes[i]
     assert family.reads_right()
     assert read_all(second) == family.model.read(0, GOLDEN_BYTES)
+
+
+def test_the_clone_of_a_reserved_lun_needs_no_room_but_its_own(workshop: Workshop) -> None:
+    family = make_family(workshop, blocks=list(range(600)))
+    family.clone.set_reserved(True)
+    filler = family.volume.create_lun("filler", 64 * MIB)
+    with contextlib.suppress(NoSpace):
+        for offset in range(0, 64 * MIB, MIB // 8):
+            filler.write(offset, pattern(1, MIB // 8))
+    checkpoint(family.volume)
+    clone_whole(family)
+    assert family.reads_right()
 
 
 def test_a_clone_waits_before_the_last_free_space_and_leaves_it_to_guests(workshop: Workshop) -> None:

@@ -109,6 +109,67 @@ def test_what_a_run_still_has_is_not_taken_from_a_new_reservation(workshop: Work
     assert reads_back(lun, 5)
 
 
+def test_a_write_that_fails_leaves_nothing_of_the_reserve_to_others(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = workshop.format()
+    lun = volume.create_lun("kept", 4 * MIB, reserved=True)
+    fill_up(volume.create_lun("thin", 64 * MIB), BLOCK_BYTES)
+    checkpoint(volume)
+    lun.write(0, pattern(1, BLOCK_BYTES))  # its leaf is there
+
+    def broken(offset: int, buffers: object) -> None:
+        raise OSError(5, "injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lun, "_pwrite", broken)
+        with pytest.raises(OSError, match="injected"):
+            lun.write(BLOCK_BYTES, pattern(1, 16 * BLOCK_BYTES))
+    assert volume.core.allocator.next == volume.core.allocator.end
+    write_whole(lun, 1)
+
+
+def test_what_a_reserved_lun_has_written_is_not_kept_back_any_more(workshop: Workshop) -> None:
+    """Others get it without a consistency point."""
+    volume = workshop.format()
+    lun = volume.create_lun("kept", 6 * MIB, reserved=True)
+    thin = volume.create_lun("thin", 64 * MIB)
+    thin.write(0, pattern(1, 2 * MIB))
+    write_whole(lun)
+    generation = volume.generation
+    thin.write(2 * MIB, pattern(1, 4 * MIB))
+    assert volume.generation == generation
+
+
+def test_what_is_unmapped_is_kept_back_at_once(workshop: Workshop) -> None:
+    volume = workshop.format()
+    lun = volume.create_lun("kept", 4 * MIB, reserved=True)
+    write_whole(lun)
+    assert needed(volume) == 0
+    floor = volume.core.allocator.floor_guest
+    lun.unmap(MIB, 2 * MIB)
+    assert volume.core.allocator.floor_guest >= floor + 2 * 256
+
+
+def test_a_reserved_lun_finds_its_room_behind_work_that_makes_none(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = workshop.format()
+    old = volume.create_lun("old", 4 * MIB)
+    write_whole(old)
+    take_snapshot(volume, "s")
+    lun = volume.create_lun("kept", 4 * MIB, reserved=True)
+    write_whole(lun, 0, MIB)
+    fill_up(volume.create_lun("thin", 64 * MIB))
+    checkpoint(volume)
+    volume.destroy_lun("old")  # the snapshot holds all of it
+    lun.unmap(0, lun.size_bytes)
+    monkeypatch.setattr("wafl.volume.RELIEF_SLICES", 1)
+    monkeypatch.setattr("wafl.reclaim.TRIM_SLICE", 1)
+    write_whole(lun, 1, MIB)
+    assert reads_back(lun, 1, MIB)
+
+
 def test_an_unmap_of_a_reserved_lun_keeps_what_it_gives_back(workshop: Workshop) -> None:
     volume = workshop.format()
     lun = volume.create_lun("kept", 4 * MIB, reserved=True)
@@ -246,15 +307,35 @@ def test_a_snapshot_needs_room_for_all_that_reserved_luns_hold(workshop: Worksho
 def test_a_snapshot_that_only_just_fits_is_made_before_a_reserved_lun_writes_on(workshop: Workshop) -> None:
     """What it wrote between the request and the consistency point would be needed twice."""
     volume = workshop.format()
-    lun = volume.create_lun("kept", 6 * MIB, reserved=True)
-    for offset in range(0, 4 * MIB, BLOCK_BYTES):
-        lun.write(offset, pattern(offset, BLOCK_BYTES))
-    checkpoint(volume)
-    volume.request_snapshot("s")
-    write_whole(lun, 1)
-    write_whole(lun, 2)
-    checkpoint(volume)
+    lun = volume.create_lun("kept", 8 * MIB, reserved=True)
+    while not volume.snapshots():
+        try:
+            volume.request_snapshot("s")
+        except NoSpace:
+            volume.resize_lun("kept", lun.size_bytes - 16 * BLOCK_BYTES)
+    assert lun.size_bytes > 6 * MIB
+    for seed in range(3):
+        write_whole(lun, seed)
     assert reads_back(lun, 2)
+
+
+def test_a_lun_is_restored_only_if_all_of_it_can_be_kept_back(workshop: Workshop) -> None:
+    volume = workshop.format()
+    lun = volume.create_lun("kept", 5 * MIB, reserved=True)
+    write_whole(lun)
+    take_snapshot(volume, "s")
+    thin = volume.create_lun("thin", 64 * MIB)
+    fill_up(thin)
+    volume.resize_lun("kept", MIB)
+    reclaim(volume)
+    fill_up(thin)
+    refused(volume, lambda: volume.restore("s", "kept"), "all of what is restored")
+    assert lun.size_bytes == MIB
+    volume.destroy_lun("thin")
+    reclaim(volume)
+    volume.restore("s", "kept")
+    assert reads_back(lun)
+    write_whole(lun, 1)
 
 
 # --- what raises and lowers it ---------------------------------------------------------------------------------------
@@ -281,7 +362,10 @@ def test_a_snapshot_raises_the_reserve_to_the_full_size_and_its_deletion_lowers_
     assert exact(volume)
 
 
-def test_a_recount_is_exact_whatever_is_written_meanwhile(workshop: Workshop) -> None:
+def test_a_recount_is_exact_whatever_is_written_meanwhile(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wafl.recount.SLICE_LEAVES", 1)
     volume = workshop.format(64 * MIB)
     lun = volume.create_lun("kept", 24 * MIB, reserved=True)
     for name in ("old", "new"):
