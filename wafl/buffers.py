@@ -182,6 +182,13 @@ class Core:
         if self.read_only:
             raise ReadOnlyVolume("the volume is mounted read-only")
 
+    def check_changeable(self) -> None:
+        """Before a change that the log will have.  Raises what `check_writable` raises; NoSpace while neither the log
+        has room for it nor the volume for a consistency point instead."""
+        self.check_writable()
+        if self.log is not None and self.log.nearly_full and self.allocator.cramped:
+            raise NoSpace("the volume is full, and something that reads it keeps freed blocks: try again")
+
     def ensure(self, blocks: int, floor: int, *, wait: bool = True) -> None:
         """Room for `blocks` more above `floor`, or NoSpace.  With `wait` a shortage is first met by a consistency
         point on the spot (it makes freed blocks allocatable): a stall, but not a false 'full'."""

@@ -154,7 +154,7 @@ class Lun(Scan):
             self._files.log_lun(self)
 
     def _check_changeable(self) -> None:
-        self.core.check_writable()
+        self.core.check_changeable()
         if self.destroyed:
             raise NoSuchLun(f"LUN {self.name} has been destroyed")
 

@@ -29,6 +29,8 @@ from wafl.format import LOG_HEADER, LOG_PUNCH, LOG_SNAPSHOT, LOG_VTOC, LOG_WRITE
 HEADER_BYTES = LOG_HEADER.size
 MAX_RECORD_BYTES = 2048
 """The largest is a write of a whole level-1 range or a vtoc entry, little over 1 KiB."""
+CHANGE_BYTES = 4 * MAX_RECORD_BYTES
+"""A command of an administrator makes no more records than this."""
 CHECKPOINT_BYTES = 8 << 20
 """A consistency point is due when this much is in the log: it bounds what a mount has to replay."""
 
@@ -74,6 +76,11 @@ class Log:
     def fill_bytes(self) -> int:
         """In the current half."""
         return self.at - self._start
+
+    @property
+    def nearly_full(self) -> bool:
+        """Whether the next change may find no room in the current half."""
+        return self._limit - self.at < CHANGE_BYTES
 
     # --- records ---------------------------------------------------------------------------------------------------
 

@@ -391,7 +391,7 @@ class Volume:
             lun.resize(size_bytes)
 
     def _check_writable(self) -> None:
-        self.core.check_writable()
+        self.core.check_changeable()
         if self.closed:
             raise LunBusy("the volume is closed")
 

@@ -199,3 +199,24 @@ def test_a_replay_has_room_though_the_detach_is_gone_that_what_it_repeats_stood_
     assert read(volume.lun("clone")) == pattern(1, BLOCK_BYTES)
     volume.close()
     assert problems(volume.device) == []  # type: ignore[arg-type]
+
+
+def test_administration_of_a_full_volume_whose_freed_blocks_are_held_back_does_not_fail_it() -> None:
+    """A full log makes a consistency point, which takes blocks that it gets back when no reader holds them."""
+    volume = Volume.mount(formatted(4 * MIB, 32 << 10))
+    hog, other = (volume.create_lun(name, 64 * MIB, reserved=False) for name in ("hog", "other"))
+    with suppress(NoSpace):
+        for block in range(1 << 14):
+            put(hog, block, 1)
+    checkpoint(volume)
+
+    def comment() -> None:
+        for number in range(10_000):
+            other.set_comment(str(number))
+
+    with volume.held(), pytest.raises(NoSpace, match="try again"):
+        comment()
+    assert volume.failure is None
+    other.set_comment("again")
+    volume.close()
+    assert problems(volume.device) == []  # type: ignore[arg-type]
