@@ -28,6 +28,7 @@ from wafl.format import (
     LOG_SNAPSHOT,
     LOG_VTOC,
     LOG_WRITE,
+    MAX_LUNS,
     POINTERS,
     VTOC_ENTRY,
     EntryState,
@@ -198,10 +199,10 @@ class _Replay:
         if not writes:
             return
         geometry = self.volume.geometry
+        if any(not geometry.head_blocks <= write.vbn <= geometry.tail_ring - len(write.crcs) for write in writes):
+            raise DamagedRecord("a log record names blocks where no data can be")
         starts = np.array([write.vbn for write in writes], np.uint64)
         ends = starts + np.array([len(write.crcs) for write in writes], np.uint64)
-        if int(starts.min()) < geometry.head_blocks or int(ends.max()) > geometry.tail_ring:
-            raise DamagedRecord("a log record names blocks where no data can be")
         vbns: Vbns = np.concatenate([np.arange(*pair, dtype=np.uint64) for pair in zip(starts, ends, strict=True)])
         if not self.volume.core.allocator.claim(vbns):
             raise DamagedRecord("a log record names blocks that are in use")
@@ -234,6 +235,8 @@ class _Replay:
             self.files.destroy_lun(self.lun(record, slot).name)
             del self.luns[slot]
             return
+        if slot >= MAX_LUNS:
+            raise DamagedRecord(f"log record {record.seq} makes a LUN in vtoc slot {slot}")
         if self.files.luns.get(decode_text(fields["name"]), lun) is not lun:
             raise DamagedRecord(f"log record {record.seq} makes a LUN whose name is taken")
         if lun is None:

@@ -11,8 +11,11 @@ import pytest
 
 from tests.support.crash_device import MemoryDevice
 from tests.support.volumes import EPOCH, MIB, checkpoint, pattern, problems, take_snapshot
-from wafl import BLOCK_BYTES, Lun, NoSpace, Volume, VolumeFailed, VolumeService
+from wafl import BLOCK_BYTES, DamagedRecord, Lun, NoSpace, Volume, VolumeFailed, VolumeService
 from wafl.device import WrittenLog
+from wafl.filesystem import pack_lun
+from wafl.format import MAX_LUNS, VTOC_ENTRY, EntryState
+from wafl.nvlog import Log
 
 
 def put(lun: Lun, block: int, seed: int, blocks: int = 1) -> None:
@@ -220,3 +223,38 @@ def test_administration_of_a_full_volume_whose_freed_blocks_are_held_back_does_n
     other.set_comment("again")
     volume.close()
     assert problems(volume.device) == []  # type: ignore[arg-type]
+
+
+def entry_of_another(lun: Lun) -> bytes:
+    """A vtoc entry like the LUN's, with name and UUID of its own."""
+    fields = VTOC_ENTRY.unpack(pack_lun(lun), 0)
+    return VTOC_ENTRY.pack(**fields | {"name": b"other", "uuid": b"another one's id"})
+
+
+@pytest.mark.parametrize("forge", [
+    lambda log, lun: log.write(lun.slot, 1, 2**64 - 1, [1]),
+    lambda log, lun: log.write(lun.slot, 1, 2**64 - 100, [1] * 200),
+    lambda log, lun: log.write(lun.slot, 1, 2**52, [1]),
+    lambda log, lun: log.write(lun.slot, 1, 0, [1]),
+    lambda log, lun: log.write(lun.slot, 2**64 - 1, 1000, [1]),
+    lambda log, lun: log.write(2**32 - 1, 1, 1000, [1]),
+    lambda log, lun: log.punch(lun.slot, 2**64 - 2, 2**64 - 1, cut=True),
+    lambda log, lun: log.vtoc(2**32 - 1, entry_of_another(lun)),
+    lambda log, lun: log.vtoc(MAX_LUNS, entry_of_another(lun)),
+    lambda log, lun: log.vtoc(lun.slot, entry_of_another(lun)),
+    lambda log, lun: log.snapshot(7, EntryState.LIVE, "s"),
+], ids=["last block", "beyond all numbers", "beyond the end", "label", "last fbn", "no LUN", "punch", "last slot",
+        "slot 1000", "taken slot", "snapshot"])  # fmt: skip
+def test_a_record_that_fits_its_checksum_and_says_what_cannot_be_is_a_named_error(
+    forge: Callable[[Log, Lun], None],
+) -> None:
+    volume = Volume.mount(formatted())
+    lun = volume.create_lun("a", MIB)
+    checkpoint(volume)
+    log = volume.core.log
+    assert log is not None
+    forge(log, lun)
+    log.durable = log.seq
+    put(lun, 0, 1)
+    with pytest.raises(DamagedRecord):
+        Volume.mount(killed(volume.device))  # type: ignore[arg-type]
