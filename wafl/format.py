@@ -63,7 +63,8 @@ TAIL_BLOCKS = RING_SLOTS + 1
 MIN_VOLUME_BYTES = 1 << 20
 MAX_VOLUME_BYTES = 1 << 50
 MIN_LOG_BYTES = 32 << 10
-MAX_LOG_BYTES = 1 << 30
+MAX_LOG_BYTES = 64 << 20
+"""More is of no use, and a mount reads all of it: of a larger device no more than this is used."""
 MAX_LUN_BYTES = 16 << 40
 """What a tree of height 4 covers."""
 

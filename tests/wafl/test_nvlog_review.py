@@ -6,12 +6,13 @@ import asyncio
 import errno
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from tests.support.crash_device import MemoryDevice
 from tests.support.volumes import EPOCH, MIB, checkpoint, pattern, problems, take_snapshot
-from wafl import BLOCK_BYTES, DamagedRecord, Lun, NoSpace, Volume, VolumeFailed, VolumeService
+from wafl import BLOCK_BYTES, DamagedRecord, FileDevice, Lun, NoSpace, Volume, VolumeFailed, VolumeService
 from wafl.device import WrittenLog
 from wafl.filesystem import pack_lun
 from wafl.format import MAX_LUNS, VTOC_ENTRY, EntryState
@@ -258,3 +259,10 @@ def test_a_record_that_fits_its_checksum_and_says_what_cannot_be_is_a_named_erro
     put(lun, 0, 1)
     with pytest.raises(DamagedRecord):
         Volume.mount(killed(volume.device))  # type: ignore[arg-type]
+
+
+def test_of_a_large_log_device_no_more_is_used_than_a_mount_can_read_in_a_moment(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    volume = Volume.mount(formatted(), log_device=FileDevice.open(path, create_bytes=1 << 40))
+    assert path.stat().st_blocks * 512 <= 65 * MIB
+    volume.close()
