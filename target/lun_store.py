@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from target.scsi.store import FlushDone, MediumError, SpaceExhausted, StoreError
-from wafl import BLOCK_BYTES, BackingLost, CorruptVolume, Lun, NoSpace, VolumeService, WaflError
+from wafl import BLOCK_BYTES, BackingLost, CorruptVolume, Lun, NoSpace, VolumeService, WaflError, write_atomic
 
 
 class LunStore:
@@ -74,6 +74,12 @@ class LunStore:
     def write(self, offset: int, data: memoryview) -> None:
         try:
             self._write(offset, data)
+        except (WaflError, OSError) as error:
+            fail(offset, error)
+
+    def write_atomic(self, offset: int, data: memoryview) -> None:
+        try:
+            write_atomic(self.lun, offset, data)
         except (WaflError, OSError) as error:
             fail(offset, error)
 

@@ -4,6 +4,7 @@ This package knows no SCSI, no network and nothing of clone jobs.  These names a
 package imports them from here and nothing from the modules.
 """
 
+from wafl.atomic import write_atomic
 from wafl.check import Finding, Severity, check
 from wafl.checkpoint import Checkpoint
 from wafl.device import Device, FileDevice
@@ -94,4 +95,5 @@ __all__ = [
     "claim_log",
     "drive_scrub",
     "open_log_device",
+    "write_atomic",
 ]

@@ -167,6 +167,21 @@ def set_group() -> None:
     """Options of a LUN."""
 
 
+def _switch(name: str, field: str, what: str) -> None:
+    @command(set_group, name)
+    @click.argument("path", type=PATH)
+    @click.argument("state", type=click.Choice(["enable", "disable"]))
+    def switch(ctx: Context, path: str, state: str) -> None:
+        lun = ctx.client.patch(lun_url(path), {field: state == "enable"})
+        ctx.out.done(lun, f"{path}: {name} {state}d")
+
+    switch.help = what
+
+
+_switch("removable", "removable", "Let hosts see a disk whose medium they can eject, or a fixed one.")
+_switch("write-protect", "write_protected", "Let hosts read only, or write too.")
+
+
 @command(set_group, "reservation")
 @click.argument("path", type=PATH)
 @click.argument("state", type=click.Choice(["enable", "disable"]))

@@ -7,6 +7,7 @@ Everything is in the volume; the call returns after a consistency point.  Sessio
 from __future__ import annotations
 
 import functools
+import sqlite3
 import time
 from collections.abc import Callable, Mapping
 
@@ -14,8 +15,10 @@ from target.management import models, serving
 from target.management.clones import Clones
 from target.management.core import Core, Unit
 from target.management.events import Severity
+from target.management.lun_values import forget_lun, set_value
 from target.management.names import LunPath, check_ostype
 from target.management.refusal import Refused
+from target.scsi.unit import REMOVABLE, WRITE_PROTECTED
 from wafl import Lun
 
 SECTOR_BYTES = 512
@@ -26,6 +29,8 @@ PROPERTIES: dict[str, serving.Tell | None] = {
     "online": serving.tell_online,
 }
 """Settable as they are -> how sessions are told."""
+SWITCHES = (REMOVABLE, WRITE_PROTECTED)
+"""Kept in the settings, not in the volume: they are about hosts only."""
 SERIAL_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
 SNAPSHOT_NAME_TRIES = 100
 
@@ -68,6 +73,7 @@ class Luns:
             kept_bytes=lun.kept_bytes,
             online=lun.online,
             reserved=lun.reserved,
+            **{name: bool(self.core.state.lun_values.get(str(lun.uuid), {}).get(name)) for name in SWITCHES},
             created_at=lun.created_at,
             target=self.core.target_name(unit.name),
             backing=None
@@ -164,6 +170,7 @@ class Luns:
             told = self._apply(unit, lun, path, wanted)
             try:
                 await unit.service.durable()
+                await self._set_switches(unit, lun, wanted)
                 if wanted.path is not None:
                     await self._rename_maps(lun)
             finally:
@@ -232,6 +239,17 @@ class Luns:
             if tell is not None:
                 told.append(tell)
 
+    async def _set_switches(self, unit: Unit, lun: Lun, wanted: models.LunPatch) -> None:
+        uuid = str(lun.uuid)
+        for name in SWITCHES:
+            value = getattr(wanted, name)
+            if value is not None:
+                change = functools.partial(
+                    set_value, volume=unit.name, uuid=uuid, name=name, value=b"1" if value else b""
+                )
+                await self.core.store.change(change)
+                serving.tell_switch(self.core, unit, lun, name, value)
+
     async def _rename_maps(self, lun: Lun) -> None:
         """Maps go by UUID; the name in them is only what people see while the volume is offline."""
         uuid, name = str(lun.uuid), lun.name
@@ -250,11 +268,9 @@ class Luns:
             await self.clones.stop_for_destroy(unit, lun)
             serving.withdraw_lun(self.core, unit, lun)
             try:
-                if self.core.state.maps_of(uuid):
-                    # Maps first: a crash in between leaves an unmapped LUN, not a map to nothing.
-                    await self.core.store.change(
-                        lambda cursor: cursor.execute("DELETE FROM lun_map WHERE lun_uuid = ?", (uuid,))
-                    )
+                if self.core.state.maps_of(uuid) or uuid in self.core.state.lun_values:
+                    # Settings first: a crash in between leaves an unmapped LUN, not a map to nothing.
+                    await self.core.store.change(functools.partial(_forget, uuid=uuid))
                 unit.volume.destroy_lun(lun.name)
             except BaseException:
                 serving.serve_lun(self.core, unit, lun)
@@ -279,6 +295,11 @@ class Luns:
             )
 
 
+def _forget(cursor: sqlite3.Cursor, uuid: str) -> None:
+    cursor.execute("DELETE FROM lun_map WHERE lun_uuid = ?", (uuid,))
+    forget_lun(cursor, uuid)
+
+
 def check_size(size_bytes: int, block_bytes: int) -> None:
     if size_bytes <= 0 or size_bytes % SECTOR_BYTES or size_bytes % block_bytes:
         raise Refused(
@@ -299,6 +320,7 @@ def _free_snapshot_name(unit: Unit, parent: str) -> str:
 def _changes(wanted: models.LunPatch) -> list[str]:
     fields = wanted.model_dump(exclude_none=True, exclude={"force"})
     words = {"path": "renamed to {}", "size_bytes": "size is {} bytes", "reserved": "space reservation is {}",
-             "comment": "comment changed", "serial": "serial is {}"}  # fmt: skip
+             "comment": "comment changed", "serial": "serial is {}", "removable": "removable is {}",
+             "write_protected": "write protection is {}"}  # fmt: skip
     lines = [words[name].format(value) for name, value in fields.items() if name != "online"]
     return lines if wanted.online is None else [*lines, "online" if wanted.online else "offline"]

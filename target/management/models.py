@@ -180,6 +180,8 @@ class Lun(BaseModel):
     kept_bytes: int = Field(description="Kept back for what may still be written to it; 0 if it is not space-reserved")
     online: bool
     reserved: bool
+    removable: bool = False
+    write_protected: bool = False
     created_at: float
     target: str
     backing: Backing | None = None
@@ -208,6 +210,8 @@ class LunPatch(Request):
     size_bytes: Size | None = None
     online: bool | None = None
     reserved: bool | None = None
+    removable: bool | None = Field(default=None, description="Hosts see a disk whose medium they can eject and load")
+    write_protected: bool | None = Field(default=None, description="Hosts can read only")
     comment: Comment | None = None
     serial: Annotated[str, Field(min_length=1, max_length=31)] | None = None
     force: bool = Field(default=False, description="Allow a resize that cuts data off")

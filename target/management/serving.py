@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from target.iscsi.ports import Nexus
 from target.lun_store import LunStore
+from target.management.lun_values import LunPlatform
 from target.management.state import AdminState
 from target.nexus import LogicalUnit, TargetDevice, open_nexuses_of
 from target.nexus import Nexus as OpenNexus
@@ -66,6 +67,9 @@ class GoneStore:
     def write(self, offset: int, data: memoryview) -> None:
         raise self._offline()
 
+    def write_atomic(self, offset: int, data: memoryview) -> None:
+        raise self._offline()
+
     def unmap(self, offset: int, length: int) -> None:
         raise self._offline()
 
@@ -87,7 +91,7 @@ def serve_lun(core: Core, unit: Unit, lun: Lun) -> None:
     if known is not None:
         known.replace_store(store)
         return
-    served.luns[str(lun.uuid)] = LogicalUnit(store)
+    served.luns[str(lun.uuid)] = LogicalUnit(store, LunPlatform(core, unit.name, str(lun.uuid)))
     refresh(core, unit.name)
 
 
@@ -183,6 +187,11 @@ def tell_online(core: Core, unit: Unit, lun: Lun) -> None:
     """The next command finds it ready, or not ready."""
     if (logical_unit := _logical_unit(core, unit, lun)) is not None:
         logical_unit.state_changed()
+
+
+def tell_switch(core: Core, unit: Unit, lun: Lun, name: str, value: bool) -> None:
+    if (logical_unit := _logical_unit(core, unit, lun)) is not None:
+        logical_unit.switch(name, value)
 
 
 def tell_threshold(core: Core, unit: Unit) -> None:

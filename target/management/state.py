@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 
+from target.management.lun_values import LunValues
 from target.management.names import ANY_INITIATOR, PortalAddress
 from target.management.policies import DEFAULTS, Policies
 from target.management.refusal import Refused
@@ -84,6 +85,7 @@ class AdminState:
     igroups: Mapping[str, Igroup] = field(default_factory=dict)
     maps: tuple[LunMap, ...] = ()
     policies: Mapping[str, Policies] = field(default_factory=dict)
+    lun_values: LunValues = field(default_factory=dict)
     accounts: Mapping[str, ChapAccount] = field(default_factory=dict)
     portals: tuple[PortalAddress, ...] = ()
 

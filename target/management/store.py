@@ -16,6 +16,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from target.management.lun_values import SCHEMA as LUN_VALUE_SCHEMA
+from target.management.lun_values import read_lun_values
 from target.management.names import PortalAddress
 from target.management.policies import SCHEMA as POLICY_SCHEMA
 from target.management.policies import read_policies
@@ -63,6 +65,7 @@ MIGRATIONS = (
     """
     ALTER TABLE volume ADD COLUMN nvlog TEXT NOT NULL DEFAULT '';
     """,
+    LUN_VALUE_SCHEMA,
 )
 
 
@@ -173,6 +176,7 @@ def read_state(cursor: sqlite3.Cursor) -> AdminState:
             )
         ),
         policies=read_policies(cursor),
+        lun_values=read_lun_values(cursor),
         accounts={row[0]: ChapAccount(row[0], AuthMethod(row[1]), *row[2:]) for row in accounts},
         portals=tuple(
             PortalAddress(*row) for row in cursor.execute("SELECT host, port FROM portal ORDER BY host, port")

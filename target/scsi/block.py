@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from target.scsi.cdb import Fields
 from target.scsi.cdbs import BYTCHK, FUA, IMMED
-from target.scsi.limits import OPTIMAL_TRANSFER_BYTES
+from target.scsi.limits import ATOMIC_GRANULARITY_BYTES, OPTIMAL_TRANSFER_BYTES
 from target.scsi.sense import Asc, CheckCondition, SenseKey, illegal, invalid_field
 from target.scsi.store import StoreError
-from target.scsi.task import Access, ReaderFailed, Reply, Task, store_failure
+from target.scsi.task import ReaderFailed, Reply, Task, store_failure
 from target.scsi.unit import LogicalUnit
 
 # --- extents and lengths, for the command table -----------------------------------------------------------------------
@@ -191,6 +191,25 @@ def compare_and_write(task: Task) -> Reply | None:
     return _written(task)
 
 
+def write_atomic(task: Task) -> Reply | None:
+    """SBC-4 5.47: all of it or nothing, for other commands and over a power cut.  No ATOMIC BOUNDARY is offered."""
+    lu = task.lu
+    lba, blocks = task.extent
+    unit = max(ATOMIC_GRANULARITY_BYTES >> lu.shift, 1)
+    if task.fields["atomic_boundary"]:
+        raise invalid_field(10)
+    if lba % unit:
+        raise invalid_field(2)
+    if blocks % unit:
+        raise invalid_field(12)
+    length = blocks << lu.shift
+    lu.counters.writes += 1
+    lu.counters.write_bytes += length
+    if length:
+        lu.store.write_atomic(lba << lu.shift, task.data_out)
+    return _written(task)
+
+
 def orwrite(task: Task) -> Reply | None:
     """SBC-3 5.17: atomic in the same way."""
     lu = task.lu
@@ -219,25 +238,3 @@ def synchronize_cache(task: Task) -> Reply | None:
 def pre_fetch(_: Task) -> Reply:
     """SBC-3 5.9: GOOD says that not all of it is certain to be in the cache."""
     return Reply()
-
-
-START, LOEJ, NO_FLUSH, POWER_CONDITION = 0x01, 0x02, 0x04, 0xF0
-
-
-def start_stop_unit(task: Task) -> Reply | None:
-    """SBC-3 5.25.  The unit is shared, so no host stops it for the others; a stop flushes what is cached, as a host
-    that shuts down expects."""
-    start = task.fields["start"]
-    if start & POWER_CONDITION:
-        raise invalid_field(4, 7)
-    if start & LOEJ:
-        raise invalid_field(4, 1)
-    if start & (START | NO_FLUSH) or task.fields["flags"] & 0x01:
-        return Reply()
-    task.after_flush(Reply())
-    return None
-
-
-def start_stop_access(fields: Fields) -> Access:
-    """SBC-3 table 13: starting is allowed whoever holds a reservation."""
-    return Access.FREE if fields["start"] & (START | POWER_CONDITION) == START else Access.WRITE

@@ -158,7 +158,7 @@ def write_same_out(fields: Fields, lu: LogicalUnit) -> int:
 
 def write_same(task: Task) -> Reply:
     """SBC-3 5.49, 5.50.  NUMBER OF LOGICAL BLOCKS must be given (WSNZ=1); ANCHOR, PBDATA and LBDATA are refused by the
-    CDB's declaration."""
+    CDB's declaration.  UNMAP with a block that is not zeros writes it: reads must return what was sent."""
     lu, fields = task.lu, task.fields
     lba, blocks = task.extent
     if fields["flags"] & WRITE_SAME_UNMAP and not lu.store.thin:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from construct import Int8ub, Int16ub, Int32ub, Int64ub
 
-from target.scsi.cdb import Cdb, flags, lenient, reserved, service_action_byte
+from target.scsi.cdb import Cdb, Masked, flags, lenient, reserved, service_action_byte
 
 DPO, FUA = 0x10, 0x08
 
@@ -22,6 +22,8 @@ RELEASE_6 = Cdb(0x17, "flags" / flags(0x00), reserved(3))
 MODE_SENSE_6 = Cdb(
     0x1A, "flags" / flags(0x08), "page" / Int8ub, "subpage" / Int8ub, "allocation_length" / Int8ub
 )
+RESERVE_10 = Cdb(0x56, "flags" / flags(0x00), reserved(5), "parameter_list_length" / Int16ub)
+RELEASE_10 = Cdb(0x57, "flags" / flags(0x00), reserved(5), "parameter_list_length" / Int16ub)
 PREVENT_ALLOW_MEDIUM_REMOVAL = Cdb(0x1E, reserved(3), "prevent" / flags(0x03))
 LOG_SENSE = Cdb(
     0x4D,
@@ -150,10 +152,34 @@ READ_DEFECT_DATA_12 = Cdb(
     0xB7, "format" / flags(0x1F), "address_descriptor_index" / Int32ub, "allocation_length" / Int32ub, reserved(1)
 )
 UNMAP = Cdb(0x42, "flags" / flags(0x00), reserved(5), "parameter_list_length" / Int16ub)
+FORMAT_UNIT = Cdb(0x04, "flags" / lenient(0xFF), reserved(3))
+SANITIZE_IMMED, SANITIZE_AUSE = 0x80, 0x20
+
+
+def _sanitize(action: int) -> Cdb:
+    return Cdb(
+        0x48,
+        "service_action" / service_action_byte(action, SANITIZE_IMMED | SANITIZE_AUSE),
+        "reserved_2" / Masked(Int32ub, 0),
+        "reserved_6" / flags(0x00),
+        "parameter_list_length" / Int16ub,
+        service_action=action,
+    )
+
+
+SANITIZE_OVERWRITE, SANITIZE_BLOCK_ERASE, SANITIZE_EXIT_FAILURE_MODE = map(_sanitize, (0x01, 0x02, 0x1F))
 WRITE_SAME_UNMAP, NDOB = 0x08, 0x01
 WRITE_SAME_10 = _ten(0x41, WRITE_SAME_UNMAP)
 WRITE_SAME_16 = _sixteen(0x93, WRITE_SAME_UNMAP | NDOB)
 COMPARE_AND_WRITE = Cdb(
     0x89, "flags" / flags(DPO | FUA), "lba" / Int64ub, reserved(3), "length" / Int8ub, reserved(1)
+)
+WRITE_ATOMIC_16 = Cdb(
+    0x9C,
+    "flags" / flags(DPO | FUA),
+    "lba" / Int64ub,
+    "atomic_boundary" / Int16ub,
+    "length" / Int16ub,
+    reserved(1),
 )
 ORWRITE_16 = _sixteen(0x8B, DPO | FUA)

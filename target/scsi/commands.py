@@ -5,9 +5,16 @@ Access says how reservations see the command (SPC-4 table 66, SBC-3 table 13).
 
 from __future__ import annotations
 
-from target.scsi import block, capacity, cdbs, inquiry, mode, primary, reserve, supported
+from collections.abc import Callable
+
+from target.scsi import block, capacity, cdbs, format, inquiry, mode, primary, removal, reserve, supported
 from target.scsi.cdb import Cdb, Fields
-from target.scsi.limits import MAX_COMPARE_AND_WRITE_BLOCKS, MAX_TRANSFER_BYTES, MAX_WRITE_SAME_BYTES
+from target.scsi.limits import (
+    MAX_ATOMIC_WRITE_BYTES,
+    MAX_COMPARE_AND_WRITE_BLOCKS,
+    MAX_TRANSFER_BYTES,
+    MAX_WRITE_SAME_BYTES,
+)
 from target.scsi.task import Access, Command, DataOut, Handler, Reply, Task
 from target.scsi.unit import LogicalUnit
 
@@ -51,14 +58,25 @@ def _write_same(name: str, cdb: Cdb, out: DataOut) -> Command:
     )
 
 
+def _sanitize(name: str, cdb: Cdb, handler: Handler, supported: Callable[[LogicalUnit], bool] | None = None) -> Command:
+    return Command(
+        f"SANITIZE, {name}", cdb, handler, WRITE, data_out=parameter_list, writes=True, needs_ready=False,
+        supported=supported,
+    )  # fmt: skip
+
+
 def _always(name: str, cdb: Cdb, handler: Handler) -> Command:
     """INQUIRY, REPORT LUNS, REQUEST SENSE: no unit attention stands in their way."""
-    return Command(name, cdb, handler, FREE, blocked_by_attention=False, needs_ready=False)
+    return Command(name, cdb, handler, FREE, blocked_by_attention=False, needs_ready=False, while_erasing=True)
 
 
 def _in(name: str, cdb: Cdb, handler: Handler, access: Access = WRITE) -> Command:
     """About the device server, not the medium."""
     return Command(name, cdb, handler, access, needs_ready=False)
+
+
+def _always_in(name: str, cdb: Cdb, handler: Handler, access: Access = WRITE) -> Command:
+    return Command(name, cdb, handler, access, needs_ready=False, while_erasing=True)
 
 
 def _out(name: str, cdb: Cdb, handler: Handler, access: Access = WRITE) -> Command:
@@ -74,13 +92,25 @@ COMMANDS: tuple[Command, ...] = (
     _in("MODE SENSE(10)", cdbs.MODE_SENSE_10, mode.mode_sense_10),
     _out("MODE SELECT(6)", cdbs.MODE_SELECT_6, mode.mode_select_6),
     _out("MODE SELECT(10)", cdbs.MODE_SELECT_10, mode.mode_select_10),
-    _in("LOG SENSE", cdbs.LOG_SENSE, primary.log_sense, FREE),
+    _always_in("LOG SENSE", cdbs.LOG_SENSE, primary.log_sense, FREE),
     Command(
-        "PREVENT ALLOW MEDIUM REMOVAL", cdbs.PREVENT_ALLOW_MEDIUM_REMOVAL, primary.prevent_allow, primary.prevent_access
+        "PREVENT ALLOW MEDIUM REMOVAL",
+        cdbs.PREVENT_ALLOW_MEDIUM_REMOVAL,
+        removal.prevent_allow,
+        removal.prevent_access,
+        needs_medium=False,
     ),
-    Command("START STOP UNIT", cdbs.START_STOP_UNIT, block.start_stop_unit, block.start_stop_access),
-    _in("RESERVE(6)", cdbs.RESERVE_6, reserve.reserve_6, RESERVATION),
-    _in("RELEASE(6)", cdbs.RELEASE_6, reserve.release_6, RESERVATION),
+    Command(
+        "START STOP UNIT",
+        cdbs.START_STOP_UNIT,
+        removal.start_stop_unit,
+        removal.start_stop_access,
+        needs_medium=False,
+    ),
+    _in("RESERVE(6)", cdbs.RESERVE_6, reserve.reserve_unit, RESERVATION),
+    _in("RELEASE(6)", cdbs.RELEASE_6, reserve.release_unit, RESERVATION),
+    _in("RESERVE(10)", cdbs.RESERVE_10, reserve.reserve_unit, RESERVATION),
+    _in("RELEASE(10)", cdbs.RELEASE_10, reserve.release_unit, RESERVATION),
     *(
         _in(f"PERSISTENT RESERVE IN, {name}", cdbs.PERSISTENT_RESERVE_IN[action], handler, RESERVATION)
         for action, name, handler in (
@@ -102,8 +132,8 @@ COMMANDS: tuple[Command, ...] = (
             (6, "REGISTER AND IGNORE EXISTING KEY", reserve.register_and_ignore),
         )
     ),
-    _in("REPORT SUPPORTED OPERATION CODES", cdbs.REPORT_SUPPORTED_OPERATION_CODES, report_opcodes),
-    _in(
+    _always_in("REPORT SUPPORTED OPERATION CODES", cdbs.REPORT_SUPPORTED_OPERATION_CODES, report_opcodes),
+    _always_in(
         "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS",
         cdbs.REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS,
         supported.report_tmfs,
@@ -150,6 +180,24 @@ COMMANDS: tuple[Command, ...] = (
         data_out=block.twice_blocks_out,
         writes=True,
         exact=True,
+    ),
+    Command(
+        "WRITE ATOMIC(16)",
+        cdbs.WRITE_ATOMIC_16,
+        block.write_atomic,
+        WRITE,
+        block.extent,
+        MAX_ATOMIC_WRITE_BYTES,
+        block.blocks_out,
+        writes=True,
+        exact=True,
+    ),
+    _sanitize("OVERWRITE", cdbs.SANITIZE_OVERWRITE, format.sanitize_overwrite),
+    _sanitize("BLOCK ERASE", cdbs.SANITIZE_BLOCK_ERASE, format.sanitize_block_erase, capacity.is_thin),
+    _sanitize("EXIT FAILURE MODE", cdbs.SANITIZE_EXIT_FAILURE_MODE, format.sanitize_exit_failure_mode),
+    Command(
+        "FORMAT UNIT", cdbs.FORMAT_UNIT, format.format_unit, WRITE, data_out=format.format_out, writes=True,
+        needs_ready=False,
     ),
     Command(
         "ORWRITE(16)",

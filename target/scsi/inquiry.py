@@ -24,6 +24,8 @@ from construct import (
 
 from target.scsi.it_nexus import ITNexus
 from target.scsi.limits import (
+    ATOMIC_GRANULARITY_BYTES,
+    MAX_ATOMIC_WRITE_BYTES,
     MAX_COMPARE_AND_WRITE_BLOCKS,
     MAX_TRANSFER_BYTES,
     MAX_UNMAP_BLOCKS,
@@ -44,6 +46,7 @@ DIRECT_ACCESS = 0x00
 NO_LOGICAL_UNIT = 0x7F
 """PERIPHERAL QUALIFIER 3, PERIPHERAL DEVICE TYPE 1Fh."""
 
+RMB = 0x80
 VERSION_SPC_4 = 0x06
 HISUP_FORMAT_2 = 0x12
 CMDQUE = 0x02
@@ -52,7 +55,7 @@ VERSION_DESCRIPTORS = (0x00A0, 0x0460, 0x04C0, 0x0960)
 
 STANDARD = Struct(
     "peripheral" / Int8ub,
-    "rmb" / Const(0, Int8ub),
+    "rmb" / Int8ub,
     "version" / Const(VERSION_SPC_4, Int8ub),
     "response_data_format" / Const(HISUP_FORMAT_2, Int8ub),
     "additional_length" / Const(96 - 5, Int8ub),
@@ -104,15 +107,21 @@ BLOCK_LIMITS = Struct(
     "optimal_unmap_granularity" / Int32ub,
     "unmap_granularity_alignment" / Int32ub,
     "maximum_write_same_length" / Int64ub,
-    Padding(20),
+    "maximum_atomic_transfer_length" / Int32ub,
+    "atomic_alignment" / Int32ub,
+    "atomic_transfer_length_granularity" / Int32ub,
+    "maximum_atomic_transfer_length_with_atomic_boundary" / Const(0, Int32ub),
+    "maximum_atomic_boundary_size" / Const(0, Int32ub),
 )
 UGAVALID = 0x80000000
 
+READS_AFTER_BLOCK_ERASE = 0x40
+"""WABEREQ=01b: what SANITIZE unmapped can be read without being written first."""
 # SBC-3 6.6.2
 BLOCK_DEVICE_CHARACTERISTICS = Struct(
     "medium_rotation_rate" / Const(1, Int16ub),  # non-rotating
     "product_type" / Const(0, Int8ub),
-    "nominal_form_factor" / Const(0, Int8ub),
+    "wabereq" / Const(READS_AFTER_BLOCK_ERASE, Int8ub),
     "flags" / Const(0, Int8ub),
     Padding(55),
 )
@@ -136,12 +145,13 @@ def inquiry(task: Task) -> Reply:
         return data_in(vpd(task, fields["page_code"]), fields["allocation_length"])
     if fields["page_code"]:
         raise invalid_field(2)
-    return data_in(standard_data(DIRECT_ACCESS), fields["allocation_length"])
+    return data_in(standard_data(DIRECT_ACCESS, task.lu.medium.removable), fields["allocation_length"])
 
 
-def standard_data(peripheral: int) -> bytes:
+def standard_data(peripheral: int, removable: bool = False) -> bytes:
     built: bytes = STANDARD.build({
         "peripheral": peripheral,
+        "rmb": RMB if removable else 0,
         "vendor": padded(VENDOR, 8),
         "product": padded(PRODUCT, 16),
         "revision": padded(REVISION, 4),
@@ -222,6 +232,9 @@ def block_limits(_: ITNexus, lu: LogicalUnit) -> bytes:
         "optimal_unmap_granularity": max(UNMAP_GRANULARITY_BYTES // size, 1) if thin else 0,
         "unmap_granularity_alignment": UGAVALID if thin else 0,
         "maximum_write_same_length": MAX_WRITE_SAME_BYTES // size,
+        "maximum_atomic_transfer_length": MAX_ATOMIC_WRITE_BYTES // size,
+        "atomic_alignment": max(ATOMIC_GRANULARITY_BYTES // size, 1),
+        "atomic_transfer_length_granularity": max(ATOMIC_GRANULARITY_BYTES // size, 1),
     })
     return built
 

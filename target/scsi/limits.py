@@ -43,3 +43,21 @@ MAX_LUN_ID = 16383
 
 UNMAP_GRANULARITY_BYTES = 4096
 """Space comes back in blocks of the volume."""
+
+ERASE_STEP_BYTES = 512 << 10
+"""One slice of SANITIZE with a pattern: a few hundred microseconds of the loop."""
+
+UNMAP_STEP_BYTES = 16 << 20
+"""One slice of SANITIZE or FORMAT UNIT by unmapping."""
+
+ERASE_PAUSE_S = 0.004
+"""Between slices, so that the other logical units have most of the loop: 128 MB/s of pattern at most."""
+
+ERASE_RETRY_S = 1.0
+"""While the volume is offline."""
+
+MAX_ATOMIC_WRITE_BYTES = 1 << 20
+"""WRITE ATOMIC: one write into the volume's log, and libiscsi's suite writes 256 blocks of 4096 bytes."""
+
+ATOMIC_GRANULARITY_BYTES = 4096
+"""Blocks of the volume: a part of one would be read, changed and written."""

@@ -7,10 +7,10 @@ from typing import Any
 
 from construct import Int8ub, Int16ub, Int24ub, Int32ub, Int64ub, Padding, Struct
 
-from target.scsi.mode_pages import PAGE_CONTROL, PAGES, SPF, ModePage, difference
+from target.scsi.mode_pages import PAGE_CONTROL, PAGES, PS, SPF, ModePage, difference
 from target.scsi.sense import Asc, illegal, invalid_field, invalid_parameter
 from target.scsi.task import Reply, Task, data_in
-from target.scsi.unit import LogicalUnit
+from target.scsi.unit import MODES, LogicalUnit
 
 # SPC-4 7.5.5
 HEADER_6 = Struct(
@@ -80,11 +80,13 @@ def _block_descriptor(task: Task, long_lba: bool) -> bytes:
 
 def _pages(task: Task) -> bytes:
     control, page = divmod(task.fields["page"], 0x40)
-    value = PAGE_CONTROL.get(control)
-    if value is None:
-        raise illegal(Asc.SAVING_PARAMETERS_NOT_SUPPORTED)
-    chosen = _chosen(page, task.fields["subpage"])
-    return b"".join(value(task.lu.modes, each) for each in chosen)
+    value = PAGE_CONTROL[control]
+    return b"".join(_shown(value(task.lu.modes, each), each) for each in _chosen(page, task.fields["subpage"]))
+
+
+def _shown(page: bytes, declared: ModePage) -> bytes:
+    """With PS if the page can be saved."""
+    return bytes((page[0] | (PS if declared.changeable else 0),)) + page[1:]
 
 
 def _chosen(page: int, subpage: int) -> list[ModePage]:
@@ -103,23 +105,28 @@ def _chosen(page: int, subpage: int) -> list[ModePage]:
 # --- MODE SELECT ------------------------------------------------------------------------------------------------------
 
 
-def mode_select_6(task: Task) -> Reply:
+def mode_select_6(task: Task) -> Reply | None:
     return _mode_select(task, HEADER_6)
 
 
-def mode_select_10(task: Task) -> Reply:
+def mode_select_10(task: Task) -> Reply | None:
     return _mode_select(task, HEADER_10)
 
 
-def _mode_select(task: Task, header: Any) -> Reply:
+def _mode_select(task: Task, header: Any) -> Reply | None:
     """Nothing is changed unless the whole list is good."""
     flags = task.fields["flags"]
-    if flags & SP:  # there are no saved pages
-        raise invalid_field(1, 0)
     if not flags & PF:
         raise invalid_field(1, 4)
-    if not task.wanted:
+    if task.wanted:
+        _select_pages(task, header)
+    if not flags & SP:
         return Reply()
+    task.after_save(MODES, task.lu.modes.keep(), Reply())
+    return None
+
+
+def _select_pages(task: Task, header: Any) -> None:
     size = header.sizeof()
     parameters = bytes(task.parameter_list(size))
     head = header.parse(parameters)
@@ -131,7 +138,6 @@ def _mode_select(task: Task, header: Any) -> Reply:
     if [task.lu.modes.change(page, wanted) for page, wanted in changes].count(True):
         task.lu.establish(Asc.MODE_PARAMETERS_CHANGED, besides=task.itl)
         task.lu.state_changed()
-    return Reply()
 
 
 def _check_block_descriptor(lu: LogicalUnit, descriptor: bytes, head: Any, at: int) -> None:

@@ -1,18 +1,19 @@
 """Mode pages (SPC-4 7.5, SBC-3 6.5): contents, what a host may change, and the values one logical unit has.
 
-Each page is declared once with construct; `ModeParameters` holds the changed values only.  Values are volatile:
-there are no saved pages (PS=0), a reset brings the defaults back.
+Each page is declared once with construct; `ModeParameters` holds the changed values only.  Pages with something to
+change can be saved (PS=1): a reset or a restart brings the saved values back, or the defaults.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from construct import Const, Int8ub, Int16ub, Int32ub, Padding, Struct
 
-SPF = 0x40
+SPF, PS = 0x40, 0x80
 
 # SPC-4 7.5.6 in its SBC-3 6.5.8 form.  No recovery to tune: a bad block is an error at once.
 READ_WRITE_ERROR_RECOVERY = Struct(
@@ -113,16 +114,36 @@ PAGES: dict[tuple[int, int], ModePage] = {
 }
 
 
-class ModeParameters:
-    """The current values of one logical unit."""
+Values = dict[tuple[int, int], dict[str, int]]
 
-    def __init__(self) -> None:
-        self._changed: dict[tuple[int, int], dict[str, int]] = {}
-        self.descriptor_sense = False
-        self.software_write_protect = False
+
+class ModeParameters:
+    """The current and saved values of one logical unit."""
+
+    def __init__(self, saved: bytes = b"") -> None:
+        self._saved: Values = _decode(saved)
+        self.reset()
+
+    def reset(self) -> None:
+        """The saved values are current again (SPC-4 5.11)."""
+        self._changed = dict(self._saved)
+        self._derive()
+
+    def _derive(self) -> None:
+        control = self._changed.get((0x0A, 0), {})
+        self.descriptor_sense = bool(control.get("tst_flags", 0) & D_SENSE)
+        self.software_write_protect = bool(control.get("protect_flags", 0) & SWP)
 
     def current(self, page: ModePage) -> bytes:
         return page.build({**page.defaults, **self._changed.get((page.page, page.subpage), {})})
+
+    def saved(self, page: ModePage) -> bytes:
+        return page.build({**page.defaults, **self._saved.get((page.page, page.subpage), {})})
+
+    def keep(self) -> bytes:
+        """Make the current values the saved ones; what must be written down for that."""
+        self._saved = dict(self._changed)
+        return json.dumps([[*key, values] for key, values in self._saved.items()]).encode()
 
     def change(self, page: ModePage, wanted: bytes) -> bool:
         """Take the changeable bits of `wanted`, a whole page already compared by `difference`.  True if any changed."""
@@ -131,10 +152,13 @@ class ModeParameters:
         self._changed[page.page, page.subpage] = {
             name: page.defaults.get(name, 0) & ~mask | parsed[name] & mask for name, mask in page.changeable.items()
         }
-        control = self._changed.get((0x0A, 0), {})
-        self.descriptor_sense = bool(control.get("tst_flags", 0) & D_SENSE)
-        self.software_write_protect = bool(control.get("protect_flags", 0) & SWP)
+        self._derive()
         return self.current(page) != before
+
+
+def _decode(saved: bytes) -> Values:
+    """What `keep` wrote; a page that is no longer there is left out."""
+    return {(page, subpage): values for page, subpage, values in json.loads(saved or b"[]") if (page, subpage) in PAGES}
 
 
 def default(_: ModeParameters, page: ModePage) -> bytes:
@@ -145,11 +169,12 @@ def changeable(_: ModeParameters, page: ModePage) -> bytes:
     return page.build(page.changeable)
 
 
-# PC field of MODE SENSE (SPC-4 6.11.1.2); 3, saved values, is refused
+# PC field of MODE SENSE (SPC-4 6.11.1.2)
 PAGE_CONTROL: dict[int, Callable[[ModeParameters, ModePage], bytes]] = {
     0: ModeParameters.current,
     1: changeable,
     2: default,
+    3: ModeParameters.saved,
 }
 
 

@@ -1,4 +1,4 @@
-"""The small commands of SPC-4: TEST UNIT READY, REQUEST SENSE, REPORT LUNS, LOG SENSE, PREVENT ALLOW, and what a LUN
+"""The small commands of SPC-4: TEST UNIT READY, REQUEST SENSE, REPORT LUNS, LOG SENSE, and what a LUN
 that is not there answers."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from target.scsi.cdbs import INQUIRY, REPORT_LUNS, REQUEST_SENSE
 from target.scsi.inquiry import EVPD, NO_LOGICAL_UNIT, standard_data, vpd_page
 from target.scsi.it_nexus import ITNexus
 from target.scsi.sense import NO_SENSE, Asc, Status, illegal, invalid_field
-from target.scsi.task import NOT_READY, Access, Reply, Task, data_in
+from target.scsi.task import Reply, Task, data_in
 
 DESC = 0x01
 MINIMUM_LUN_LIST_BYTES = 16
@@ -32,7 +32,7 @@ def request_sense(task: Task) -> Reply:
     """SPC-4 6.39: reports (and clears) a unit attention, else says whether the unit is ready, always with GOOD."""
     condition = task.itl.take_attention()
     if condition is None:
-        condition = NO_SENSE if task.lu.store.online else NOT_READY
+        condition = task.lu.not_ready() or NO_SENSE
     return data_in(condition.encode(bool(task.fields["flags"] & DESC)), task.fields["allocation_length"])
 
 
@@ -62,17 +62,6 @@ SELECT_REPORT: dict[int, Callable[[ITNexus], list[int]]] = {
     0x01: _no_luns,
     0x02: ITNexus.inventory,
 }
-
-
-def prevent_allow(task: Task) -> Reply:
-    """The medium cannot be removed, so to prevent its removal is granted and changes nothing (SBC-3 5.7)."""
-    if task.fields["prevent"] > 1:
-        raise invalid_field(4, 1)
-    return Reply()
-
-
-def prevent_access(fields: Fields) -> Access:
-    return Access.WRITE if fields["prevent"] else Access.FREE
 
 
 LOG_PAGES: dict[tuple[int, int], Callable[[], bytes]] = {

@@ -69,13 +69,14 @@ OUT_PARAMETERS = Struct(
 SPEC_I_PT, ALL_TG_PT, APTPL = 0x08, 0x04, 0x01
 
 
-def reserve_6(task: Task) -> Reply:
+def reserve_unit(task: Task) -> Reply:
+    """RESERVE(6) and (10): the whole unit, for this nexus (SPC-2 7.21; extents and third parties are refused)."""
     task.lu.reservations.reserve_unit(task.itl)
     task.lu.state_changed()
     return Reply()
 
 
-def release_6(task: Task) -> Reply:
+def release_unit(task: Task) -> Reply:
     """SPC-2 7.21: releasing what another holds is GOOD and does nothing."""
     task.lu.reservations.release_unit(task.itl)
     task.lu.state_changed()

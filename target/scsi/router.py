@@ -10,6 +10,7 @@ from target.scsi.cdb import CDB_BYTES, Fields
 from target.scsi.commands import COMMANDS
 from target.scsi.it_nexus import ITNexus
 from target.scsi.limits import MAX_PARAMETER_LIST_BYTES
+from target.scsi.medium import NOT_PRESENT
 from target.scsi.primary import absent
 from target.scsi.reservation import ReservationConflict
 from target.scsi.sense import (
@@ -22,7 +23,7 @@ from target.scsi.sense import (
     lba_out_of_range,
 )
 from target.scsi.store import StoreError
-from target.scsi.task import NOT_READY, Access, Command, Reply, ReplyDone, Task, store_failure
+from target.scsi.task import Access, Command, Reply, ReplyDone, Task, store_failure
 from target.scsi.unit import LogicalUnit
 
 SERVICE_ACTION_MASK = 0x1F
@@ -111,8 +112,9 @@ def _checked(task: Task, cdb: bytes) -> Reply | None:
         raise ReservationConflict
     if command.writes and lu.write_protected:
         raise _write_protected(lu)
-    if command.needs_ready and not lu.store.online:
-        raise NOT_READY
+    obstacle = _obstacle(command, lu)
+    if obstacle is not None:
+        raise obstacle
     if command.extent is not None:
         task.extent = _extent(command, fields, lu)
     if command.data_out is not None:
@@ -123,9 +125,19 @@ def _checked(task: Task, cdb: bytes) -> Reply | None:
 
 
 def _write_protected(lu: LogicalUnit) -> CheckCondition:
-    software = not lu.store.read_only
+    software = not (lu.store.read_only or lu.read_only)
     asc = Asc.LOGICAL_UNIT_SOFTWARE_WRITE_PROTECTED if software else Asc.WRITE_PROTECTED
     return CheckCondition(SenseKey.DATA_PROTECT, asc)
+
+
+def _obstacle(command: Command, lu: LogicalUnit) -> CheckCondition | None:
+    """The state of the unit that the command cannot be executed in."""
+    if lu.erasure.running and not command.while_erasing:
+        return lu.erasure.condition
+    if not command.needs_ready:
+        return None
+    condition = lu.not_ready()
+    return None if condition is NOT_PRESENT and not command.needs_medium else condition
 
 
 def _extent(command: Command, fields: Fields, lu: LogicalUnit) -> tuple[int, int]:

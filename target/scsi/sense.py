@@ -35,6 +35,7 @@ class SenseKey(IntEnum):
     ILLEGAL_REQUEST = 0x5
     UNIT_ATTENTION = 0x6
     DATA_PROTECT = 0x7
+    COPY_ABORTED = 0xA
     ABORTED_COMMAND = 0xB
     MISCOMPARE = 0xE
 
@@ -43,8 +44,14 @@ class Asc(IntEnum):
     """ADDITIONAL SENSE CODE in the high byte, its QUALIFIER in the low (SPC-4 annex)."""
 
     NO_ADDITIONAL_SENSE = 0x0000
+    OPERATION_IN_PROGRESS = 0x0016
     LOGICAL_UNIT_NOT_READY_MANUAL_INTERVENTION_REQUIRED = 0x0403
+    LOGICAL_UNIT_NOT_READY_FORMAT_IN_PROGRESS = 0x0404
+    LOGICAL_UNIT_NOT_READY_SANITIZE_IN_PROGRESS = 0x041B
+    UNREACHABLE_COPY_TARGET = 0x0804
     WRITE_ERROR = 0x0C00
+    THIRD_PARTY_DEVICE_FAILURE = 0x0D01
+    COPY_TARGET_DEVICE_NOT_REACHABLE = 0x0D02
     INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT = 0x0E03
     UNRECOVERED_READ_ERROR = 0x1100
     PARAMETER_LIST_LENGTH_ERROR = 0x1A00
@@ -55,6 +62,12 @@ class Asc(IntEnum):
     LOGICAL_UNIT_NOT_SUPPORTED = 0x2500
     INVALID_FIELD_IN_PARAMETER_LIST = 0x2600
     INVALID_RELEASE_OF_PERSISTENT_RESERVATION = 0x2604
+    TOO_MANY_TARGET_DESCRIPTORS = 0x2606
+    UNSUPPORTED_TARGET_DESCRIPTOR_TYPE_CODE = 0x2607
+    TOO_MANY_SEGMENT_DESCRIPTORS = 0x2608
+    UNSUPPORTED_SEGMENT_DESCRIPTOR_TYPE_CODE = 0x2609
+    UNEXPECTED_INEXACT_SEGMENT = 0x260A
+    INLINE_DATA_LENGTH_EXCEEDED = 0x260B
     WRITE_PROTECTED = 0x2700
     LOGICAL_UNIT_SOFTWARE_WRITE_PROTECTED = 0x2702
     SPACE_ALLOCATION_FAILED_WRITE_PROTECT = 0x2707
@@ -68,11 +81,15 @@ class Asc(IntEnum):
     REGISTRATIONS_PREEMPTED = 0x2A05
     CAPACITY_DATA_HAS_CHANGED = 0x2A09
     COMMANDS_CLEARED_BY_DEVICE_SERVER = 0x2F02
+    FORMAT_COMMAND_FAILED = 0x3101
+    SANITIZE_COMMAND_FAILED = 0x3103
     THIN_PROVISIONING_SOFT_THRESHOLD_REACHED = 0x3807
     SAVING_PARAMETERS_NOT_SUPPORTED = 0x3900
+    MEDIUM_NOT_PRESENT = 0x3A00
     INQUIRY_DATA_HAS_CHANGED = 0x3F03
     REPORTED_LUNS_DATA_HAS_CHANGED = 0x3F0E
     INTERNAL_TARGET_FAILURE = 0x4400
+    MEDIUM_REMOVAL_PREVENTED = 0x5302
     INSUFFICIENT_REGISTRATION_RESOURCES = 0x5504
 
 
@@ -131,13 +148,20 @@ class CheckCondition(Exception):
     """The command ends with CHECK CONDITION and this sense data."""
 
     def __init__(
-        self, key: SenseKey, asc: Asc, information: int | None = None, field: Field | None = None
+        self,
+        key: SenseKey,
+        asc: Asc,
+        information: int | None = None,
+        field: Field | None = None,
+        progress: int | None = None,
     ) -> None:
         super().__init__(f"{key.name} {asc.name}")
         self.key = key
         self.asc = asc
         self.information = information
         self.field = field
+        self.progress = progress
+        """How much of the operation in progress is done, in 65,536ths (NO SENSE and NOT READY only)."""
 
     def encode(self, descriptor: bool = False) -> bytes:
         """Sense data; `descriptor` chooses the format (control mode page D_SENSE, REQUEST SENSE DESC)."""
@@ -152,16 +176,21 @@ class CheckCondition(Exception):
             "information": self.information if told else 0,
             "command_specific": 0,
             "asc": self.asc,
-            "sense_key_specific": field_pointer(self.field),
+            "sense_key_specific": self._sense_key_specific(),
         })
         return built
+
+    def _sense_key_specific(self) -> bytes:
+        if self.progress is not None:  # SPC-4 4.5.2.4.4
+            return bytes((SKSV,)) + self.progress.to_bytes(2, "big")
+        return field_pointer(self.field)
 
     def _descriptor(self) -> bytes:
         descriptors = b""
         if self.information is not None:
             descriptors += INFORMATION_DESCRIPTOR.build({"information": self.information})
-        if self.field is not None:
-            descriptors += SENSE_KEY_SPECIFIC_DESCRIPTOR.build({"sense_key_specific": field_pointer(self.field)})
+        if self.field is not None or self.progress is not None:
+            descriptors += SENSE_KEY_SPECIFIC_DESCRIPTOR.build({"sense_key_specific": self._sense_key_specific()})
         head: bytes = DESCRIPTOR_SENSE.build({
             "sense_key": self.key, "asc": self.asc, "additional_sense_length": len(descriptors),
         })

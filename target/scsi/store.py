@@ -77,6 +77,10 @@ class BlockStore(Protocol):
     def write(self, offset: int, data: memoryview) -> None:
         """Write `data`; it is in the volume (not yet durable) on return.  Raises StoreError."""
 
+    def write_atomic(self, offset: int, data: memoryview) -> None:
+        """Like `write`, and after a crash either all of it is there or none.  Whole blocks of 4096 bytes, at most
+        1 MiB.  Raises StoreError."""
+
     def unmap(self, offset: int, length: int) -> None:
         """Make the range read zeros, giving back every whole block in it.  Raises StoreError."""
 

@@ -78,6 +78,10 @@ class Command:
     blocked_by_attention: bool = True
     """False for INQUIRY, REPORT LUNS and REQUEST SENSE only (SAM-5 5.14)."""
     needs_ready: bool = True
+    needs_medium: bool = True
+    """False: executed while the medium of a removable unit is out, too."""
+    while_erasing: bool = False
+    """Executed while SANITIZE or FORMAT UNIT goes on (SBC-3 4.11.3)."""
     writes: bool = False
     """Changes the medium: refused on a write-protected unit."""
     supported: Callable[[LogicalUnit], bool] | None = None
@@ -102,11 +106,25 @@ class Task:
         self.tag = tag
         self.done = done
 
+    def put_aside(self) -> None:
+        """The handler returns None, and `finish` ends the task later unless it is aborted first."""
+        self.nexus.tasks[self.tag] = self
+
+    @property
+    def waiting(self) -> bool:
+        """Put aside, and neither ended nor aborted."""
+        return self.nexus.tasks.get(self.tag) is self
+
     def after_flush(self, reply: Reply) -> None:
         """Put the task aside; it ends with `reply` once everything written is durable."""
         # the store does not call back before it returns, and may raise
         self.lu.store.flush(lambda error: self._flushed(error, reply))
-        self.nexus.tasks[self.tag] = self
+        self.put_aside()
+
+    def after_save(self, name: str, value: bytes, reply: Reply) -> None:
+        """Put the task aside; it ends with `reply` once `value` would survive a power cut."""
+        self.lu.platform.save(name, value, lambda error: self._flushed(error, reply))
+        self.put_aside()
 
     def _flushed(self, error: BaseException | None, reply: Reply) -> None:
         if error is not None:
@@ -115,7 +133,7 @@ class Task:
 
     def finish(self, reply: Reply) -> None:
         """End a task that was put aside, unless it has been aborted meanwhile."""
-        if self.nexus.tasks.get(self.tag) is self:
+        if self.waiting:
             del self.nexus.tasks[self.tag]
             reply.wanted = self.wanted
             self.done(reply)

@@ -9,15 +9,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from target.scsi.erasure import Erasure
 from target.scsi.limits import MAX_UNIT_ATTENTIONS
+from target.scsi.medium import NOT_PRESENT, Medium
 from target.scsi.mode_pages import ModeParameters
+from target.scsi.platform import Platform
 from target.scsi.reservation import Reservations
 from target.scsi.sense import Asc, CheckCondition, SenseKey, Status
 from target.scsi.store import BlockStore
-from target.scsi.task import Access, Reply
+from target.scsi.task import NOT_READY, Access, Reply
 
 if TYPE_CHECKING:
     from target.scsi.it_nexus import ITNexus
+
+MODES, REMOVABLE, WRITE_PROTECTED = "mode pages", "removable", "write_protected"
+"""Names of saved values."""
 
 RESETS = (
     Asc.POWER_ON_RESET_OR_BUS_DEVICE_RESET_OCCURRED,
@@ -29,14 +35,19 @@ RESETS = (
 class LogicalUnit:
     """One direct-access block device over one store."""
 
-    def __init__(self, store: BlockStore, reservations: Reservations | None = None) -> None:
+    def __init__(self, store: BlockStore, platform: Platform) -> None:
         self.store = store
-        self.modes = ModeParameters()
-        self.reservations = reservations or Reservations()
+        self.platform = platform
+        self.modes = ModeParameters(platform.saved.get(MODES, b""))
+        self.reservations = Reservations()
+        self.medium = Medium(bool(platform.saved.get(REMOVABLE)))
+        self.read_only = bool(platform.saved.get(WRITE_PROTECTED))
+        """By the administrator; the store may be it besides."""
         self.itls: list[ITLNexus] = []
         self.counters = Counters()
         self.contents = 0
         """Changes when the medium holds something else than before."""
+        self.erasure = Erasure(self)
 
     @property
     def block_bytes(self) -> int:
@@ -52,11 +63,17 @@ class LogicalUnit:
 
     @property
     def write_protected(self) -> bool:
-        return self.store.read_only or self.modes.software_write_protect
+        return self.store.read_only or self.read_only or self.modes.software_write_protect
 
     def failed(self, condition: CheckCondition) -> Reply:
         """CHECK CONDITION in the sense format that the unit is set to (D_SENSE)."""
         return Reply(Status.CHECK_CONDITION, condition.encode(self.modes.descriptor_sense))
+
+    def not_ready(self) -> CheckCondition | None:
+        """Why the medium cannot be used now."""
+        if not self.store.online:
+            return NOT_READY
+        return self.erasure.condition or (None if self.medium.loaded else NOT_PRESENT)
 
     # --- what management tells us -------------------------------------------------------------------------------
 
@@ -88,6 +105,16 @@ class LogicalUnit:
             self.establish(Asc.CAPACITY_DATA_HAS_CHANGED)
         self.state_changed()
 
+    def switch(self, name: str, value: bool) -> None:
+        """REMOVABLE or WRITE_PROTECTED, as the administrator wants and keeps it.  INQUIRY (3F/03) or the mode
+        parameter header (2A/01) says something else then."""
+        if name == REMOVABLE and self.medium.removable is not value:
+            self.medium = Medium(value)
+            self.establish(Asc.INQUIRY_DATA_HAS_CHANGED)
+        elif name == WRITE_PROTECTED and self.read_only is not value:
+            self.read_only = value
+            self.establish(Asc.MODE_PARAMETERS_CHANGED)
+
     def threshold_reached(self) -> None:
         """Thin provisioning soft threshold (SBC-3 4.7.3.7.3)."""
         self.establish(Asc.THIN_PROVISIONING_SOFT_THRESHOLD_REACHED)
@@ -102,7 +129,8 @@ class LogicalUnit:
 
     def reset(self) -> None:
         """Logical unit reset condition (SAM-5 6.3.3): tasks are the caller's business."""
-        self.modes = ModeParameters()
+        self.modes.reset()
+        self.medium.reset()
         self.reservations.release_unit()
         self.establish(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
 
@@ -131,6 +159,7 @@ class ITLNexus:
     def detach(self) -> None:
         """The nexus is lost or the LUN no longer mapped: RESERVE(6) ends, registrations stay (SPC-4 5.13.1)."""
         self.lu.itls.remove(self)
+        self.lu.medium.allow(self)
         if self.lu.reservations.release_unit(self):
             self.lu.state_changed()
 
@@ -164,7 +193,7 @@ class ITLNexus:
         lu = self.lu
         return (
             not self.attentions
-            and lu.store.online
+            and lu.not_ready() is None
             and not (access is Access.WRITE and lu.write_protected)
             and self.allows(access)
         )

@@ -82,6 +82,11 @@ class MemoryStore:
             self.pieces.setdefault(number, bytearray(PIECE))[at : at + len(part)] = part
             done += len(part)
 
+    def write_atomic(self, offset: int, data: memoryview) -> None:
+        assert not (offset | len(data)) % PIECE
+        assert len(data) <= 1 << 20
+        self.write(offset, data)
+
     def unmap(self, offset: int, length: int) -> None:
         self._check(offset, length)
         end = offset + length

@@ -6,10 +6,12 @@ import struct
 
 from target.iscsi.ports import DataInFailed, Response
 from target.nexus import LogicalUnit, Nexus, TargetDevice, lun_field
+from tests.support.manual_platform import ManualPlatform
 from tests.support.memory_store import MemoryStore
 
 TARGET = "iqn.2024-01.example:vol0"
 SIMPLE = 1
+TURNS = 100_000
 
 
 class Host:
@@ -36,16 +38,26 @@ class Host:
 
     def send(self, cdb: bytes, data: bytes = b"", lun: int = 0) -> Response:
         response = self.start(cdb, data, lun)
-        if response is None:
-            store = self.nexus.find(lun_field(lun)).lu.store  # type: ignore[union-attr]
-            assert isinstance(store, MemoryStore)
-            store.finish_flushes()
-            response = self.late.pop(self.tag)
-        return response
+        return self.finish(lun) if response is None else response
+
+    def finish(self, lun: int = 0) -> Response:
+        """The end of the command that was put aside last: time passes, everything waited for comes."""
+        lu = self.nexus.find(lun_field(lun)).lu  # type: ignore[union-attr]
+        for _ in range(TURNS):
+            if self.tag in self.late:
+                return self.late.pop(self.tag)
+            for each in {lu, *(itl.lu for itl in self.nexus.itls.values())}:
+                assert isinstance(each.store, MemoryStore)
+                each.store.finish_flushes()
+                platform = platform_of(each)
+                platform.finish_saves()
+                if platform.calls:
+                    platform.step()
+        raise AssertionError("the command never ends")
 
     def ready(self, lun: int = 0) -> None:
         """Take every unit attention."""
-        while self.send(TEST_UNIT_READY, lun=lun).status == 2:
+        while (last := self.send(TEST_UNIT_READY, lun=lun)).status == 2 and key_asc(last)[0] == UNIT_ATTENTION:
             pass
 
     def read(self, lba: int, blocks: int) -> bytes:
@@ -64,10 +76,19 @@ class Host:
         return bytes(out)
 
 
-def one_host(store: MemoryStore | None = None) -> tuple[Host, LogicalUnit, MemoryStore]:
-    """A host ready to use LUN 0."""
+def unit(store: MemoryStore | None = None, **saved: bytes) -> LogicalUnit:
+    return LogicalUnit(store or MemoryStore(), ManualPlatform(saved))
+
+
+def platform_of(lu: LogicalUnit) -> ManualPlatform:
+    assert isinstance(lu.platform, ManualPlatform)
+    return lu.platform
+
+
+def one_host(store: MemoryStore | None = None, **saved: bytes) -> tuple[Host, LogicalUnit, MemoryStore]:
+    """A host ready to use LUN 0; `saved` is what the platform has kept for it."""
     store = store or MemoryStore()
-    lu = LogicalUnit(store)
+    lu = unit(store, **saved)
     host = Host(TargetDevice(TARGET), {0: lu})
     host.ready()
     return host, lu, store
@@ -76,7 +97,7 @@ def one_host(store: MemoryStore | None = None) -> tuple[Host, LogicalUnit, Memor
 def two_hosts() -> tuple[Host, Host, LogicalUnit, MemoryStore]:
     """Two hosts that share LUN 0."""
     store = MemoryStore()
-    lu = LogicalUnit(store)
+    lu = unit(store)
     device = TargetDevice(TARGET)
     hosts = [Host(device, {0: lu}, name) for name in ("iqn.host:a", "iqn.host:b")]
     for host in hosts:
@@ -194,6 +215,26 @@ def reserve_out_list(key: int, service_action_key: int = 0, flags: int = 0) -> b
 
 def report_opcodes(options: int = 0, opcode: int = 0, action: int = 0, length: int = 1 << 16) -> bytes:
     return struct.pack(">BBBBHIBB", 0xA3, 0x0C, options, opcode, action, length, 0, 0)
+
+
+def write_atomic(lba: int, blocks: int, boundary: int = 0, flags: int = 0) -> bytes:
+    return struct.pack(">BBQHHBB", 0x9C, flags, lba, boundary, blocks, 0, 0)
+
+
+def sanitize(action: int, length: int = 0, flags: int = 0) -> bytes:
+    return struct.pack(">BB5xHB", 0x48, flags | action, length, 0)
+
+
+def overwrite_list(pattern: bytes, count: int = 1, length: int | None = None) -> bytes:
+    return struct.pack(">BxH", count, len(pattern) if length is None else length) + pattern
+
+
+def start_stop(start: int, flags: int = 0) -> bytes:
+    return bytes((0x1B, flags, 0, 0, start, 0))
+
+
+def prevent(value: int) -> bytes:
+    return bytes((0x1E, 0, 0, 0, value, 0))
 
 
 RESERVE_6, RELEASE_6 = bytes((0x16, 0, 0, 0, 0, 0)), bytes((0x17, 0, 0, 0, 0, 0))

@@ -1,6 +1,7 @@
 """The real portal, iSCSI core and SCSI device server over stores in memory: for conformance suites without a volume.
 
-`python -m tests.support.scsi_target [--port N] [--mib N] [--thick] [--block 4096] [--physical 512] [--read-only]`
+`python -m tests.support.scsi_target [--port N] [--mib N] [--thick] [--block 4096] [--physical 512] [--read-only]
+[--removable]`
 serves LUN 0 to anybody on 127.0.0.1 until it is interrupted.
 """
 
@@ -9,11 +10,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import time
+from collections.abc import Callable, Mapping
 
 from target.iscsi.ports import ChapPolicy, LoginRefused
 from target.iscsi.registry import Registry
 from target.nexus import LogicalUnit, Nexus, TargetDevice
 from target.portal.portal import Portal, PortalConfig
+from target.scsi.platform import SaveDone
 from target.scsi.store import FlushDone
 from tests.support.memory_store import MemoryStore
 
@@ -25,6 +29,26 @@ class ServedStore(MemoryStore):
 
     def flush(self, done: FlushDone) -> None:
         asyncio.get_running_loop().call_soon(done, None)
+
+
+class LoopPlatform:
+    """Time and turns of the running loop; what is saved is kept in memory."""
+
+    def __init__(self, saved: Mapping[str, bytes]) -> None:
+        self.saved = dict(saved)
+
+    def save(self, name: str, value: bytes, done: SaveDone) -> None:
+        self.saved[name] = value
+        asyncio.get_running_loop().call_soon(done, None)
+
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_later(delay_s, call)
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def wall_clock(self) -> float:
+        return time.time()
 
 
 class OpenDirectory:
@@ -65,12 +89,14 @@ def main() -> None:
     parser.add_argument("--physical", type=int, default=4096)
     parser.add_argument("--thick", action="store_true")
     parser.add_argument("--read-only", action="store_true")
+    parser.add_argument("--removable", action="store_true")
     chosen = parser.parse_args()
     store = ServedStore(chosen.mib << 20, chosen.block, thin=not chosen.thick)
     store.physical_block_bytes = chosen.physical
     store.read_only = chosen.read_only
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve(chosen.port, {0: LogicalUnit(store)}))
+        platform = LoopPlatform({"removable": b"1"} if chosen.removable else {})
+        asyncio.run(serve(chosen.port, {0: LogicalUnit(store, platform)}))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from target.lun_store import LunStore
 from target.nexus import LogicalUnit, TargetDevice
 from target.scsi.store import BlockStore, MediumError, SpaceExhausted
 from tests.support.crash_device import MemoryDevice
+from tests.support.manual_platform import ManualPlatform
 from tests.support.scsi_host import (
     DATA_PROTECT,
     MEDIUM_ERROR,
@@ -39,7 +40,7 @@ WRITE_SAME_16 = 0x93
 
 
 def serve(volume: Volume, lun: Lun) -> Host:
-    host = Host(TargetDevice(TARGET), {0: LogicalUnit(LunStore(lun, VolumeService(volume)))})
+    host = Host(TargetDevice(TARGET), {0: LogicalUnit(LunStore(lun, VolumeService(volume)), ManualPlatform())})
     host.ready()
     return host
 
@@ -240,7 +241,7 @@ def test_synchronize_cache_is_good_once_the_log_is_durable(workshop: Workshop) -
         service = VolumeService(volume)
         service.start()
         host = Host(
-            TargetDevice(TARGET), {0: LogicalUnit(LunStore(volume.create_lun("lun0", MIB), service))}
+            TargetDevice(TARGET), {0: LogicalUnit(LunStore(volume.create_lun("lun0", MIB), service), ManualPlatform())}
         )
         host.ready()
         host.send(write_16(0, 8), pattern(1, 4096))

@@ -24,6 +24,7 @@ from tests.support.scsi_host import (
     reserve_out_list,
     ten,
     two_hosts,
+    unit,
     write_16,
 )
 
@@ -242,7 +243,7 @@ def test_a_replaced_store_is_read_at_once() -> None:
 
 
 def units(count: int) -> list[LogicalUnit]:
-    return [LogicalUnit(MemoryStore(serial=f"S{i}")) for i in range(count)]
+    return [unit(MemoryStore(serial=f"S{i}")) for i in range(count)]
 
 
 def test_an_initiator_sees_its_map_only() -> None:
@@ -451,7 +452,7 @@ def test_the_same_unit_under_two_luns_is_one_unit() -> None:
 def test_a_nexus_covers_the_same_logical_unit_only_whatever_its_lun_is() -> None:
     """A reset of one host's LUN 0 is nothing to another host whose LUN 0 is another logical unit."""
     device = TargetDevice(TARGET)
-    one, two = LogicalUnit(MemoryStore()), LogicalUnit(MemoryStore())
+    one, two = unit(), unit()
     mine = device.open_nexus("iqn.2000-01.com.example:a", b"\0\0\0\0\0\1", {0: one})
     other = device.open_nexus("iqn.2000-01.com.example:b", b"\0\0\0\0\0\2", {0: two, 5: one})
     assert not mine.covers(lun_field(0), other, lun_field(0))

@@ -262,3 +262,24 @@ def test_data_of_a_lun_a_host_uses_is_not_overwritten(play: Play) -> None:
         assert (await api.http.put("/v1/data/vol0/lun0", content=bytes(512))).status_code == 204
 
     play(scene)
+
+
+def test_removable_and_write_protected_last_until_the_lun_is_gone(play: Play) -> None:
+    async def set_both(api: Api) -> None:
+        await api.volume()
+        await api.lun()
+        changed = await api.call("PATCH", "/luns/vol0/lun0", {"removable": True, "write_protected": True})
+        assert (changed["removable"], changed["write_protected"]) == (True, True)
+
+    async def look(api: Api) -> None:
+        found = await api.get("/luns/vol0/lun0")
+        assert (found["removable"], found["write_protected"]) == (True, True)
+        (unit,) = api.core.served["vol0"].luns.values()
+        assert unit.medium.removable
+        assert unit.write_protected
+        await api.call("PATCH", "/luns/vol0/lun0", {"write_protected": False})
+        assert not unit.write_protected
+        await api.call("DELETE", "/luns/vol0/lun0")
+        assert not api.core.state.lun_values
+
+    play(set_both, look)

@@ -26,6 +26,7 @@ from tests.support.scsi_host import (
     ten,
     twelve,
     write_16,
+    write_atomic,
 )
 
 FUA, DPO = 0x08, 0x10
@@ -420,3 +421,37 @@ def test_commands_and_bytes_are_counted() -> None:
     host.read(0, 2)
     counters = lu.counters
     assert (counters.writes, counters.write_bytes, counters.reads, counters.read_bytes) == (1, 2048, 1, 1024)
+
+
+# --- WRITE ATOMIC(16) ---
+
+
+def test_write_atomic_writes() -> None:
+    host, _, store = one_host()
+    assert host.send(write_atomic(8, 16), b"a" * 8192).status == 0
+    assert store.contents(4096, 8192) == b"a" * 8192
+
+
+def test_write_atomic_with_fua_is_flushed_first() -> None:
+    host, _, store = one_host()
+    assert host.start(write_atomic(0, 8, flags=0x08), bytes(4096)) is None
+    assert store.flushes
+
+
+@pytest.mark.parametrize("cdb", [write_atomic(1, 8), write_atomic(8, 9), write_atomic(0, 8, boundary=8)])
+def test_write_atomic_keeps_to_the_announced_alignment_and_granularity(cdb: bytes) -> None:
+    host, _, store = one_host()
+    assert key_asc(host.send(cdb, bytes(512 * cdb[13]))) == BAD_CDB_FIELD
+    assert not store.pieces
+
+
+def test_write_atomic_takes_no_more_than_announced() -> None:
+    host, _, _ = one_host(MemoryStore(4 << 20))
+    assert host.send(write_atomic(0, 2048), bytes(1 << 20)).status == 0
+    assert key_asc(host.send(write_atomic(0, 2056), bytes(2056 * 512))) == BAD_CDB_FIELD
+
+
+def test_write_atomic_of_4_kib_blocks_has_no_alignment() -> None:
+    host, _, store = one_host(MemoryStore(logical_block_bytes=4096))
+    assert host.send(write_atomic(1, 1), b"a" * 4096).status == 0
+    assert store.contents(4096, 1) == b"a"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from target.nexus import LogicalUnit, TargetDevice
+from target.nexus import TargetDevice
 from target.scsi.inquiry import VPD_PAGES
 from tests.support.memory_store import MemoryStore
-from tests.support.scsi_host import BAD_CDB_FIELD, TARGET, Host, inquiry, key_asc, one_host
+from tests.support.scsi_host import BAD_CDB_FIELD, TARGET, Host, inquiry, key_asc, one_host, unit
 
 
 def page(number: int, store: MemoryStore | None = None) -> bytes:
@@ -124,7 +124,7 @@ def test_page_b2_claims_provisioning_only_where_it_is(thin: bool, expected: str)
 
 def test_two_units_differ_in_serial_and_naa() -> None:
     units = {
-        i: LogicalUnit(MemoryStore(serial=f"S{i}", naa=bytes.fromhex(f"300000000000000{i}"))) for i in range(2)
+        i: unit(MemoryStore(serial=f"S{i}", naa=bytes.fromhex(f"300000000000000{i}"))) for i in range(2)
     }
     host = Host(TargetDevice(TARGET), units)
     for number in (0x80, 0x83):

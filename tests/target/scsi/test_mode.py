@@ -13,7 +13,7 @@ from tests.support.scsi_host import (
     BAD_LIST_FIELD,
     BAD_LIST_LENGTH,
     DATA_PROTECT,
-    ILLEGAL,
+    MEDIUM_ERROR,
     TEST_UNIT_READY,
     UNIT_ATTENTION,
     Host,
@@ -23,12 +23,14 @@ from tests.support.scsi_host import (
     mode_sense_6,
     mode_sense_10,
     one_host,
+    platform_of,
     two_hosts,
     write_16,
 )
 
 DBD, LLBAA = 0x08, 0x10
 CONTROL, CACHING = 0x0A, 0x08
+SAVE = 0x11
 
 
 def page(host: Host, number: int, control: int = 0, subpage: int = 0) -> bytes:
@@ -106,7 +108,7 @@ def test_all_pages_come_in_ascending_order() -> None:
     host, _, _ = one_host()
     data, codes = page(host, 0x3F), []
     while data:
-        codes.append(data[0])
+        codes.append(data[0] & 0x3F)
         data = data[2 + data[1] :]
     assert codes == [0x01, 0x08, 0x0A, 0x1C]
 
@@ -122,14 +124,49 @@ def test_an_unknown_page_is_refused(cdb: bytes) -> None:
     assert key_asc(host.send(cdb)) == BAD_CDB_FIELD
 
 
-def test_saved_values_are_refused() -> None:
+def test_pages_with_something_to_change_can_be_saved() -> None:
     host, _, _ = one_host()
-    assert key_asc(host.send(mode_sense_6(0xC0 | CACHING))) == (ILLEGAL, 0x3900)
+    assert [page(host, code)[0] & 0x80 for code in (0x01, CACHING, CONTROL)] == [0, 0, 0x80]
+
+
+def test_saved_values_are_the_defaults_until_something_is_saved() -> None:
+    host, _, _ = one_host()
+    assert page(host, CONTROL, control=3) == page(host, CONTROL, control=2)
+    assert select(host, control_page(b2=0x04)) is None
+    assert page(host, CONTROL, control=3) == page(host, CONTROL, control=2)
+
+
+def test_saved_values_outlive_a_reset_and_a_restart() -> None:
+    host, lu, store = one_host()
+    assert select(host, control_page(b4=0x08), SAVE) is None
+    assert page(host, CONTROL, control=3)[4] == 0x08
+    lu.reset()
+    host.ready()
+    assert page(host, CONTROL)[4] == 0x08
+    again, _, _ = one_host(store, **platform_of(lu).saved)
+    assert page(again, CONTROL)[4] == 0x08
+    assert key_asc(again.send(write_16(0, 1), bytes(512))) == (DATA_PROTECT, 0x2702)
+
+
+def test_what_is_not_saved_ends_with_a_reset() -> None:
+    host, lu, _ = one_host()
+    assert select(host, control_page(b4=0x08)) is None
+    lu.reset()
+    host.ready()
+    assert page(host, CONTROL)[4] == 0
+
+
+def test_saved_pages_are_durable_before_good_status() -> None:
+    host, lu, _ = one_host()
+    assert host.start(mode_select_6(0, SAVE)) is None
+    assert not host.late
+    platform_of(lu).finish_saves(OSError("disk full"))
+    assert key_asc(host.late.pop(host.tag)) == (MEDIUM_ERROR, 0x0C00)
 
 
 def test_changeable_bits_are_d_sense_and_swp() -> None:
     host, _, _ = one_host()
-    assert page(host, CONTROL, control=1) == bytes((0x0A, 0x0A, 0x04, 0, 0x08, 0, 0, 0, 0, 0, 0, 0))
+    assert page(host, CONTROL, control=1) == bytes((0x8A, 0x0A, 0x04, 0, 0x08, 0, 0, 0, 0, 0, 0, 0))
     assert page(host, CACHING, control=1)[2:] == bytes(18)
 
 
@@ -222,8 +259,8 @@ def test_another_block_length_is_refused() -> None:
     assert key_asc(host.send(mode_select_6(12), parameters)) == BAD_LIST_FIELD
 
 
-@pytest.mark.parametrize("flags", [0x11, 0x00])
-def test_saving_and_vendor_format_are_refused(flags: int) -> None:
+@pytest.mark.parametrize("flags", [0x01, 0x00])
+def test_a_vendor_format_is_refused(flags: int) -> None:
     host, _, _ = one_host()
     assert select(host, b"", flags) == BAD_CDB_FIELD
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from target.nexus import LogicalUnit, TargetDevice
+from target.nexus import TargetDevice
 from target.scsi.sense import Asc
 from tests.support.memory_store import MemoryStore
 from tests.support.scsi_host import (
@@ -25,13 +25,14 @@ from tests.support.scsi_host import (
     request_sense,
     sense_of,
     two_hosts,
+    unit,
 )
 
 NO_SUCH_LUN = (ILLEGAL, 0x2500)
 
 
 def fresh() -> Host:
-    return Host(TargetDevice(TARGET), {0: LogicalUnit(MemoryStore())})
+    return Host(TargetDevice(TARGET), {0: unit()})
 
 
 def lun_list(host: Host, lun: int = 0, select: int = 0) -> list[int]:
@@ -152,7 +153,7 @@ def test_request_sense_gives_descriptor_format_on_request() -> None:
 
 
 def test_report_luns_lists_the_map_ascending_in_the_addressing_for_their_size() -> None:
-    host = Host(TargetDevice(TARGET), {i: LogicalUnit(MemoryStore()) for i in (300, 7, 0, 255)})
+    host = Host(TargetDevice(TARGET), {i: unit() for i in (300, 7, 0, 255)})
     assert lun_list(host) == [0, 7, 255, 0x4000 | 300]
 
 
@@ -174,11 +175,11 @@ def test_lun_0_reports_luns_even_if_nothing_is_mapped() -> None:
 
 
 def test_lun_0_that_is_not_mapped_reports_the_others() -> None:
-    assert lun_list(Host(TargetDevice(TARGET), {5: LogicalUnit(MemoryStore())})) == [5]
+    assert lun_list(Host(TargetDevice(TARGET), {5: unit()})) == [5]
 
 
 def test_report_luns_clears_the_inventory_attention_of_every_unit() -> None:
-    units = {i: LogicalUnit(MemoryStore()) for i in range(3)}
+    units = {i: unit() for i in range(3)}
     host = Host(TargetDevice(TARGET), {0: units[0], 1: units[1]})
     for lun in (0, 1):
         host.ready(lun)

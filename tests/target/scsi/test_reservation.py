@@ -8,7 +8,6 @@ import pytest
 
 from target.scsi.reservation import ALLOWED, PersistentType
 from target.scsi.task import Access
-from tests.support.memory_store import MemoryStore
 from tests.support.scsi_host import (
     BAD_CDB_FIELD,
     BAD_LIST_FIELD,
@@ -30,6 +29,7 @@ from tests.support.scsi_host import (
     reserve_out_list,
     ten,
     two_hosts,
+    unit,
     write_16,
 )
 
@@ -416,7 +416,7 @@ def test_full_status_names_each_nexus() -> None:
 
 def test_reservations_are_of_one_unit_only() -> None:
     one, two, lu, _ = two_hosts()
-    other = type(lu)(MemoryStore())
+    other = unit()
     two.nexus.set_map({0: lu, 1: other})
     two.ready(0)
     two.ready(1)
