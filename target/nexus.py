@@ -33,8 +33,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import cast
 
-from target.iscsi.ports import DataInFailed, Done, Response, SegmentReader
-from target.iscsi.ports import Nexus as NexusPort
+from target.iscsi.ports import Aborted, DataInFailed, Done, Response, SegmentReader
 from target.scsi.cdbs import DPO, READ_10, READ_16, WRITE_10, WRITE_16
 from target.scsi.it_nexus import ITNexus, lun_field, lun_id
 from target.scsi.router import data_out_length, perform
@@ -82,6 +81,8 @@ FUNCTIONS: dict[int, Callable[[ITNexus, int], ServiceResponse]] = {
     7: lambda nexus, lun: target_reset(nexus),
 }
 TASK_REASSIGN = 8
+# RFC 7144 5.1
+I_T_NEXUS_RESET = 11
 
 FastRead = tuple[int, int, Callable[[int, memoryview], bool], Counters]
 FastWrite = tuple[int, int, Callable[[int, memoryview], None], Counters]
@@ -118,6 +119,7 @@ class Nexus(ITNexus):
         super().__init__(initiator, isid, device.name, tpgt)
         self.device = device
         self._on_close = on_close
+        self.on_abort: Aborted | None = None
         self._readable: dict[int, FastRead] = {}
         self._writable: dict[int, FastWrite] = {}
         self._closed = False
@@ -208,18 +210,35 @@ class Nexus(ITNexus):
     def manage(self, function: int, lun: int) -> int:
         if function == TASK_REASSIGN:
             return ALLEGIANCE_NOT_SUPPORTED
+        if function == I_T_NEXUS_RESET:
+            self.reset()
+            return FUNCTION_COMPLETE
         act = FUNCTIONS.get(function)
         return FUNCTION_NOT_SUPPORTED if act is None else SERVICE_RESPONSES[act(self, lun)]
 
-    def covers(self, lun: int | None, other: NexusPort, other_lun: int) -> bool:
-        assert isinstance(other, Nexus)
-        itl = other.find(other_lun)
+    def attention(self, lun: int) -> bytes | None:
+        itl = self.find(lun)
         if itl is None:
-            return False
-        if lun is None:
-            return any(mine.lu is itl.lu for mine in self.itls.values())
-        mine = self.find(lun)
-        return mine is not None and mine.lu is itl.lu
+            return None
+        if not itl.attentions:
+            return b""
+        depth = 1 if len(itl.attentions) == 1 else 2
+        return bytes((depth << 4 | SenseKey.UNIT_ATTENTION,)) + int(itl.attentions[0]).to_bytes(2, "big")
+
+    def abort(self, lu: LogicalUnit, issuer: ITNexus) -> int:
+        """As ITNexus does, and what the transport holds for the logical unit ends with it."""
+        count = super().abort(lu, issuer)
+        if self.on_abort is not None:
+            self.on_abort(lambda field: (itl := self.find(field)) is not None and itl.lu is lu, issuer is not self)
+        return count
+
+    def reset(self) -> None:
+        """I_T NEXUS RESET (SAM-5 7.6): I_T nexus loss on every logical unit, and the nexus goes on."""
+        for itl in list(self.itls.values()):
+            self.abort(itl.lu, self)
+            if itl.lu.reservations.release_unit(itl):
+                itl.lu.state_changed()
+            itl.establish(Asc.I_T_NEXUS_LOSS_OCCURRED)
 
     def close(self) -> None:
         if self._closed:

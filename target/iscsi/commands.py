@@ -30,7 +30,6 @@ from target.iscsi.tasks import Sequence, State, Task
 
 if TYPE_CHECKING:
     from target.iscsi.connection import Connection
-    from target.iscsi.session import Session
 
 _UNPACK_COMMAND = layouts.SCSI_COMMAND.codec.unpack_from
 _UNPACK_DATA_OUT = layouts.DATA_OUT.codec.unpack_from
@@ -41,7 +40,7 @@ def scsi_command(connection: Connection, pdu: Pdu) -> None:
     """A SCSI Command whose CmdSN has been taken."""
     _, flags, _, lun, itt, edtl, cmd_sn, _ = _UNPACK_COMMAND(pdu.header)
     session = connection.session
-    _refuse_what_cannot_start(session, pdu, flags, itt)
+    _refuse_what_cannot_start(connection, pdu, flags, itt)
     cdb = pdu.cdb()
     if len(cdb) > limits.CDB_BYTES:
         raise PduRejected(RejectReason.INVALID_PDU_FIELD, "CDB too long")
@@ -57,7 +56,8 @@ def scsi_command(connection: Connection, pdu: Pdu) -> None:
         execute(connection, task, _EMPTY)
 
 
-def _refuse_what_cannot_start(session: Session, pdu: Pdu, flags: int, itt: int) -> None:
+def _refuse_what_cannot_start(connection: Connection, pdu: Pdu, flags: int, itt: int) -> None:
+    session = connection.session
     if session.nexus is None:
         raise PduRejected(RejectReason.PROTOCOL_ERROR, "SCSI Command in a discovery session")
     if itt == NO_TAG:
@@ -66,7 +66,7 @@ def _refuse_what_cannot_start(session: Session, pdu: Pdu, flags: int, itt: int) 
         raise PduRejected(RejectReason.TASK_IN_PROGRESS, f"initiator task tag {itt:#x} is in use")
     if flags & COMMAND_READ and flags & COMMAND_WRITE:
         raise PduRejected(RejectReason.COMMAND_NOT_SUPPORTED, "bidirectional command")
-    if pdu.immediate and session.immediate_outstanding >= limits.IMMEDIATE_COMMANDS:
+    if pdu.immediate and connection.immediate_outstanding >= limits.IMMEDIATE_COMMANDS:
         raise PduRejected(RejectReason.TOO_MANY_IMMEDIATE, "too many immediate commands")
 
 
@@ -154,6 +154,9 @@ def find_sequence(connection: Connection, header: memoryview) -> tuple[Task, Seq
     task = session.tasks.get(itt)
     if task is None or task.state is State.ANSWERING:
         return None
+    if task.connection is not connection:
+        # 4.2.5.1: a command's data comes by the connection that brought the command
+        raise PduRejected(RejectReason.PROTOCOL_ERROR, "Data-Out by another connection than its command's")
     sequence = task.sequences.get(ttt)
     if sequence is None:
         if session.tags.was_given(ttt):
@@ -201,7 +204,9 @@ def execute(connection: Connection, task: Task, data: memoryview) -> None:
         counters.others += 1
     task.state = State.EXECUTING
     assert session.nexus is not None
+    session.executing = task
     response = session.nexus.execute(task.lun, task.cdb, task.attribute, data, task.itt, partial(_done, task))
+    session.executing = None
     if response is not None:
         complete(task, response)
     elif task.state is State.EXECUTING:

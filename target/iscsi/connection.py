@@ -21,6 +21,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
+from typing import Any
 
 from target.iscsi import commands, hotpath, limits
 from target.iscsi.answers import Answer, Message
@@ -28,16 +30,18 @@ from target.iscsi.buffers import OutputBuffer, ReceiveBuffer
 from target.iscsi.constants import NO_TAG, AsyncEvent, LoginStatus, Opcode, RejectReason
 from target.iscsi.direct import DirectData, begin_direct
 from target.iscsi.errors import FormatError, LoginFailure, PduRejected
+from target.iscsi.fence import Fence
 from target.iscsi.framing import Framing, Pdu
 from target.iscsi.fullfeature import HANDLERS, SEQUENCED
 from target.iscsi.host import Closed, Event, Host, LoggedIn, LoginFailed
 from target.iscsi.keys import Value
 from target.iscsi.login import Login, LoginReply
+from target.iscsi.manage import tasks_ended
 from target.iscsi.session import ConnectionInfo, Session
 from target.iscsi.tasks import Task
 from target.iscsi.text import Pairs
 from target.iscsi.texting import TextExchange, send_targets
-from target.iscsi.window import MASK, Arrival, CommandWindow
+from target.iscsi.window import MASK, Arrival, CommandWindow, Held
 
 
 class Phase(Enum):
@@ -80,6 +84,9 @@ class Connection:
         self.blocked = False
         self.closing: str | None = None
         self.cid = 0
+        self.immediate_outstanding = 0
+        self.fences: dict[int, Fence] = {}
+        """Answers of other connections that wait for this one's, by the tag of the NOP-In that asks."""
         self.send_data_max = limits.LOGIN_DATA_SEGMENT_BYTES
         self.max_burst = self.rules.max_burst
         self.plain_read_max = self.plain_write_max = 0
@@ -208,11 +215,19 @@ class Connection:
     def dispatch(self, view: memoryview, at: int) -> None:
         """One whole PDU that the hot path leaves to the rest."""
         self._take(self.framing.split(view, at))
-        while self.full_feature and self.session.window.early:
-            kept = self.session.window.next_kept()
-            if kept is None:
-                break
-            self._take(self.framing.split(memoryview(kept), 0))
+        window = self.session.window
+        if window.early or window.functions:
+            self.session.catch_up(self)
+
+    def take_held(self, held: Held) -> None:
+        """A PDU of this connection whose turn has come."""
+        if not self.full_feature:
+            self.session.window.advance()
+            return
+        try:
+            self._take(self.framing.split(memoryview(held.pdu), 0))
+        except FormatError as error:
+            self.close(str(error), fault=True)
 
     def _take(self, pdu: Pdu) -> None:
         self.heard()
@@ -243,7 +258,7 @@ class Connection:
             window.advance()
             return True
         if arrival is Arrival.EARLY:
-            window.keep(cmd_sn, pdu.encoded(self.framing))
+            window.keep(Held(self, cmd_sn, pdu.encoded(self.framing)))
         return False
 
     def _reject(self, pdu: Pdu, refused: PduRejected) -> None:
@@ -257,14 +272,16 @@ class Connection:
         commands.ask_for_data(self, task)
 
     def request_logout(self, time_s: int) -> None:
-        """Async Message, event 1: please log out within `time_s` seconds (11.9.1)."""
-        self.async_message(AsyncEvent.LOGOUT_REQUEST, parameter3=time_s)
+        """11.9.1, event 1: please log out within `time_s` seconds."""
+        self._async_message(AsyncEvent.LOGOUT_REQUEST, parameter3=time_s)
 
-    def async_message(self, event: AsyncEvent, data: bytes = b"", lun: int = 0, parameter3: int = 0) -> None:
-        """11.9; for a SCSI event `data` is the sense data with its length in front."""
-        self.emit(
-            Message(Opcode.ASYNC_MESSAGE, data, lun=lun, itt=NO_TAG, async_event=event, parameter3=parameter3)
-        )
+    def announce_drop(self, event: AsyncEvent, cid: int = 0) -> None:
+        """11.9.1, events 2 and 3: the connection `cid`, or the session, is being ended from this side."""
+        time2wait = self.session.parameters["DefaultTime2Wait"]
+        self._async_message(event, parameter1=cid, parameter2=time2wait)
+
+    def _async_message(self, event: AsyncEvent, **parameters: Any) -> None:
+        self.emit(Message(Opcode.ASYNC_MESSAGE, itt=NO_TAG, async_event=event, **parameters))
         self.wake()
 
     # --- login
@@ -285,7 +302,10 @@ class Connection:
         login = self._login
         try:
             reply = login.step(pdu)
-            self._login_window.exp_cmd_sn = login.cmd_sn
+            if login.done:
+                self._login_window = self.session.window
+            else:
+                self._login_window.exp_cmd_sn = login.cmd_sn
         except LoginFailure as failure:
             self._login_window.exp_cmd_sn = int.from_bytes(pdu.header[24:28], "big")
             self._events.append(LoginFailed(login.who, failure.status, str(failure)))
@@ -321,17 +341,20 @@ class Connection:
                 if nexus is not None:
                     nexus.close()
                 raise
+            if nexus is not None:
+                nexus.on_abort = partial(tasks_ended, self.session)
         self.session.connections[self.cid] = self
         return self.session.tsih
 
     def _join(self, session: Session) -> Session:
-        """Connection reinstatement (6.3.4); a further connection is refused as long as MaxConnections is 1."""
+        """6.3.2, 6.3.4: one more connection, or one in the place of the connection with the same id."""
         old = session.connections.get(self.cid)
         if old is None:
-            raise LoginFailure(LoginStatus.TOO_MANY_CONNECTIONS, "the session has its connection")
-        session.drop_tasks()
-        for task in list(session.tasks.values()):
-            session.finish(task)  # answered, but the answer will not go out
+            allowed = int(session.parameters["MaxConnections"])
+            if len(session.connections) >= allowed:
+                raise LoginFailure(LoginStatus.TOO_MANY_CONNECTIONS, f"the session has {allowed} connections")
+            return session
+        session.end_tasks_of(old)
         session.connections.pop(self.cid)
         old.close("connection reinstatement")
         return session
@@ -434,21 +457,20 @@ class Connection:
         self.full_feature = False
         self.closing = reason
         self.waiting.clear()
-        self._leave_session(reason)
+        self._leave_session(reason, fault)
         self.wake()
 
     def lost(self, reason: str) -> None:
         """The transport is gone."""
         self.close(reason)
 
-    def _leave_session(self, reason: str) -> None:
+    def _leave_session(self, reason: str, fault: bool) -> None:
         session = getattr(self, "session", None)
-        if session is None or session.connections.get(self.cid) is not self:
-            return
-        del session.connections[self.cid]
-        # DefaultTime2Retain=0: without connections the session is over
-        if not session.connections:
-            session.close(reason)
+        for fence in list(self.fences.values()):
+            fence.passed(self)
+        self.fences.clear()
+        if session is not None:
+            session.leave(self, reason, announce=fault)
 
     @property
     def has_events(self) -> bool:

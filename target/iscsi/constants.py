@@ -86,6 +86,11 @@ class TaskFunction(IntEnum):
     TARGET_WARM_RESET = 6
     TARGET_COLD_RESET = 7
     TASK_REASSIGN = 8
+    # RFC 7144 5.1: only in sessions of protocol level 2
+    QUERY_TASK = 9
+    QUERY_TASK_SET = 10
+    I_T_NEXUS_RESET = 11
+    QUERY_ASYNCHRONOUS_EVENT = 12
 
 
 class TaskResponse(IntEnum):
@@ -98,6 +103,8 @@ class TaskResponse(IntEnum):
     REASSIGNMENT_NOT_SUPPORTED = 4
     FUNCTION_NOT_SUPPORTED = 5
     AUTHORIZATION_FAILED = 6
+    FUNCTION_SUCCEEDED = 7
+    """RFC 7144 5.2: what was asked for is there."""
     FUNCTION_REJECTED = 255
 
 

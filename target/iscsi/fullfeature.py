@@ -35,6 +35,9 @@ def _nop_out(connection: Connection, pdu: Pdu) -> None:
     """11.18: an answer to our question, a question, or just numbers."""
     request = pdus.parse_header(pdus.NOP_OUT, pdu.header)
     if request.itt == NO_TAG:
+        fence = connection.fences.pop(request.ttt, None)
+        if fence is not None:
+            fence.passed(connection)
         return
     if request.ttt != NO_TAG:
         raise PduRejected(RejectReason.INVALID_PDU_FIELD, "NOP-Out with both tags")
@@ -47,31 +50,42 @@ def _text(connection: Connection, pdu: Pdu) -> None:
 
 
 def _logout(connection: Connection, pdu: Pdu) -> None:
-    """11.14."""
+    """11.14: of this connection, of another one of the session, or of the session."""
     request = pdus.parse_header(pdus.LOGOUT_REQUEST, pdu.header)
     reason = request.flags & 0x7F
-    response = _logout_response(connection, reason, request.cid)
-    parameters = connection.session.parameters
+    session = connection.session
+    response, leaving = _logout_response(connection, reason, request.cid)
+    for each in leaving:
+        # 11.14: no answer of a command comes after the Logout Response
+        session.end_tasks_of(each)
+        if each is not connection:
+            each.close("logout")
     connection.emit(
         Message(
             Opcode.LOGOUT_RESPONSE,
             itt=request.itt,
             response=response,
-            time2wait=parameters["DefaultTime2Wait"],
+            time2wait=session.parameters["DefaultTime2Wait"],
             time2retain=0,  # nothing is kept for a connection that has gone (11.15.4)
         )
     )
-    if response == LogoutResponse.SUCCESS:
+    if connection in leaving:
         connection.finish_and_close("logout")
 
 
-def _logout_response(connection: Connection, reason: int, cid: int) -> LogoutResponse:
+def _logout_response(
+    connection: Connection, reason: int, cid: int
+) -> tuple[LogoutResponse, list[Connection]]:
+    """The answer, and the connections that end with it."""
+    connections = connection.session.connections
     if reason == LogoutReason.CLOSE_SESSION:
-        return LogoutResponse.SUCCESS
+        return LogoutResponse.SUCCESS, list(connections.values())
     if reason == LogoutReason.CLOSE_CONNECTION:
-        return LogoutResponse.SUCCESS if cid == connection.cid else LogoutResponse.CID_NOT_FOUND
+        if cid not in connections:
+            return LogoutResponse.CID_NOT_FOUND, []
+        return LogoutResponse.SUCCESS, [connections[cid]]
     if reason == LogoutReason.REMOVE_FOR_RECOVERY:
-        return LogoutResponse.RECOVERY_NOT_SUPPORTED
+        return LogoutResponse.RECOVERY_NOT_SUPPORTED, []
     raise PduRejected(RejectReason.INVALID_PDU_FIELD, f"logout reason {reason}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from target.iscsi import limits
 from target.iscsi.chap import Entropy
@@ -20,8 +20,8 @@ class Host:
     registry: Registry
     entropy: Entropy
     """n -> n random bytes."""
-    addresses: Callable[[], list[str]] = field(default=list)
-    """TargetAddress values of every address that the portal answers on."""
+    addresses: Callable[[str], list[str]] = lambda local: []
+    """This side's address of a connection -> TargetAddress values of the addresses that the portal answers on."""
     tpgt: int = 1
     login_timeout_s: float = limits.LOGIN_TIMEOUT_S
     nop_interval_s: float = limits.NOP_INTERVAL_S

@@ -61,7 +61,8 @@ def run(c: Connection) -> None:
 
     pos, end, at = rx.start, rx.end, out.used
     expected, credit, stat_sn = window.exp_cmd_sn, window.credit, c.stat_sn
-    plain = fast_read is not None and not window.early and credit >= 0
+    held = window.early or window.functions
+    plain = fast_read is not None and not held and credit >= 0
 
     while end - pos >= bhs:
         opcode, flags, lengths, lun, itt, edtl, cmd_sn, _ = _UNPACK(view, pos)
@@ -132,7 +133,8 @@ def run(c: Connection) -> None:
         c.dispatch(view, pos)
         pos += size
         at, expected, credit, stat_sn = out.used, window.exp_cmd_sn, window.credit, c.stat_sn
-        plain = fast_read is not None and not window.early and credit >= 0
+        held = window.early or window.functions
+        plain = fast_read is not None and not held and credit >= 0
         if c.waiting or not c.full_feature:
             c.blocked = True
             break

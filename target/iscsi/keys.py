@@ -175,8 +175,8 @@ TABLE: tuple[Key, ...] = (
     _obsolete("OFMarker", "No"),
     _obsolete("IFMarkInt", "Reject"),
     _obsolete("OFMarkInt", "Reject"),
-    # RFC 7144 7.1.1: level 1 is RFC 7143 without the functions of RFC 7144
-    _number("iSCSIProtocolLevel", Result.MINIMUM, 0, 31, 1, 1),
+    # RFC 7144 7.1.1: level 1 is RFC 7143, level 2 adds the functions of RFC 7144
+    _number("iSCSIProtocolLevel", Result.MINIMUM, 0, 31, 1, limits.PROTOCOL_LEVEL),
 )  # fmt: skip
 
 KEYS: dict[str, Key] = {key.name: key for key in TABLE}

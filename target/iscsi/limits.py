@@ -15,7 +15,10 @@ FIRST_BURST_BYTES = 256 * 1024
 MAX_BURST_BYTES = 16 * 1024 * 1024 - 1024
 """Long bursts save R2T round trips; the buffer is bounded by the command's own length anyway."""
 MAX_OUTSTANDING_R2T = 8
-MAX_CONNECTIONS_PER_SESSION = 1
+MAX_CONNECTIONS_PER_SESSION = 4
+"""Windows asks for more than one; each costs what a session's connection costs, the window is shared."""
+PROTOCOL_LEVEL = 2
+"""iSCSIProtocolLevel: RFC 7144."""
 DEFAULT_TIME2WAIT_S = 2
 DEFAULT_TIME2RETAIN_S = 0
 """Tasks are not kept for a session without connections: no host asks for it at error recovery level 0."""
@@ -59,7 +62,8 @@ OUTPUT_BUFFERS = 4
 COMMAND_WINDOW = 128
 """MaxCmdSN - ExpCmdSN + 1 when nothing is outstanding."""
 IMMEDIATE_COMMANDS = 16
-"""Unfinished immediate commands; RFC 7143 4.2.2.1 lets a target refuse more (Reject reason 06h)."""
+"""Unfinished immediate commands of a connection; RFC 7143 4.2.2.1 lets a target refuse more (Reject reason 06h).  Also
+the task management requests of a session that wait for commands sent before them."""
 HELD_BYTES = 4 * 1024 * 1024
 """Commands that arrived ahead of a gap in CmdSN and wait for it to be filled."""
 TASK_DATA_BYTES = 64 * 1024 * 1024

@@ -63,11 +63,11 @@ TASK_MANAGEMENT_REQUEST = _bhs(
         Padding(8),
     ),
 )
-# 11.6
+# 11.6, and RFC 7144 5.2: additional response information
 TASK_MANAGEMENT_RESPONSE = _bhs(
     "response" / Int8ub,
     Padding(1),
-    lun=_NO_LUN,
+    lun=("information" / Bytes(3), Padding(5)),
     tail=(Padding(4), *_WINDOW, Padding(12)),
 )
 # 11.7: flags F 80, A 40, O 04, U 02, S 01
@@ -204,7 +204,7 @@ def parse_header(declaration: Any, header: bytes | memoryview) -> Any:
 
 def build_header(declaration: Any, **fields: Any) -> bytes:
     """A 48-byte header; fields that are not given are zero (FINAL and tags are the caller's business)."""
-    values: dict[str, Any] = {"isid": bytes(6), "cdb": bytes(16)}
+    values: dict[str, Any] = {"isid": bytes(6), "cdb": bytes(16), "information": bytes(3)}
     values.update({name: 0 for name in _names(declaration) if name not in values})
     values.update(fields)
     return bytes(declaration.build(values))

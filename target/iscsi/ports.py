@@ -44,8 +44,17 @@ class DataInFailed(Exception):
 Done = Callable[[Response], None]
 
 
+Aborted = Callable[[Callable[[int], bool], bool], None]
+"""(is this LUN the logical unit?, are its tasks told?): the device server has ended all tasks of this nexus on one
+logical unit.  Told: they end with TASK ABORTED, because another nexus did it (SAM-5 5.3.1, TAS=1); else silently."""
+
+
 class Nexus(Protocol):
     """One I_T nexus: a normal session's way into the SCSI device server."""
+
+    on_abort: Aborted | None
+    """Set by the session: what it still holds for the logical unit ends too.  Called for every function of `manage`
+    and every command (PREEMPT AND ABORT) that ends tasks, whoever sent it; never for what `execute` is doing."""
 
     def fast_read(self, lun: int, buf: memoryview, cdb_at: int, edtl: int, out: memoryview) -> int:
         """Hot path.  If `buf[cdb_at:]` is a plain in-range READ of exactly `edtl` bytes that fit `out`, nothing
@@ -74,12 +83,11 @@ class Nexus(Protocol):
 
     def manage(self, function: int, lun: int) -> int:
         """The other task management functions (RFC 7143 11.5.1 code) -> response code (11.6.1).  Aborts this and, as
-        the function says, other nexuses' tasks inside the device server (those end with TASK ABORTED) and establishes
-        unit attentions."""
+        the function says, other nexuses' tasks (those end with TASK ABORTED) and establishes unit attentions."""
 
-    def covers(self, lun: int | None, other: Nexus, other_lun: int) -> bool:
-        """Is `other_lun` of the nexus `other` this one's `lun`, or (None) any logical unit that this one sees?  LUNs
-        are each initiator's own: the same number may be another logical unit elsewhere."""
+    def attention(self, lun: int) -> bytes | None:
+        """QUERY ASYNCHRONOUS EVENT (SAM-5 7.10): the three bytes that describe the unit attention which is reported
+        next, none if there is none to report; None if there is no such logical unit."""
 
     def close(self) -> None:
         """I_T nexus loss: tasks are dropped silently, RESERVE(6) is released."""

@@ -72,7 +72,7 @@ class Registry:
         self, target: str | None, tsih: int | None = None, reason: str = "disconnected by management"
     ) -> int:
         """End one session of a target (None: discovery), or all of them.  How many there were."""
-        return self._each(target, tsih, lambda session: session.close(reason))
+        return self._each(target, tsih, lambda session: session.drop(reason))
 
     def request_logout(self, target: str | None, tsih: int | None = None, time_s: int = 10) -> int:
         """Ask initiators to log out (Async Message, event 1) within `time_s`.  How many were asked."""

@@ -1,8 +1,8 @@
 """One session: the I_T nexus as iSCSI sees it (RFC 7143 4.4.1, 6.3).
 
 Owns the command window, the tasks, and the way into the device server; knows its connections but not how they talk.
-One connection a session is allowed today (MaxConnections=1); tasks name their connection, and the window belongs to
-the session, so that more of them need no other structure.
+A task belongs to the connection that brought it (4.2.5.1): its data and its answer go that way and no other, and it
+ends with it.  The window, the tags and the nexus are the session's.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from target.iscsi import limits
 from target.iscsi.buffers import BufferPool
+from target.iscsi.constants import AsyncEvent
 from target.iscsi.keys import Value
 from target.iscsi.ports import Nexus
 from target.iscsi.tasks import State, Task, TransferTags, iter_lun
@@ -93,7 +94,8 @@ class Session:
     tasks: dict[int, Task] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     tags: TransferTags = field(default_factory=TransferTags)
-    immediate_outstanding: int = 0
+    executing: Task | None = None
+    """What the device server does at this moment: no reset that it causes ends it."""
     data_bytes: int = 0
     """Data-Out buffers that R2Ts may be outstanding for."""
     starved: list[Task] = field(default_factory=list)
@@ -108,7 +110,7 @@ class Session:
     def begin(self, task: Task) -> None:
         self.tasks[task.itt] = task
         if task.immediate:
-            self.immediate_outstanding += 1
+            task.connection.immediate_outstanding += 1
         else:
             self.window.outstanding += 1
 
@@ -122,7 +124,7 @@ class Session:
         if self.tasks.get(task.itt) is task:
             del self.tasks[task.itt]
         if task.immediate:
-            self.immediate_outstanding -= 1
+            task.connection.immediate_outstanding -= 1
         else:
             self.window.outstanding -= 1
         self.free_buffer(task)
@@ -172,7 +174,57 @@ class Session:
         self.counters.aborted += dropped
         return dropped
 
+    # --- connections
+
+    @property
+    def level(self) -> int:
+        """What iSCSIProtocolLevel was agreed on (RFC 7144 7.1.1)."""
+        return int(self.parameters["iSCSIProtocolLevel"])
+
+    def catch_up(self, current: Connection | None = None) -> None:
+        """Do what waited for CmdSNs that have come meanwhile, on the connections that it came by."""
+        while not self.closed and (held := self.window.next_held()) is not None:
+            held.connection.take_held(held)
+            if held.connection is not current:
+                held.connection.wake()
+
+    def end_tasks_of(self, connection: Connection) -> None:
+        """4.2.5.1: what a connection brought ends with it, silently: there is no way left to answer."""
+        for task in list(self.tasks.values()):
+            if task.connection is not connection:
+                continue
+            if task.state is State.EXECUTING and self.nexus is not None:
+                self.nexus.abort_task(task.lun, task.itt)
+            self.finish(task)
+            self.counters.aborted += 1
+        self.window.forget(connection)
+
+    def leave(self, connection: Connection, reason: str, announce: bool) -> None:
+        """A connection has ended.  `announce`: it was this side's doing, and the others are told (11.9.1, event 2)."""
+        if self.connections.get(connection.cid) is not connection:
+            return
+        del self.connections[connection.cid]
+        # DefaultTime2Retain=0: without connections the session is over
+        if not self.connections:
+            self.close(reason)
+            return
+        self.end_tasks_of(connection)
+        if announce:
+            teller = next(iter(self.connections.values()))
+            teller.announce_drop(AsyncEvent.CONNECTION_DROP, connection.cid)
+        self.catch_up()
+
     # --- life
+
+    def drop(self, reason: str) -> None:
+        """End the session from this side: its initiator is told (11.9.1, event 3) before the connections close."""
+        connections = list(self.connections.values())
+        for connection in connections:
+            connection.announce_drop(AsyncEvent.SESSION_DROP)
+            connection.finish_and_close(reason)
+            connection.wake()
+        self.connections.clear()
+        self.close(reason)
 
     def close(self, reason: str) -> None:
         """The session ends: nexus loss for SCSI, every connection closes.  Safe to call twice."""

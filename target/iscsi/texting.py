@@ -111,5 +111,5 @@ def send_targets(host: Host, identity: Identity, local: tuple[str, int], value: 
             wanted = value in ("All", name)
         if wanted:
             pairs.append(("TargetName", name))
-            pairs += [("TargetAddress", address) for address in addresses or host.addresses()]
+            pairs += [("TargetAddress", address) for address in addresses or host.addresses(local[0])]
     return pairs

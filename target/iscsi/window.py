@@ -2,13 +2,18 @@
 
 Serial number arithmetic is RFC 1982's with 32 bits.  The window is the valve of the session: every unfinished
 non-immediate command takes one place, so MaxCmdSN stands still when commands pile up, and never goes back.
+Commands may come by any connection of the session; what comes before its turn waits here, with where it came by.
 """
 
 from __future__ import annotations
 
 from enum import Enum, auto
+from typing import TYPE_CHECKING, NamedTuple
 
 from target.iscsi import limits
+
+if TYPE_CHECKING:
+    from target.iscsi.connection import Connection
 
 MASK = 0xFFFFFFFF
 HALF = 1 << 31
@@ -27,18 +32,29 @@ class Arrival(Enum):
     """4.2.2.1: ignored silently."""
 
 
-class CommandWindow:
-    """`exp_cmd_sn` is the next CmdSN to be taken; the hot path moves it itself."""
+class Held(NamedTuple):
+    """A PDU that waits for the CmdSNs before it."""
 
-    __slots__ = ("early", "early_bytes", "exp_cmd_sn", "outstanding", "size")
+    connection: Connection
+    cmd_sn: int
+    pdu: bytes
+
+
+class CommandWindow:
+    """`exp_cmd_sn` is the next CmdSN to be taken; the hot path moves it itself, unless something waits here."""
+
+    __slots__ = ("early", "early_bytes", "exp_cmd_sn", "functions", "outstanding", "size")
 
     def __init__(self, first_cmd_sn: int, size: int = limits.COMMAND_WINDOW) -> None:
         self.exp_cmd_sn = first_cmd_sn
         self.size = size
         self.outstanding = 0
         """Non-immediate commands taken and not answered."""
-        self.early: dict[int, bytes] = {}
+        self.early: dict[int, Held | None] = {}
+        """By CmdSN.  None: it counts as received and there is nothing to do for it."""
         self.early_bytes = 0
+        self.functions: list[Held] = []
+        """Immediate task management requests that wait for the commands sent before them (4.2.3.3)."""
 
     @property
     def credit(self) -> int:
@@ -59,16 +75,43 @@ class CommandWindow:
     def advance(self) -> None:
         self.exp_cmd_sn = (self.exp_cmd_sn + 1) & MASK
 
-    def keep(self, cmd_sn: int, pdu: bytes) -> bool:
-        """Hold a PDU that came early.  False when there is no room for it."""
-        if cmd_sn in self.early or self.early_bytes + len(pdu) > limits.HELD_BYTES:
+    def keep(self, held: Held) -> bool:
+        """Hold a PDU that came early.  False when there is no room for it, or its CmdSN was here already."""
+        if held.cmd_sn in self.early or self.early_bytes + len(held.pdu) > limits.HELD_BYTES:
             return False
-        self.early[cmd_sn] = pdu
-        self.early_bytes += len(pdu)
+        self.early[held.cmd_sn] = held
+        self.early_bytes += len(held.pdu)
         return True
 
-    def next_kept(self) -> bytes | None:
-        pdu = self.early.pop(self.exp_cmd_sn, None)
-        if pdu is not None:
-            self.early_bytes -= len(pdu)
-        return pdu
+    def next_held(self) -> Held | None:
+        """What waits no longer, in its order; CmdSNs that count as received are passed over."""
+        while self.exp_cmd_sn in self.early:
+            held = self.early.pop(self.exp_cmd_sn)
+            if held is not None:
+                self.early_bytes -= len(held.pdu)
+                return held
+            self.advance()
+        ready = next((held for held in self.functions if not self.missing_before(held.cmd_sn)), None)
+        if ready is not None:
+            self.functions.remove(ready)
+        return ready
+
+    def missing_before(self, cmd_sn: int) -> int:
+        """How many CmdSNs before this one are not taken yet; 0 also for one that is far from the window."""
+        ahead = (cmd_sn - self.exp_cmd_sn) & MASK
+        # an immediate request carries the CmdSN of the command after it, which may be just outside
+        return ahead if ahead <= self.credit + 1 else 0
+
+    def plug(self, cmd_sn: int) -> None:
+        """A CmdSN inside the window counts as received."""
+        held = self.early.get(cmd_sn)
+        if held is not None:
+            self.early_bytes -= len(held.pdu)
+        self.early[cmd_sn] = None
+
+    def forget(self, connection: Connection) -> None:
+        """A connection ended: what it brought early can no longer be answered."""
+        for cmd_sn, held in list(self.early.items()):
+            if held is not None and held.connection is connection:
+                self.plug(cmd_sn)
+        self.functions = [held for held in self.functions if held.connection is not connection]

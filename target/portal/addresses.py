@@ -2,8 +2,8 @@
 
 A listener on one address answers on that one.  A listener on the wildcard answers on every address of its family; the
 kernel is asked for them over rtnetlink and tells of changes, so that SendTargets never gives out an address that went
-away.  Loopback addresses are given out only to whoever came over loopback or when there is nothing else; link-local
-IPv6 addresses never (they mean nothing without an interface).
+away.  Loopback addresses are given out only when there is nothing else, or to whoever came by one: that one, and
+before the others.  Link-local IPv6 addresses never are (they mean nothing without an interface).
 """
 
 from __future__ import annotations
@@ -28,22 +28,26 @@ def format_address(host: str, port: int, tpgt: int) -> str:
     return f"[{host}]:{port},{tpgt}" if ":" in host else f"{host}:{port},{tpgt}"
 
 
-def expand(listening: list[tuple[str, int]], machine: set[str], tpgt: int) -> list[str]:
-    """TargetAddress values of listeners, wildcards replaced by the machine's addresses of the family."""
+def expand(listening: list[tuple[str, int]], machine: set[str], tpgt: int, local: str = "") -> list[str]:
+    """TargetAddress values of listeners, wildcards replaced by the machine's addresses of the family.  `local`: the
+    address by which the one who asks has come."""
     found: list[str] = []
     for host, port in listening:
         family = WILDCARDS.get(host)
-        hosts = [host] if family is None else _useful(machine, family)
+        hosts = [host] if family is None else _useful(machine, family, local)
         found += [format_address(h, port, tpgt) for h in hosts]
     return list(dict.fromkeys(found))
 
 
-def _useful(machine: set[str], family: int) -> list[str]:
+def _useful(machine: set[str], family: int, local: str) -> list[str]:
     chosen = sorted(
         (a for a in map(ipaddress.ip_address, machine) if a.version == family and not a.is_link_local),
         key=lambda a: (a.is_loopback, int(a)),
     )
     public = [str(a) for a in chosen if not a.is_loopback]
+    came_by = ipaddress.ip_address(local) if local else None
+    if came_by is not None and came_by.is_loopback and came_by.version == family:
+        return [str(came_by), *public]
     return public or [str(a) for a in chosen]
 
 

@@ -62,9 +62,9 @@ class Portal:
         """(address, port) of each listener; the port is the real one."""
         return list(self._servers)
 
-    def addresses(self) -> list[str]:
-        """TargetAddress values: every address that the listeners answer on."""
-        return expand(self.listening, self._machine.current, self.config.tpgt)
+    def addresses(self, local: str = "") -> list[str]:
+        """TargetAddress values: every address that the listeners answer on, for one who has come by `local`."""
+        return expand(self.listening, self._machine.current, self.config.tpgt, local)
 
     async def start(self, address: str, port: int) -> tuple[str, int]:
         """Listen on one numeric address (or a wildcard).  (address, real port).  Raises OSError."""

@@ -147,8 +147,17 @@ OPERATIONAL: dict[str, str] = {
 }
 
 
+@dataclass
+class Numbers:
+    """What the connections of a session share."""
+
+    cmd_sn: int = 100
+    itt: int = 1
+    max_cmd_sn: int = 0
+
+
 class Initiator:
-    """One session over one link."""
+    """One session over one link, or (`join`) one more connection of a session."""
 
     def __init__(
         self, link: Link, *, name: str = NAME, target: str | None = TARGET, isid: bytes = b"\x80\0\0\0\0\1",
@@ -160,12 +169,29 @@ class Initiator:
         self.isid = isid
         self.tsih = 0
         self.cid = 1
-        self.cmd_sn = 100
-        self.itt = 1
+        self.numbers = Numbers()
         self.keys = {**OPERATIONAL, **(keys or {})}
         self.agreed: dict[str, str] = {}
         self.exp_stat_sn = 0
-        self.max_cmd_sn = 0
+
+    @property
+    def cmd_sn(self) -> int:
+        return self.numbers.cmd_sn
+
+    @cmd_sn.setter
+    def cmd_sn(self, value: int) -> None:
+        self.numbers.cmd_sn = value
+
+    @property
+    def itt(self) -> int:
+        return self.numbers.itt
+
+    def join(self, link: Link, cid: int = 2) -> Initiator:
+        """One more connection of this session, not logged in yet."""
+        other = Initiator(link, name=self.name, target=self.target, isid=self.isid, keys=self.keys)
+        other.tsih, other.cid, other.numbers = self.tsih, cid, self.numbers
+        other.agreed = {k: v for k, v in self.agreed.items() if "Digest" not in k and "RecvData" not in k}
+        return other
 
     # --- PDUs
 
@@ -183,12 +209,12 @@ class Initiator:
         """Send one PDU as told; the replies."""
         replies = self.link.send(self.encode(opcode, data, **fields))
         for reply in replies:
-            self.max_cmd_sn = reply.max_cmd_sn
+            self.numbers.max_cmd_sn = reply.max_cmd_sn
         return replies
 
     def next_itt(self) -> int:
-        self.itt += 1
-        return self.itt
+        self.numbers.itt += 1
+        return self.numbers.itt
 
     def numbered(self, opcode: Opcode, data: bytes = b"", **fields: Any) -> list[Reply]:
         """A non-immediate request: takes the next CmdSN."""
@@ -368,5 +394,5 @@ def make_host(directory: TargetDirectory, **settings: Any) -> Host:
         count += 1
         return hashlib.shake_128(count.to_bytes(8, "big")).digest(length)
 
-    settings.setdefault("addresses", lambda: ["192.0.2.1:3260,1"])
+    settings.setdefault("addresses", lambda local: ["192.0.2.1:3260,1"])
     return Host(directory=directory, registry=Registry(), entropy=entropy, **settings)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from target.iscsi.ports import ChapPolicy, DataInFailed, Done, LoginRefused, Nexus, Response
+from target.iscsi.ports import Aborted, ChapPolicy, DataInFailed, Done, LoginRefused, Nexus, Response
 
 BLOCK = 512
 LUN_0 = 0
@@ -44,6 +44,8 @@ class MemoryDisk:
     seen: list[bytes] = field(default_factory=list)
     managed: list[tuple[int, int]] = field(default_factory=list)
     closed: int = 0
+    nexuses: list[MemoryNexus] = field(default_factory=list)
+    attention: bytes = b""
 
     def __post_init__(self) -> None:
         self.view = memoryview(self.data)
@@ -56,6 +58,8 @@ class MemoryNexus:
         self.disk = disk
         self._view = disk.view
         self._size = len(disk.data)
+        self.on_abort: Aborted | None = None
+        disk.nexuses.append(self)
 
     def fast_read(self, lun: int, buf: memoryview, cdb_at: int, edtl: int, out: memoryview) -> int:
         code = buf[cdb_at]
@@ -115,14 +119,18 @@ class MemoryNexus:
             return 2
         self.disk.managed.append((function, lun))
         self.disk.later.clear()
+        own = function in (2, 11)
+        for nexus in [self] if own else list(self.disk.nexuses):
+            if nexus.on_abort is not None:
+                nexus.on_abort(lambda field: field == LUN_0, nexus is not self)
         return 0
 
-    def covers(self, lun: int | None, other: Nexus, other_lun: int) -> bool:
-        assert isinstance(other, MemoryNexus)
-        return other.disk is self.disk and lun in (None, other_lun)
+    def attention(self, lun: int) -> bytes | None:
+        return self.disk.attention if lun == LUN_0 else None
 
     def close(self) -> None:
         self.disk.closed += 1
+        self.disk.nexuses.remove(self)
 
     # --- commands
 

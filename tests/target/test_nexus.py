@@ -31,6 +31,7 @@ from tests.support.scsi_host import (
 SYNC = ten(0x35, 0, 0)
 FUA, DPO = 0x08, 0x10
 ABORT_TASK_SET, CLEAR_ACA, CLEAR_TASK_SET, LUN_RESET, WARM_RESET, COLD_RESET, REASSIGN = 2, 3, 4, 5, 6, 7, 8
+I_T_NEXUS_RESET = 11
 COMPLETE, NO_LUN, NO_REASSIGN, NOT_SUPPORTED = 0, 2, 4, 5
 TASK_ABORTED = 0x40
 
@@ -449,14 +450,59 @@ def test_the_same_unit_under_two_luns_is_one_unit() -> None:
     assert isinstance(host.nexus, Nexus)
 
 
-def test_a_nexus_covers_the_same_logical_unit_only_whatever_its_lun_is() -> None:
+def listening(nexus: Nexus) -> list[tuple[list[int], bool]]:
+    """What the transport is told: (LUNs whose tasks ended, told?)."""
+    heard: list[tuple[list[int], bool]] = []
+    nexus.on_abort = lambda names, told: heard.append(([n for n in range(8) if names(lun_field(n))], told))
+    return heard
+
+
+@pytest.mark.parametrize("function", [CLEAR_TASK_SET, LUN_RESET])
+def test_the_transport_hears_of_the_same_logical_unit_only_whatever_its_lun_is(function: int) -> None:
     """A reset of one host's LUN 0 is nothing to another host whose LUN 0 is another logical unit."""
     device = TargetDevice(TARGET)
     one, two = unit(), unit()
     mine = device.open_nexus("iqn.2000-01.com.example:a", b"\0\0\0\0\0\1", {0: one})
     other = device.open_nexus("iqn.2000-01.com.example:b", b"\0\0\0\0\0\2", {0: two, 5: one})
-    assert not mine.covers(lun_field(0), other, lun_field(0))
-    assert mine.covers(lun_field(0), other, lun_field(5))
-    assert not mine.covers(lun_field(0), other, lun_field(7))
-    assert mine.covers(None, other, lun_field(5))
-    assert not mine.covers(None, other, lun_field(0))
+    ours, theirs = listening(mine), listening(other)
+    assert mine.manage(function, lun_field(0)) == COMPLETE
+    assert (ours, theirs) == ([([0], False)], [([5], True)])
+    assert mine.manage(ABORT_TASK_SET, lun_field(0)) == COMPLETE
+    assert (len(ours), len(theirs)) == (2, 1)
+    assert other.manage(WARM_RESET, 0) == COMPLETE
+    assert theirs[1:] == [([0], False), ([5], False)]
+    assert ours[2:] == [([0], True)]
+
+
+def test_preempt_and_abort_is_heard_by_the_transport_of_the_preempted_nexus() -> None:
+    one, two, _, _ = two_hosts()
+    for host, key in ((one, 1), (two, 2)):
+        host.send(reserve_out(0), reserve_out_list(0, key))
+    ours, theirs = listening(one.nexus), listening(two.nexus)
+    one.send(reserve_out(5, 1), reserve_out_list(1, 2))
+    assert (ours, theirs) == ([], [([0], True)])
+
+
+def test_i_t_nexus_reset_is_a_nexus_loss_on_every_unit_of_this_nexus_alone() -> None:
+    one, two, lu, store = two_hosts()
+    one.send(RESERVE_6)
+    one.start(SYNC)
+    heard = listening(one.nexus)
+    assert one.nexus.manage(I_T_NEXUS_RESET, 0) == COMPLETE
+    store.finish_flushes()
+    assert not one.late
+    assert heard == [([0], False)]
+    assert lu.reservations.unit_holder is None
+    assert key_asc(one.send(TEST_UNIT_READY)) == (UNIT_ATTENTION, 0x2907)
+    assert two.send(TEST_UNIT_READY).status == 0
+
+
+def test_a_pending_unit_attention_is_told_without_being_reported() -> None:
+    one, _two, lu, _ = two_hosts()
+    assert one.nexus.attention(0) == b""
+    assert one.nexus.attention(lun_field(7)) is None
+    lu.capacity_changed()
+    assert one.nexus.attention(0) == bytes((0x16, 0x2A, 0x09))
+    lu.threshold_reached()
+    assert one.nexus.attention(0) == bytes((0x26, 0x2A, 0x09))
+    assert key_asc(one.send(TEST_UNIT_READY)) == (UNIT_ATTENTION, 0x2A09)

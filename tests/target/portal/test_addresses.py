@@ -33,6 +33,19 @@ def test_loopback_is_given_out_when_there_is_nothing_else() -> None:
     assert expand([("0.0.0.0", 1), ("::", 1)], {"127.0.0.1", "::1", "fe80::2"}, 2) == ["127.0.0.1:1,2", "[::1]:1,2"]
 
 
+@pytest.mark.parametrize(
+    ("local", "expected"),
+    [
+        ("127.0.0.1", ["127.0.0.1:1,1", "192.0.2.9:1,1", "192.0.2.10:1,1", "[2001:db8::7]:1,1"]),
+        ("127.7.7.7", ["127.7.7.7:1,1", "192.0.2.9:1,1", "192.0.2.10:1,1", "[2001:db8::7]:1,1"]),
+        ("::1", ["192.0.2.9:1,1", "192.0.2.10:1,1", "[::1]:1,1", "[2001:db8::7]:1,1"]),
+        ("192.0.2.9", ["192.0.2.9:1,1", "192.0.2.10:1,1", "[2001:db8::7]:1,1"]),
+    ],
+)
+def test_who_came_over_loopback_is_told_of_that_address(local: str, expected: list[str]) -> None:
+    assert expand([("0.0.0.0", 1), ("::", 1)], MACHINE, 1, local) == expected
+
+
 def test_the_kernel_tells_the_addresses() -> None:
     assert "127.0.0.1" in read_addresses()
 

@@ -346,3 +346,16 @@ def test_a_peer_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -
 
     ended = threading.Event()
     serve("asyncio", test, beside=disconnect)
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "127.0.0.9"])
+def test_discovery_over_loopback_through_a_wildcard_gives_the_address_it_came_by(peer: str) -> None:
+    def test(served: Served) -> None:
+        address = (peer, served.address[1])
+        initiator = Initiator(SocketLink(address), target=None)
+        initiator.login()
+        (reply,) = initiator.numbered(Opcode.TEXT_REQUEST, b"SendTargets=All\0", ttt=0xFFFFFFFF)
+        found = [item for item in reply.data.decode().split("\0") if item.startswith("TargetAddress=")]
+        assert found[0] == f"TargetAddress={peer}:{address[1]},1"
+
+    serve("asyncio", test, address="0.0.0.0")
