@@ -21,22 +21,21 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from functools import partial
 from typing import Any
 
 from target.iscsi import commands, hotpath, limits
 from target.iscsi.answers import Answer, Message
 from target.iscsi.buffers import OutputBuffer, ReceiveBuffer
-from target.iscsi.constants import NO_TAG, AsyncEvent, LoginStatus, Opcode, RejectReason
+from target.iscsi.constants import NO_TAG, AsyncEvent, Opcode, RejectReason
 from target.iscsi.direct import DirectData, begin_direct
 from target.iscsi.errors import FormatError, LoginFailure, PduRejected
+from target.iscsi.establish import establish
 from target.iscsi.fence import Fence
 from target.iscsi.framing import Framing, Pdu
 from target.iscsi.fullfeature import HANDLERS, SEQUENCED
 from target.iscsi.host import Closed, Event, Host, LoggedIn, LoginFailed
 from target.iscsi.keys import Value
 from target.iscsi.login import Login, LoginReply
-from target.iscsi.manage import tasks_ended
 from target.iscsi.session import ConnectionInfo, Session
 from target.iscsi.tasks import Task
 from target.iscsi.text import Pairs
@@ -320,44 +319,12 @@ class Connection:
         self.emit(Message(Opcode.LOGIN_RESPONSE, reply.data, **reply.fields))
 
     def _establish(self, login: Login) -> int:
-        """The last step of login: make or join the session.  The TSIH.  Raises LoginFailure, LoginRefused."""
-        identity, request = login.identity, login.request
-        assert identity is not None
-        assert request is not None
-        registry = self.host.registry
-        self.cid = request.cid
-        if request.tsih:
-            self.session = self._join(registry.joinable(identity, request.tsih))
-        else:
-            registry.reinstate(identity)
-            nexus = None
-            if identity.target is not None:
-                nexus = self.host.directory.open_nexus(
-                    identity.initiator, identity.isid, identity.target, identity.tpgt
-                )
-            try:
-                self.session = registry.open(identity, nexus, login.cmd_sn, login.negotiation.values, self._now)
-            except LoginFailure:
-                if nexus is not None:
-                    nexus.close()
-                raise
-            if nexus is not None:
-                nexus.on_abort = partial(tasks_ended, self.session)
+        """The last step of login.  The TSIH.  Raises LoginFailure, LoginRefused."""
+        assert login.request is not None
+        self.cid = login.request.cid
+        self.session = establish(self.host, login, self.cid, self._now)
         self.session.connections[self.cid] = self
         return self.session.tsih
-
-    def _join(self, session: Session) -> Session:
-        """6.3.2, 6.3.4: one more connection, or one in the place of the connection with the same id."""
-        old = session.connections.get(self.cid)
-        if old is None:
-            allowed = int(session.parameters["MaxConnections"])
-            if len(session.connections) >= allowed:
-                raise LoginFailure(LoginStatus.TOO_MANY_CONNECTIONS, f"the session has {allowed} connections")
-            return session
-        session.end_tasks_of(old)
-        session.connections.pop(self.cid)
-        old.close("connection reinstatement")
-        return session
 
     def _enter_full_feature(self, login: Login) -> None:
         values, session = login.negotiation.values, self.session
