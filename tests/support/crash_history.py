@@ -143,6 +143,21 @@ class History:
         self.model.luns[name].backing = None
 
     @noting_relief
+    def rename(self, old: str, new: str) -> None:
+        self.volume.rename_lun(old, new)
+        self.model.rename_lun(old, new)
+
+    @noting_relief
+    def rename_snapshot(self, old: str, new: str) -> None:
+        self.volume.rename_snapshot(old, new)
+        self.model.rename_snapshot(old, new)
+
+    @noting_relief
+    def comment(self, name: str, text: str) -> None:
+        """Nothing that the model knows: but the LUN's whole entry is said again."""
+        self.volume.lun(name).set_comment(text)
+
+    @noting_relief
     def restore(self, snapshot: str, name: str | None = None) -> None:
         """Back to a snapshot, with the consistency point that is part of it."""
         begun, generation, before = self.device.journal.position, self.volume.generation, self.model.copy()

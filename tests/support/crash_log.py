@@ -117,6 +117,16 @@ class LoggedHistory(History):
     def delete_snapshot(self, name: str) -> None:
         self._logged(lambda: History.delete_snapshot(self, name), lambda: lambda model: model.delete_snapshot(name))
 
+    def rename(self, old: str, new: str) -> None:
+        self._logged(lambda: History.rename(self, old, new), lambda: lambda model: model.rename_lun(old, new))
+
+    def rename_snapshot(self, old: str, new: str) -> None:
+        self._logged(lambda: History.rename_snapshot(self, old, new),
+                     lambda: lambda model: model.rename_snapshot(old, new))  # fmt: skip
+
+    def comment(self, name: str, text: str) -> None:
+        self._logged(lambda: History.comment(self, name, text), lambda: lambda model: None)
+
     def detach(self, name: str) -> None:
         super().detach(name)
 

@@ -190,13 +190,17 @@ def _clones(history: History, rng: random.Random) -> None:
         if lun.backing is not None and rng.random() < 0.4 and _fits(lambda name=name: history.fill(name)):
             history.checkpoint()
             history.detach(name)
+            if rng.random() < 0.5:
+                history.comment(name, "whole")
 
 
 def _administrator(history: History, rng: random.Random) -> None:
     name = rng.choice(sorted(history.model.luns))
     # The volume's word, not the model's: a detach lets go of its snapshot only when it is durable.
     unused = [s.name for s in history.volume.snapshots() if not s.busy]
-    what = rng.choice(["resize", "resize", "destroy", "delete", "delete", "restore", "restore"])
+    what = rng.choice([
+        "resize", "resize", "destroy", "delete", "delete", "restore", "restore", "rename", "rename snapshot",
+    ])  # fmt: skip
     if what == "delete" and unused:
         history.delete_snapshot(rng.choice(unused))
     elif what == "restore" and history.model.snapshots:
@@ -205,6 +209,11 @@ def _administrator(history: History, rng: random.Random) -> None:
         _fits(lambda: history.restore(snapshot, name if one else None))
     elif what == "destroy" and name != "a":
         history.destroy(name)
+    elif what == "rename" and name != "a":
+        history.rename(name, name + "x")
+    elif what == "rename snapshot" and history.volume.snapshots():
+        old = rng.choice([snapshot.name for snapshot in history.volume.snapshots()])
+        history.rename_snapshot(old, old + "x")
     else:
         size = rng.choice([BLOCK_BYTES, 9 * BLOCK_BYTES + 512, MIB // 2, MIB, MIB + 512, 300 * MIB])
         _fits(lambda: history.resize(name, size))

@@ -151,6 +151,8 @@ def _view_differences(
         by_id = {other.snapshot_id: snapshot for snapshot, other in reader.snapshots.items()}
         if by_id.get(entry["backing_snapshot"]) != backing:
             yield f"{where}LUN {name} is backed by {entry['backing_snapshot']}, should be by {backing}"
+        if entry["backing_snapshot"] and entry["backing_limit_bytes"] > -(-lun.size_bytes // BLOCK) * BLOCK:
+            yield f"{where}LUN {name} has a limit of {entry['backing_limit_bytes']} bytes behind its end"
         mapped = reader.composed(view, entry)
         for fbn in mapped.keys() | lun.blocks.keys():
             end = max(0, min(BLOCK, lun.size_bytes - fbn * BLOCK))

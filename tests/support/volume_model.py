@@ -86,6 +86,9 @@ class ModelVolume:
         if size_bytes is not None:
             lun.resize(size_bytes)
 
+    def rename_lun(self, old: str, new: str) -> None:
+        self.luns[new] = self.luns.pop(old)
+
     def take_snapshot(self, name: str) -> None:
         self.snapshots[self.next_key] = ModelSnapshot(name, {n: lun.copy() for n, lun in self.luns.items()})
         self.next_key += 1

@@ -131,6 +131,48 @@ def test_a_shrink_after_a_detach_is_not_replayed_without_it() -> None:
     assert problems(volume.device) == []  # type: ignore[arg-type]
 
 
+def test_a_detach_that_did_not_become_durable_is_not_replayed_with_what_was_logged_behind_it() -> None:
+    """Invariant C3.  The clone is still wanted, too."""
+    volume = Volume.mount(formatted())
+    put(volume.create_lun("golden", MIB), 0, 1, 40)
+    take_snapshot(volume, "base")
+    clone = volume.create_lun("clone", backing=("base", "golden"))
+    clone.set_clone_requested(True)
+    clone_whole(clone)
+    checkpoint(volume)
+    clone.detach()
+    clone.set_clone_requested(False)
+    clone.set_comment("done")
+    volume.rename_lun("clone", "whole")
+    put(clone, 50, 2)
+    volume = Volume.mount(killed(volume.device))  # type: ignore[arg-type]
+    clone = volume.lun("whole")
+    assert (clone.comment, clone.clone_requested) == ("done", True)
+    assert clone.backing is not None
+    assert volume.snapshot_usage("base") == ["whole"]
+    assert read(clone, 0, 51) == pattern(1, 40 * BLOCK_BYTES) + bytes(10 * BLOCK_BYTES) + pattern(2, BLOCK_BYTES)
+    volume.close()
+    assert problems(volume.device) == []  # type: ignore[arg-type]
+
+
+def test_a_replayed_shrink_lowers_the_limit_of_the_backing() -> None:
+    """Invariant L2."""
+    volume = Volume.mount(formatted())
+    put(volume.create_lun("golden", MIB), 0, 1, 40)
+    take_snapshot(volume, "base")
+    volume.create_lun("clone", backing=("base", "golden"))
+    checkpoint(volume)
+    volume.resize_lun("clone", 10 * BLOCK_BYTES)
+    volume = Volume.mount(killed(volume.device))  # type: ignore[arg-type]
+    clone = volume.lun("clone")
+    assert clone.backing is not None
+    assert clone.backing.limit_bytes == 10 * BLOCK_BYTES
+    volume.resize_lun("clone", MIB)
+    assert read(clone, 0, 256) == pattern(1, 10 * BLOCK_BYTES) + bytes(246 * BLOCK_BYTES)
+    volume.close()
+    assert problems(volume.device) == []  # type: ignore[arg-type]
+
+
 def test_a_flush_of_a_volume_that_is_only_read_is_answered() -> None:
     """What its log has is in memory and nowhere else; nobody is going to write it."""
     volume = Volume.mount(formatted())
