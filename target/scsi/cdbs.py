@@ -65,6 +65,30 @@ def _persistent_reserve_out(action: int) -> Cdb:
 PERSISTENT_RESERVE_IN = {action: _persistent_reserve_in(action) for action in range(4)}
 PERSISTENT_RESERVE_OUT = {action: _persistent_reserve_out(action) for action in range(8)}
 
+EXTENDED_COPY = Cdb(
+    0x83,
+    "service_action" / service_action_byte(0x00),
+    reserved(8),
+    "parameter_list_length" / Int32ub,
+    reserved(1),
+    service_action=0x00,
+)
+
+
+def _receive_copy_results(action: int) -> Cdb:
+    return Cdb(
+        0x84,
+        "service_action" / service_action_byte(action),
+        "list_identifier" / Int8ub,
+        reserved(7),
+        "allocation_length" / Int32ub,
+        reserved(1),
+        service_action=action,
+    )
+
+
+RECEIVE_COPY_STATUS, RECEIVE_OPERATING_PARAMETERS = map(_receive_copy_results, (0x00, 0x03))
+
 REPORT_SUPPORTED_OPERATION_CODES = Cdb(
     0xA3,
     "service_action" / service_action_byte(0x0C),

@@ -7,7 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from target.scsi import block, capacity, cdbs, format, inquiry, mode, primary, removal, reserve, supported
+from target.scsi import (
+    block,
+    capacity,
+    cdbs,
+    extended_copy,
+    format,
+    inquiry,
+    mode,
+    primary,
+    removal,
+    reserve,
+    supported,
+)
 from target.scsi.cdb import Cdb, Fields
 from target.scsi.limits import (
     MAX_ATOMIC_WRITE_BYTES,
@@ -208,6 +220,13 @@ COMMANDS: tuple[Command, ...] = (
         MAX_TRANSFER_BYTES,
         block.blocks_out,
         writes=True,
+    ),
+    _out("EXTENDED COPY(LID1)", cdbs.EXTENDED_COPY, extended_copy.extended_copy),
+    _in("RECEIVE COPY RESULTS, COPY STATUS", cdbs.RECEIVE_COPY_STATUS, extended_copy.copy_status),
+    _in(
+        "RECEIVE COPY RESULTS, OPERATING PARAMETERS",
+        cdbs.RECEIVE_OPERATING_PARAMETERS,
+        extended_copy.operating_parameters,
     ),
     _in("READ DEFECT DATA(10)", cdbs.READ_DEFECT_DATA_10, supported.read_defect_data_10, READ),
     _in("READ DEFECT DATA(12)", cdbs.READ_DEFECT_DATA_12, supported.read_defect_data_12, READ),

@@ -36,6 +36,7 @@ from target.scsi.limits import (
 )
 from target.scsi.sense import invalid_field
 from target.scsi.task import Reply, Task, data_in
+from target.scsi.third_party import third_party_copy_page
 from target.scsi.unit import LogicalUnit
 
 VENDOR = "LAZYLUN"
@@ -49,6 +50,7 @@ NO_LOGICAL_UNIT = 0x7F
 RMB = 0x80
 VERSION_SPC_4 = 0x06
 HISUP_FORMAT_2 = 0x12
+THIRD_PARTY_COPY = 0x08
 CMDQUE = 0x02
 # SAM-5, SPC-4, SBC-3, iSCSI (SPC-4 table 145): without a version
 VERSION_DESCRIPTORS = (0x00A0, 0x0460, 0x04C0, 0x0960)
@@ -59,7 +61,7 @@ STANDARD = Struct(
     "version" / Const(VERSION_SPC_4, Int8ub),
     "response_data_format" / Const(HISUP_FORMAT_2, Int8ub),
     "additional_length" / Const(96 - 5, Int8ub),
-    "flags_5" / Const(0, Int8ub),  # no TPGS, no third-party copy, no protection information
+    "flags_5" / Const(THIRD_PARTY_COPY, Int8ub),  # no TPGS, no protection information
     "flags_6" / Const(0, Int8ub),
     "flags_7" / Const(CMDQUE, Int8ub),
     "vendor" / Bytes(8),
@@ -190,11 +192,15 @@ def device_identification(nexus: ITNexus, lu: LogicalUnit) -> bytes:
     target_port = f"{nexus.target_name},t,0x{nexus.target_port:04x}"
     return b"".join((
         designator(BINARY, LOGICAL_UNIT | NAA, lu.store.naa),
-        designator(ASCII, LOGICAL_UNIT | T10_VENDOR_ID, padded(VENDOR, 8) + lu.store.serial.encode("ascii", "replace")),
+        designator(ASCII, LOGICAL_UNIT | T10_VENDOR_ID, t10_vendor_id(lu)),
         designator(PROTOCOL_ISCSI | BINARY, PIV | TARGET_PORT | RELATIVE_TARGET_PORT, relative_port(nexus)),
         designator(PROTOCOL_ISCSI | UTF8, PIV | TARGET_PORT | SCSI_NAME, scsi_name(target_port)),
         designator(PROTOCOL_ISCSI | UTF8, PIV | TARGET_DEVICE | SCSI_NAME, scsi_name(nexus.target_name)),
     ))
+
+
+def t10_vendor_id(lu: LogicalUnit) -> bytes:
+    return padded(VENDOR, 8) + lu.store.serial.encode("ascii", "replace")
 
 
 def designator(protocol_code_set: int, piv_association_type: int, value: bytes) -> bytes:
@@ -258,6 +264,7 @@ VPD_PAGES: dict[int, Callable[[ITNexus, LogicalUnit], bytes]] = {
     0x80: unit_serial_number,
     0x83: device_identification,
     0x86: extended_inquiry,
+    0x8F: lambda _, __: third_party_copy_page(),
     0xB0: block_limits,
     0xB1: block_device_characteristics,
     0xB2: logical_block_provisioning,

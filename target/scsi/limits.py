@@ -61,3 +61,21 @@ MAX_ATOMIC_WRITE_BYTES = 1 << 20
 
 ATOMIC_GRANULARITY_BYTES = 4096
 """Blocks of the volume: a part of one would be read, changed and written."""
+
+COPY_STEP_BYTES = 1 << 20
+"""One slice of EXTENDED COPY or WRITE USING TOKEN."""
+
+COPY_WAIT_S = 0.001
+"""Before a slice that had to be read ahead is tried again."""
+
+COPY_RETRIES = 50
+"""Then it is read whatever it takes: pages may be dropped as fast as they are read ahead."""
+
+MAX_COPY_TARGETS, MAX_COPY_SEGMENTS = 16, 64
+"""CSCD and segment descriptors of one EXTENDED COPY."""
+
+MAX_DESCRIPTOR_LIST_BYTES = MAX_COPY_TARGETS * 32 + MAX_COPY_SEGMENTS * 28
+"""Of the longest of them."""
+
+MAX_COPY_SEGMENT_BYTES = 256 << 20
+"""65,535 blocks of 4096 bytes fit."""

@@ -20,6 +20,7 @@ from target.scsi.store import BlockStore
 from target.scsi.task import NOT_READY, Access, Reply
 
 if TYPE_CHECKING:
+    from target.scsi.extended_copy import CopyOutcome
     from target.scsi.it_nexus import ITNexus
 
 MODES, REMOVABLE, WRITE_PROTECTED = "mode pages", "removable", "write_protected"
@@ -147,13 +148,15 @@ class Counters:
 class ITLNexus:
     """One initiator's way to one logical unit."""
 
-    __slots__ = ("attentions", "lu", "lun", "nexus")
+    __slots__ = ("attentions", "copies", "lu", "lun", "nexus")
 
     def __init__(self, nexus: ITNexus, lun: int, lu: LogicalUnit) -> None:
         self.nexus = nexus
         self.lun = lun
         self.lu = lu
         self.attentions: list[Asc] = [Asc.POWER_ON_RESET_OR_BUS_DEVICE_RESET_OCCURRED]
+        self.copies: dict[int, CopyOutcome] = {}
+        """By list identifier, of which there are 256."""
         lu.itls.append(self)
 
     def detach(self) -> None:

@@ -58,7 +58,7 @@ def test_every_page_gives_its_code_and_length(number: int) -> None:
 
 
 def test_page_00_lists_the_pages_in_ascending_order() -> None:
-    assert list(page(0x00)[4:]) == [0x00, 0x80, 0x83, 0x86, 0xB0, 0xB1, 0xB2]
+    assert list(page(0x00)[4:]) == [0x00, 0x80, 0x83, 0x86, 0x8F, 0xB0, 0xB1, 0xB2]
 
 
 def test_page_80_is_the_serial_of_the_lun() -> None:

@@ -1,0 +1,113 @@
+"""Moving data from one logical unit to another in slices: what EXTENDED COPY and the tokens share.
+
+A copy reads and writes like a host that has the fast path: what is not in memory is read ahead and asked for again,
+zeros become holes, and between two slices everybody else has a turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from target.scsi.limits import COPY_RETRIES, COPY_STEP_BYTES, COPY_WAIT_S
+from target.scsi.sense import Asc, CheckCondition, SenseKey
+from target.scsi.store import StoreError
+from target.scsi.task import store_failure
+
+if TYPE_CHECKING:
+    from target.scsi.unit import LogicalUnit
+
+ZEROS = bytes(COPY_STEP_BYTES)
+
+
+class Segment(NamedTuple):
+    """`length` bytes from here to there; all whole blocks of both."""
+
+    source: LogicalUnit
+    source_offset: int
+    destination: LogicalUnit
+    destination_offset: int
+    length: int
+
+
+CopyDone = Callable[["Copier", "CheckCondition | None"], None]
+
+
+class Copier:
+    """One copy under way."""
+
+    def __init__(self, segments: Sequence[Segment], wanted: Callable[[], bool], done: CopyDone) -> None:
+        """`wanted` is asked before each slice: False ends the copy without a word.  `done` is called with what went
+        wrong."""
+        self.segments = segments
+        self.segments_done = 0
+        self.bytes_done = 0
+        self._wanted = wanted
+        self._done = done
+        self._offset = 0
+        self._waits = 0
+        self._contents = [segment.source.contents for segment in segments]
+        self._buffer = memoryview(bytearray(min(COPY_STEP_BYTES, max((s.length for s in segments), default=0))))
+
+    def start(self) -> None:
+        self._later(0.0)
+
+    def _later(self, delay_s: float) -> None:
+        self.segments[0].destination.platform.call_later(delay_s, self._step)
+
+    def _step(self) -> None:
+        if not self._wanted():
+            return
+        try:
+            delay_s = self._copy_some()
+        except CheckCondition as condition:
+            self._done(self, condition)
+        except StoreError as error:
+            self._done(self, store_failure(error, self.segments[self.segments_done].source.block_bytes))
+        else:
+            if self.segments_done < len(self.segments):
+                self._later(delay_s)
+            else:
+                self._done(self, None)
+
+    def _copy_some(self) -> float:
+        """One slice, or none if it has to be read from the disk first; how long to wait for the next."""
+        segment = self.segments[self.segments_done]
+        source, destination = segment.source, segment.destination
+        condition = source.not_ready() or destination.not_ready()
+        if condition is not None:
+            raise condition
+        if source.contents != self._contents[self.segments_done]:
+            raise CheckCondition(SenseKey.ABORTED_COMMAND, Asc.COMMANDS_CLEARED_BY_DEVICE_SERVER)
+        view = self._buffer[: segment.length - self._offset]
+        if view and not self._read(source, segment.source_offset + self._offset, view):
+            return COPY_WAIT_S
+        if view:
+            write(destination, segment.destination_offset + self._offset, view)
+        self._offset += len(view)
+        self.bytes_done += len(view)
+        if self._offset == segment.length:
+            self.segments_done += 1
+            self._offset = 0
+        return 0.0
+
+    def _read(self, source: LogicalUnit, offset: int, view: memoryview) -> bool:
+        if not source.store.read_into_nowait(offset, view):
+            self._waits += 1
+            if self._waits < COPY_RETRIES:
+                return False
+            source.store.read_into(offset, view)
+        self._waits = 0
+        source.counters.reads += 1
+        source.counters.read_bytes += len(view)
+        return True
+
+
+def write(destination: LogicalUnit, offset: int, data: memoryview) -> None:
+    """Zeros are unmapped where that is possible: a copy of a thin disk is as thin."""
+    destination.counters.writes += 1
+    destination.counters.write_bytes += len(data)
+    if destination.store.thin and data == ZEROS[: len(data)]:
+        destination.store.unmap(offset, len(data))
+    else:
+        destination.store.write(offset, data)
