@@ -141,7 +141,8 @@ COMMANDS: tuple[Command, ...] = (
             (3, "CLEAR", reserve.clear),
             (4, "PREEMPT", reserve.preempt),
             (5, "PREEMPT AND ABORT", reserve.preempt_and_abort),
-            (6, "REGISTER AND IGNORE EXISTING KEY", reserve.register_and_ignore),
+            (6, "REGISTER AND IGNORE EXISTING KEY", reserve.register),
+            (7, "REGISTER AND MOVE", reserve.register_and_move),
         )
     ),
     _always_in("REPORT SUPPORTED OPERATION CODES", cdbs.REPORT_SUPPORTED_OPERATION_CODES, report_opcodes),

@@ -42,6 +42,8 @@ class ITNexus:
         self.target_name = target_name
         self.target_port = target_port
         """Target portal group tag, which names the target port (RFC 7143 4.4.4)."""
+        self.target_ports: tuple[int, ...] = (target_port,)
+        """Every port of the target device: what ALL_TG_PT and REPORT TARGET PORT GROUPS mean."""
         self.itls: dict[int, ITLNexus] = {}
         self.tasks: dict[int, Task] = {}
         """By tag; only tasks that were put aside."""

@@ -1,12 +1,14 @@
 """Who may use a logical unit: RESERVE(6) (SPC-2 5.5.1) and persistent reservations (SPC-4 5.13).
 
-Pure state: a change returns the notices (unit attentions) it owes, and the commands in `reserve` deliver them.
+Pure state: a change returns the notices (unit attentions) it owes, and the commands in `reserve` deliver them and, if
+`persistent` (APTPL), write `encode` down before they answer.
 Rules: a registration belongs to an I_T nexus by name and survives its loss; RESERVE(6) belongs to the session and
 does not.  Which command conflicts with which type is one table, `ALLOWED`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -77,14 +79,45 @@ def registrant_of(itl: ITLNexus) -> Registrant:
 class Reservations:
     """The reservation state of one logical unit."""
 
-    def __init__(self) -> None:
+    def __init__(self, saved: bytes = b"") -> None:
         self.unit_holder: ITLNexus | None = None
         """RESERVE(6)."""
         self.generation = 0
         self.keys: dict[Registrant, int] = {}
+        self.all_ports: set[Registrant] = set()
+        """Those whose registration was made with ALL_TG_PT."""
         self.type: PersistentType | None = None
         self.holder: Registrant | None = None
         """Of `type`; with the all-registrants types everybody registered holds it, and this is nobody."""
+        self.persistent = False
+        """APTPL of the last registration: what is here survives a loss of power."""
+        if saved:
+            self._decode(saved)
+
+    def encode(self) -> bytes:
+        """What a restart needs; nothing if it is not to survive one.  PRGENERATION begins anew (SPC-4 6.15.2)."""
+        if not self.persistent or not self.keys:
+            return b""
+        names = list(self.keys)
+        return json.dumps({
+            "registrants": [[who.initiator, who.isid.hex(), who.target_port, self.keys[who], who in self.all_ports]
+                            for who in names],
+            "type": self.type,
+            "holder": names.index(self.holder) if self.holder is not None else None,
+        }).encode()  # fmt: skip
+
+    def _decode(self, saved: bytes) -> None:
+        parsed = json.loads(saved)
+        names = []
+        for initiator, isid, target_port, key, all_ports in parsed["registrants"]:
+            who = Registrant(initiator, bytes.fromhex(isid), target_port)
+            names.append(who)
+            self.keys[who] = key
+            if all_ports:
+                self.all_ports.add(who)
+        self.type = None if parsed["type"] is None else PersistentType(parsed["type"])
+        self.holder = None if parsed["holder"] is None else names[parsed["holder"]]
+        self.persistent = True
 
     # --- questions ----------------------------------------------------------------------------------------------
 
@@ -129,22 +162,43 @@ class Reservations:
 
     # --- PERSISTENT RESERVE OUT ---------------------------------------------------------------------------------
 
-    def register(self, who: Registrant, key: int, new_key: int, ignore: bool) -> list[Notice]:
-        """REGISTER and REGISTER AND IGNORE EXISTING KEY (SPC-4 5.13.7)."""
-        if not ignore and self.keys.get(who, 0) != key:
+    def check_key(self, who: Registrant, key: int) -> None:
+        """What REGISTER asks of whoever sends it (SPC-4 5.13.7): its own key, or 0 if it has none."""
+        if self.keys.get(who, 0) != key:
             raise ReservationConflict
+
+    def register(self, registrants: Iterable[Registrant], new_key: int, all_ports: bool = False) -> list[Notice]:
+        """REGISTER and REGISTER AND IGNORE EXISTING KEY: all of them or none; key 0 unregisters."""
+        wanted = dict.fromkeys(registrants)
         if new_key == 0:
-            return self._unregister(who)
-        if who not in self.keys and len(self.keys) >= MAX_REGISTRATIONS:
+            self.generation += 1
+            return [notice for who in wanted for notice in self._unregister(who)]
+        if len(self.keys.keys() | wanted.keys()) > MAX_REGISTRATIONS:
             raise illegal(Asc.INSUFFICIENT_REGISTRATION_RESOURCES)
-        self.keys[who] = new_key
+        for who in wanted:
+            self.keys[who] = new_key
+            (self.all_ports.add if all_ports else self.all_ports.discard)(who)
+        self.generation += 1
+        return []
+
+    def move(self, who: Registrant, key: int, other: Registrant, new_key: int, unregister: bool) -> list[Notice]:
+        """REGISTER AND MOVE (SPC-4 5.13.8): the reservation goes to `other`, which is registered with `new_key`."""
+        self._must_be_registered(who, key)
+        if self.type is None or self.type in ALL_REGISTRANTS or not self.holds(who):
+            raise ReservationConflict
+        if other not in self.keys and len(self.keys) >= MAX_REGISTRATIONS:
+            raise illegal(Asc.INSUFFICIENT_REGISTRATION_RESOURCES)
+        self.keys[other] = new_key
+        self.holder = other
+        if unregister:
+            self._remove({who})
         self.generation += 1
         return []
 
     def _unregister(self, who: Registrant) -> list[Notice]:
-        self.generation += 1
         held, kind = self.holds(who), self.type
-        self.keys.pop(who, None)
+        if who in self.keys:
+            self._remove({who})
         if not held or (kind in ALL_REGISTRANTS and self.keys):
             return []
         self._end()
@@ -173,7 +227,7 @@ class Reservations:
     def clear(self, who: Registrant, key: int) -> list[Notice]:
         self._must_be_registered(who, key)
         others = frozenset(self.keys) - {who}
-        self.keys.clear()
+        self._remove(set(self.keys))
         self._end()
         self.generation += 1
         return [Notice(Asc.RESERVATIONS_PREEMPTED, others)]
@@ -213,3 +267,4 @@ class Reservations:
     def _remove(self, registrants: Iterable[Registrant]) -> None:
         for registrant in registrants:
             del self.keys[registrant]
+            self.all_ports.discard(registrant)

@@ -1,14 +1,26 @@
 """RESERVE(6), RELEASE(6), PERSISTENT RESERVE IN and OUT (SPC-4 6.15, 6.16): parameters in, parameters out.
 
-The rules are in `reservation`; here its notices become unit attentions, and PREEMPT AND ABORT aborts tasks.
-Registrations are kept in memory: PTPL_C=0, and APTPL=1 is refused.
+The rules are in `reservation`; here its notices become unit attentions, and PREEMPT AND ABORT aborts tasks.  With
+APTPL a command is answered when what it changed would survive a power cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from construct import Const, GreedyBytes, GreedyRange, Int8ub, Int16ub, Int32ub, Int64ub, Padding, Prefixed, Struct
+from construct import (
+    Const,
+    ConstructError,
+    GreedyBytes,
+    GreedyRange,
+    Int8ub,
+    Int16ub,
+    Int32ub,
+    Int64ub,
+    Padding,
+    Prefixed,
+    Struct,
+)
 
 from target.scsi.reservation import (
     Notice,
@@ -20,7 +32,7 @@ from target.scsi.reservation import (
 )
 from target.scsi.sense import Asc, illegal, invalid_field, invalid_parameter
 from target.scsi.task import Reply, Task, data_in
-from target.scsi.unit import LogicalUnit
+from target.scsi.unit import RESERVATIONS, LogicalUnit
 
 # SPC-4 6.15.2
 READ_KEYS = Struct(
@@ -43,6 +55,8 @@ CAPABILITIES = Struct(
     "type_mask" / Int16ub,
     Padding(2),
 )
+SIP_C_ATP_C_PTPL_C = 0x08 | 0x04 | 0x01
+PTPL_A = 0x01
 TMV_ALLOW_COMMANDS_1 = 0x80 | 0x10
 """The type mask is valid; TEST UNIT READY passes whatever is reserved, MODE SENSE and such do not."""
 TYPE_MASK = 0xEA01
@@ -58,7 +72,7 @@ FULL_STATUS = Struct(
     "relative_target_port" / Int16ub,
     "transport_id" / Prefixed(Int32ub, GreedyBytes),
 )
-R_HOLDER = 0x01
+R_HOLDER, FULL_STATUS_ALL_TG_PT = 0x01, 0x02
 # SPC-4 7.6.4.7, the form with an ISID
 TRANSPORT_ID = Struct("format_protocol" / Const(0x45, Int8ub), Padding(1), "name" / Prefixed(Int16ub, GreedyBytes))
 
@@ -66,7 +80,22 @@ TRANSPORT_ID = Struct("format_protocol" / Const(0x45, Int8ub), Padding(1), "name
 OUT_PARAMETERS = Struct(
     "key" / Int64ub, "service_action_key" / Int64ub, Padding(4), "flags" / Int8ub, Padding(1), Padding(2)
 )
+FLAGS_AT = 20
 SPEC_I_PT, ALL_TG_PT, APTPL = 0x08, 0x04, 0x01
+REGISTER, REGISTER_AND_IGNORE = 0x00, 0x06
+# SPC-4 6.16.4
+MOVE_PARAMETERS = Struct(
+    "key" / Int64ub,
+    "service_action_key" / Int64ub,
+    Padding(1),
+    "flags" / Int8ub,
+    "relative_target_port" / Int16ub,
+    "transport_id_length" / Int32ub,
+)
+UNREG = 0x02
+ISID_BYTES = 6
+MAX_NAME = 223
+"""RFC 7143 4.2.7.1."""
 
 
 def reserve_unit(task: Task) -> Reply:
@@ -113,8 +142,12 @@ def read_reservation(task: Task) -> Reply:
 
 
 def report_capabilities(task: Task) -> Reply:
-    _refuse_under_reserve_6(task)
-    built = CAPABILITIES.build({"capabilities": 0, "flags": TMV_ALLOW_COMMANDS_1, "type_mask": TYPE_MASK})
+    reservations = _refuse_under_reserve_6(task)
+    built = CAPABILITIES.build({
+        "capabilities": SIP_C_ATP_C_PTPL_C,
+        "flags": TMV_ALLOW_COMMANDS_1 | (PTPL_A if reservations.persistent else 0),
+        "type_mask": TYPE_MASK,
+    })
     return data_in(built, task.fields["allocation_length"])
 
 
@@ -129,7 +162,7 @@ def _full_status(reservations: Reservations, who: Registrant, key: int) -> bytes
     holds = reservations.holds(who)
     built: bytes = FULL_STATUS.build({
         "key": key,
-        "flags": R_HOLDER if holds else 0,
+        "flags": (R_HOLDER if holds else 0) | (FULL_STATUS_ALL_TG_PT if who in reservations.all_ports else 0),
         "scope_type": reservations.type if holds else 0,
         "relative_target_port": who.target_port,
         "transport_id": transport_id(who),
@@ -147,18 +180,45 @@ def transport_id(who: Registrant) -> bytes:
 
 
 class OutParameters:
-    """The parameter list of every service action but REGISTER AND MOVE, checked."""
+    """The parameter list of every service action but REGISTER AND MOVE, checked as far as it can be without state."""
 
-    def __init__(self, task: Task, registering: bool) -> None:
+    def __init__(self, task: Task) -> None:
         parameters = task.parameter_list()
-        if len(parameters) != OUT_PARAMETERS.sizeof():
+        size = OUT_PARAMETERS.sizeof()
+        registering = task.command.cdb.service_action in (REGISTER, REGISTER_AND_IGNORE)
+        # SPC-4 table 198: the flags are ignored where nothing is registered
+        self.flags = parameters[FLAGS_AT] if registering and len(parameters) >= size else 0
+        if len(parameters) < size or (len(parameters) > size and not self.flags & SPEC_I_PT):
             raise illegal(Asc.PARAMETER_LIST_LENGTH_ERROR)
         parsed = OUT_PARAMETERS.parse(parameters)
         self.key: int = parsed.key
         self.service_action_key: int = parsed.service_action_key
-        # SPC-4 table 198: the flags are ignored where nothing is registered
-        if registering and parsed.flags & (SPEC_I_PT | ALL_TG_PT | APTPL):
-            raise invalid_parameter(20)
+        self.initiators = transport_ids(bytes(parameters[size:])) if self.flags & SPEC_I_PT else []
+
+
+def transport_ids(parameters: bytes) -> list[tuple[str, bytes]]:
+    """The initiator ports after the fixed part: (name, ISID) each."""
+    size = int.from_bytes(parameters[:4], "big")
+    if len(parameters) != 4 + size:
+        raise illegal(Asc.PARAMETER_LIST_LENGTH_ERROR)
+    found, at = [], 4
+    while at < len(parameters):
+        length = 4 + int.from_bytes(parameters[at + 2 : at + 4], "big")
+        found.append(initiator_port(parameters[at : at + length], OUT_PARAMETERS.sizeof() + at))
+        at += length
+    return found
+
+
+def initiator_port(transport_id: bytes, at: int) -> tuple[str, bytes]:
+    """(name, ISID) of an iSCSI TransportID that names one port (SPC-4 7.6.4.7, TPID FORMAT 01b)."""
+    try:
+        name, mark, isid = TRANSPORT_ID.parse(transport_id).name.rstrip(b"\0").decode().rpartition(",i,0x")
+        parsed = bytes.fromhex(isid)
+    except (ConstructError, ValueError):
+        raise invalid_parameter(at) from None
+    if not mark or len(parsed) != ISID_BYTES or not 0 < len(name) <= MAX_NAME:
+        raise invalid_parameter(at)
+    return name.lower(), parsed
 
 
 def _type_of(task: Task) -> PersistentType:
@@ -172,20 +232,31 @@ def _type_of(task: Task) -> PersistentType:
         raise invalid_field(2, 3) from None
 
 
-def out(
-    change: Callable[[Reservations, Registrant, OutParameters, Task], list[Notice]], registering: bool = False
-) -> Callable[[Task], Reply]:
-    """A handler that applies one service action and delivers what it owes."""
+Change = Callable[[Reservations, Registrant, OutParameters, Task], list[Notice]]
 
-    def handler(task: Task) -> Reply:
+
+def out(change: Change) -> Callable[[Task], Reply | None]:
+    """A handler that applies one service action."""
+
+    def handler(task: Task) -> Reply | None:
         reservations = _refuse_under_reserve_6(task)
-        parameters = OutParameters(task, registering)
-        notices = change(reservations, registrant_of(task.itl), parameters, task)
-        deliver(task.lu, notices)
-        task.lu.state_changed()
-        return Reply()
+        parameters = OutParameters(task)
+        return _changed(task, change(reservations, registrant_of(task.itl), parameters, task))
 
     return handler
+
+
+def _changed(task: Task, notices: list[Notice]) -> Reply | None:
+    """Deliver what the change owes, and answer once it is as durable as it was asked to be."""
+    lu = task.lu
+    deliver(lu, notices)
+    lu.state_changed()
+    saved = lu.reservations.encode()
+    if not saved and not lu.reservations_kept:
+        return Reply()
+    lu.reservations_kept = True
+    task.after_save(RESERVATIONS, saved, Reply())
+    return None
 
 
 def deliver(lu: LogicalUnit, notices: list[Notice]) -> None:
@@ -204,11 +275,45 @@ def _abort(task: Task, notices: list[Notice]) -> list[Notice]:
     return notices
 
 
-register = out(lambda r, who, p, t: r.register(who, p.key, p.service_action_key, ignore=False), registering=True)
-register_and_ignore = out(lambda r, who, p, t: r.register(who, p.key, p.service_action_key, True), registering=True)
+def _register(reservations: Reservations, who: Registrant, parameters: OutParameters, task: Task) -> list[Notice]:
+    if task.command.cdb.service_action == REGISTER:
+        reservations.check_key(who, parameters.key)
+        if parameters.initiators and who in reservations.keys:
+            raise invalid_parameter(FLAGS_AT, 3)
+    elif parameters.flags & SPEC_I_PT:
+        raise invalid_parameter(FLAGS_AT, 3)
+    all_ports = bool(parameters.flags & ALL_TG_PT)
+    ports = task.nexus.target_ports if all_ports else (who.target_port,)
+    initiators = [(who.initiator, who.isid), *parameters.initiators]
+    registrants = [Registrant(name, isid, port) for name, isid in initiators for port in ports]
+    notices = reservations.register(registrants, parameters.service_action_key, all_ports)
+    reservations.persistent = bool(parameters.flags & APTPL)
+    return notices
+
+
+def register_and_move(task: Task) -> Reply | None:
+    """SPC-4 5.13.8, 6.16.4."""
+    reservations = _refuse_under_reserve_6(task)
+    parameters = bytes(task.parameter_list(MOVE_PARAMETERS.sizeof()))
+    size = MOVE_PARAMETERS.sizeof()
+    parsed = MOVE_PARAMETERS.parse(parameters)
+    if len(parameters) != size + parsed.transport_id_length:
+        raise illegal(Asc.PARAMETER_LIST_LENGTH_ERROR)
+    who = registrant_of(task.itl)
+    name, isid = initiator_port(parameters[size:], size)
+    other = Registrant(name, isid, parsed.relative_target_port)
+    if not parsed.service_action_key:
+        raise invalid_parameter(8)
+    if other.target_port not in task.nexus.target_ports or other == who:
+        raise invalid_parameter(18)
+    notices = reservations.move(who, parsed.key, other, parsed.service_action_key, bool(parsed.flags & UNREG))
+    reservations.persistent = bool(parsed.flags & APTPL)
+    return _changed(task, notices)
+
+
+register = out(_register)
 reserve = out(lambda r, who, p, t: r.reserve(who, p.key, _type_of(t)))
 release = out(lambda r, who, p, t: r.release(who, p.key, _type_of(t)))
 clear = out(lambda r, who, p, t: r.clear(who, p.key))
 preempt = out(lambda r, who, p, t: r.preempt(who, p.key, p.service_action_key, _type_of(t)))
 preempt_and_abort = out(lambda r, who, p, t: _abort(t, r.preempt(who, p.key, p.service_action_key, _type_of(t))))
-

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from target.scsi.extended_copy import CopyOutcome
     from target.scsi.it_nexus import ITNexus
 
-MODES, REMOVABLE, WRITE_PROTECTED = "mode pages", "removable", "write_protected"
+MODES, RESERVATIONS = "mode pages", "reservations"
+REMOVABLE, WRITE_PROTECTED = "removable", "write_protected"
 """Names of saved values."""
 
 RESETS = (
@@ -40,7 +41,9 @@ class LogicalUnit:
         self.store = store
         self.platform = platform
         self.modes = ModeParameters(platform.saved.get(MODES, b""))
-        self.reservations = Reservations()
+        self.reservations = Reservations(platform.saved.get(RESERVATIONS, b""))
+        self.reservations_kept = bool(self.reservations.keys)
+        """Something may have been written down that a restart would bring back."""
         self.medium = Medium(bool(platform.saved.get(REMOVABLE)))
         self.read_only = bool(platform.saved.get(WRITE_PROTECTED))
         """By the administrator; the store may be it besides."""

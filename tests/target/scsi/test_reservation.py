@@ -368,14 +368,6 @@ def test_plain_preempt_leaves_the_victims_tasks() -> None:
 # --- parameters ---
 
 
-@pytest.mark.parametrize("flags", [0x08, 0x04, 0x01])
-def test_spec_i_pt_all_tg_pt_and_aptpl_are_refused_as_capabilities_say(flags: int) -> None:
-    one, _, _, _ = two_hosts()
-    response = one.send(reserve_out(REGISTER), reserve_out_list(0, 1, flags))
-    assert key_asc(response) == BAD_LIST_FIELD
-    assert one.data(one.send(reserve_in(2)))[2] == 0
-
-
 @pytest.mark.parametrize("length", [0, 23, 25])
 def test_a_parameter_list_of_another_length_is_refused(length: int) -> None:
     one, _, _, _ = two_hosts()
