@@ -8,13 +8,15 @@ LISTEN ?= 127.0.0.1:3260
 PYTEST_ARGS ?=
 CRASH_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_ARGS ?=
 
 BIN = $(VENV)/bin
 SOURCES = wafl cloner target tests scripts
 RUN_READY = $(VENV)/.ready-to-run
 TEST_READY = $(VENV)/.ready-to-test
+FUZZ_READY = $(VENV)/.ready-to-fuzz
 
-.PHONY: help run test crash demo bench bench-flush bench-scale lint unit debian clean
+.PHONY: help run test crash fuzz demo bench bench-flush bench-scale lint unit debian clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +24,7 @@ help:
 	@echo 'make test    lint, and every test, with real initiators'
 	@echo 'make unit    the tests without real initiators'
 	@echo 'make crash   every kind of crash, for about an hour (root); CRASH_ARGS="--seed N --states N …"'
+	@echo 'make fuzz    a coverage-guided fuzzer on the iSCSI side, ten minutes; FUZZ_ARGS="--seconds N session …"'
 	@echo 'make demo    the whole story in three minutes (root: it boots Linux hosts)'
 	@echo 'make bench   4 KiB random reads beside tgt'
 	@echo 'make bench-flush   writes and flushes beside tgt, with and without the log; BENCH_ARGS="--rounds N …"'
@@ -36,6 +39,11 @@ $(RUN_READY): setup.cfg pyproject.toml
 $(TEST_READY): setup.cfg pyproject.toml
 	PYTHON="$(PYTHON)" sh scripts/make_venv.sh "$(VENV)" '.[test]'
 	@touch $@ $(RUN_READY)
+
+# atheris has wheels for x86-64 only; nothing else needs it.
+$(FUZZ_READY): setup.cfg pyproject.toml
+	PYTHON="$(PYTHON)" sh scripts/make_venv.sh "$(VENV)" '.[test,fuzz]'
+	@touch $@ $(RUN_READY) $(TEST_READY)
 
 debian:
 	@sh scripts/install_debian.sh
@@ -57,6 +65,9 @@ test: debian lint
 
 crash: debian $(TEST_READY)
 	@exec $(BIN)/python scripts/crash.py $(CRASH_ARGS)
+
+fuzz: $(FUZZ_READY)
+	@exec $(BIN)/python scripts/fuzz.py $(FUZZ_ARGS)
 
 demo: debian $(RUN_READY)
 	@exec $(BIN)/python scripts/demo.py

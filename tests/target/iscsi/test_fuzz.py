@@ -1,0 +1,37 @@
+"""Fuzz targets over their corpus, some mutations of it, and what the fuzzer has found (`make fuzz`)."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.support.fuzzing import TARGETS, corpus
+
+MUTATIONS = 150
+FOUND: list[tuple[str, str]] = []
+"""(target, input in hex)"""
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_corpus_does_no_harm(name: str) -> None:
+    for seed in corpus(name):
+        TARGETS[name](seed)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_mutations_of_the_corpus_do_no_harm(name: str) -> None:
+    seeds = list(corpus(name))
+    for number in range(MUTATIONS):
+        dice = random.Random(f"{name} {number}")
+        data = bytearray(dice.choice(seeds))
+        for _ in range(dice.randint(1, 6)):
+            data[dice.randrange(len(data))] = dice.randrange(256)
+        if dice.random() < 0.3:
+            data += dice.choice(seeds)[1:]
+        TARGETS[name](bytes(data))
+
+
+@pytest.mark.parametrize(("name", "data"), FOUND)
+def test_what_was_found_stays_mended(name: str, data: str) -> None:
+    TARGETS[name](bytes.fromhex(data))
