@@ -83,8 +83,7 @@ def _start_write(connection: Connection, task: Task, pdu: Pdu, final: bool) -> N
     elif given > unsolicited_max:
         task.failure = INCORRECT_AMOUNT_OF_DATA
     elif not pdu.data_intact:
-        connection.session.counters.digest_errors += 1
-        task.failure = PROTOCOL_SERVICE_CRC_ERROR
+        _damaged(connection, task, pdu)
     assert connection.session.nexus is not None
     wanted = connection.session.nexus.data_out_length(task.lun, task.cdb)
     task.length = min(task.edtl, wanted, limits.TASK_DATA_BYTES)
@@ -138,13 +137,19 @@ def data_out(connection: Connection, pdu: Pdu) -> None:
     _, flags, _, _, _, _, _, data_sn, offset = _UNPACK_DATA_OUT(pdu.header)
     length = len(pdu.data)
     if not pdu.data_intact:
-        connection.session.counters.digest_errors += 1
-        task.failure = task.failure or PROTOCOL_SERVICE_CRC_ERROR
+        _damaged(connection, task, pdu)
     if task.check(sequence, data_sn, offset, length):
         place = task.place(offset, length)
         if place is not None:
             place[:] = pdu.data[: len(place)]
     data_out_taken(connection, task, sequence, length, bool(flags & FINAL))
+
+
+def _damaged(connection: Connection, task: Task, pdu: Pdu) -> None:
+    """7.8: data whose digest does not match is refused at once, and the command fails when all of it has come."""
+    connection.session.counters.digest_errors += 1
+    task.failure = task.failure or PROTOCOL_SERVICE_CRC_ERROR
+    connection.reject(pdu, RejectReason.DATA_DIGEST_ERROR)
 
 
 def find_sequence(connection: Connection, header: memoryview) -> tuple[Task, Sequence] | None:
@@ -169,7 +174,7 @@ def find_sequence(connection: Connection, header: memoryview) -> tuple[Task, Seq
 
 def data_out_taken(connection: Connection, task: Task, sequence: Sequence, length: int, final: bool) -> None:
     """What follows once a Data-Out has been put in its place."""
-    task.took(sequence, length, final or _at_end(sequence, length))
+    task.took(sequence, length, final or (not task.failure and _at_end(sequence, length)))
     if task.complete:
         _all_here(connection, task, _EMPTY)
     elif task.wants_r2t:

@@ -238,7 +238,7 @@ class Connection:
                 return
             handler(self, pdu)
         except PduRejected as refused:
-            self._reject(pdu, refused)
+            self.reject(pdu, refused.reason)
 
     def command_aside(self, view: memoryview, at: int) -> None:
         """A SCSI Command whose CmdSN the hot path has taken already."""
@@ -246,7 +246,7 @@ class Connection:
         try:
             commands.scsi_command(self, pdu)
         except PduRejected as refused:
-            self._reject(pdu, refused)
+            self.reject(pdu, refused.reason)
 
     def _in_order(self, pdu: Pdu) -> bool:
         """4.2.2.1: take the CmdSN, hold what is early, ignore what is outside the window."""
@@ -260,9 +260,10 @@ class Connection:
             window.keep(Held(self, cmd_sn, pdu.encoded(self.framing)))
         return False
 
-    def _reject(self, pdu: Pdu, refused: PduRejected) -> None:
+    def reject(self, pdu: Pdu, reason: RejectReason) -> None:
+        """11.17: the header comes back with the reason."""
         self.session.counters.rejects += 1
-        self.emit(Message(Opcode.REJECT, bytes(pdu.header), reason=refused.reason, itt=NO_TAG))
+        self.emit(Message(Opcode.REJECT, bytes(pdu.header), reason=reason, itt=NO_TAG))
 
     def finish(self, task: Task) -> None:
         self.session.finish(task)

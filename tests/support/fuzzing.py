@@ -263,7 +263,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {"framing": framing, "text": text,
 
 def corpus(name: str) -> Iterator[bytes]:
     """Inputs that a well-meaning initiator makes: where mutation starts."""
-    yield from {"framing": _framing_seeds, "text": _text_seeds, "login": _login_seeds, "session": _session_seeds}[name]()
+    yield from SEEDS[name]()
 
 
 TEXTS = (
@@ -348,12 +348,13 @@ def _plain(opcode: int, flags: int, control: int = 6, **fields: tuple[int, int])
 def _session_seeds() -> Iterator[bytes]:
     for flags in (0, 2, 4, 5, 6):
         start = bytes((flags,))
-        yield start + b"".join(_command(6 | n & 1, 500 + n, cdb, 512, 0xC1) for n, cdb in enumerate((*READS, *OTHERS)))
-        for n, (cdb, length) in enumerate(WRITES):
-            yield start + _command(6, 600 + n, cdb, length, 0xA1, bytes(length)) + _command(0x86, 650, READS[0], 0, 0x81)
-            yield start + _command(6, 600 + n, cdb, length, 0xA1) + _command(
-                4, 600 + n, b"", 1, 0x80, bytes(length), opcode=5
-            )
+        reads = enumerate((*READS, *OTHERS), 500)
+        yield start + b"".join(_command(6 | n & 1, n, cdb, 512, 0xC1) for n, cdb in reads)
+        ready = _command(0x86, 650, READS[0], 0, 0x81)
+        for n, (cdb, length) in enumerate(WRITES, 600):
+            data_out = _command(4, n, b"", 1, 0x80, bytes(length), opcode=5)
+            yield start + _command(6, n, cdb, length, 0xA1, bytes(length)) + ready
+            yield start + _command(6, n, cdb, length, 0xA1) + data_out
         for function in (1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12):
             waiting = _command(6, 700, READS[5], 0, 0x81) + _command(6, 701, WRITES[0][0], 512, 0xA1)
             request = _plain(0x42, 0x80 | function, 6, itt=(16, 702), referenced=(20, 700))
@@ -363,3 +364,8 @@ def _session_seeds() -> Iterator[bytes]:
         text_request = bytearray(_plain(0x04, 0x80, itt=(16, 9), ttt=(20, 0xFFFFFFFF)))
         text_request[1:3] = len(TEXTS[5]).to_bytes(2, "big")
         yield start + bytes(text_request) + TEXTS[5]
+
+
+SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
+    "framing": _framing_seeds, "text": _text_seeds, "login": _login_seeds, "session": _session_seeds,
+}  # fmt: skip

@@ -8,45 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from target.iscsi import limits
 from target.iscsi.constants import Opcode
 from target.iscsi.errors import FormatError, TextError
 from target.iscsi.framing import additional_headers
 from target.iscsi.framing import encode as encode_pdu
 from target.iscsi.text import format_pairs, parse_binary, parse_number, parse_pairs
+from tests.support.fuzzing import assert_bounded, raw_send
 from tests.support.initiator import READ_10, WRITE_10, Initiator, Link, cdb_10, make_host
 from tests.support.memory_target import one_disk
 from tests.target.iscsi.conftest import Bench
 
 OPCODES = st.sampled_from([0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x10])
-
-
-def raw_send(link: Link, data: bytes) -> None:
-    """Send, and take answers without reading anything into them (what is sent may upset the test's own parser)."""
-    view = memoryview(data)
-    while view and link.core.closing is None:
-        buffer = link.core.receive_buffer()
-        count = min(len(buffer), len(view))
-        buffer[:count] = view[:count]
-        view = view[count:]
-        link.core.received(count, link.now)
-        while True:
-            link.core.data_to_send()
-            link.core.data_sent(kept=False)
-            if not link.core.blocked or link.core.closing is not None:
-                break
-            link.core.resume(link.now)
-
-
-def assert_bounded(link: Link) -> None:
-    core = link.core
-    assert core.rx.size <= limits.RECEIVE_BYTES
-    assert core.output.used <= limits.OUTPUT_BYTES
-    assert len(core.waiting) <= 2 * limits.COMMAND_WINDOW
-    session = getattr(core, "session", None)
-    if session is not None:
-        assert len(session.tasks) <= limits.COMMAND_WINDOW + limits.IMMEDIATE_COMMANDS
-        assert session.window.early_bytes <= limits.HELD_BYTES
 
 
 @given(data=st.binary(max_size=4000))
