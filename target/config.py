@@ -3,6 +3,9 @@
 [iscsi]
 listen = ["192.0.2.1:3260", "[2001:db8::1]:3260"]
 nodename = "iqn.2025-11.net.example:store1"
+nop_interval_s = 30
+nop_timeout_s = 15
+logout_time_s = 0
 
 [management]
 socket = "/run/lund.sock"
@@ -27,6 +30,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from target.iscsi import limits
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -37,6 +42,12 @@ class IscsiConfig(Section):
     """ADDR:PORT; none at all (here, on the command line and by `lun iscsi portal add`) means every address."""
     nodename: str | None = None
     """Used on the first start; later `lun iscsi nodename` changes it."""
+    nop_interval_s: Annotated[float, Field(ge=1, le=3600)] = limits.NOP_INTERVAL_S
+    """Silence of an initiator after which it is asked whether it is still there."""
+    nop_timeout_s: Annotated[float, Field(ge=1, le=3600)] = limits.NOP_TIMEOUT_S
+    """Silence after that which ends the connection."""
+    logout_time_s: Annotated[int, Field(ge=0, le=300)] = 0
+    """On stopping, initiators are asked to log out and given so long.  Not for a restart: they would not come back."""
 
 
 class ManagementConfig(Section):

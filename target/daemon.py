@@ -40,14 +40,13 @@ from target.management.refusal import Refused
 from target.management.server import ManagementServer
 from target.management.services import Services
 from target.management.store import AdminStore, set_setting
-from target.portal import Portal
+from target.portal import Portal, PortalConfig
 
 log = logging.getLogger("lund")
 
 NAMING_AUTHORITY = "iqn.2025-11.io.github.lazylun"
 EVENT_NUMBERS = 10_000
 """Event numbers taken from the settings at a time; a crash skips at most so many."""
-LOGOUT_TIME_S = 0
 MIB = 1 << 20
 
 
@@ -70,7 +69,8 @@ class Daemon:
         )
         registry = Registry()
         self.directory = Directory(self.core)
-        self.portal = Portal(self.directory, registry)
+        liveness = PortalConfig(nop_interval_s=config.iscsi.nop_interval_s, nop_timeout_s=config.iscsi.nop_timeout_s)
+        self.portal = Portal(self.directory, registry, liveness)
         self.services = Services(self.core, self.portal, registry)
         self.housekeeping = Housekeeping(self.core)
         self._notices = EventHandler(self.events, "iscsi.warning")
@@ -107,7 +107,7 @@ class Daemon:
         steps: list[Callable[[], object]] = [
             self.housekeeping.stop,
             self.server.stop,
-            lambda: self.portal.stop(logout_time_s=LOGOUT_TIME_S),
+            lambda: self.portal.stop(logout_time_s=self.config.iscsi.logout_time_s),
             self.services.volumes.unmount_all,
             self.core.clones.close,
             self.core.operations.close,

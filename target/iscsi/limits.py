@@ -78,7 +78,7 @@ CDB_BYTES = 260
 # --- liveness
 NOP_INTERVAL_S = 30.0
 """Silence after which the target asks with a NOP-In whether the initiator is still there."""
-NOP_TIMEOUT_S = 30.0
+NOP_TIMEOUT_S = 15.0
 """Silence after that NOP-In that ends the connection; it also ends a peer that stopped reading."""
 
 # --- the process
@@ -86,4 +86,7 @@ SESSIONS_PER_TARGET = 1024
 CONNECTIONS = 4096
 """Accepted connections of one portal object."""
 CONNECTIONS_LOGGING_IN = 256
-"""Of them, those that are not yet in full feature phase: a flood of half-open logins must not starve the others."""
+"""Of them, those that are not yet in full feature phase.  One more drops the oldest: a flood of half-open logins must
+not keep others out."""
+CONNECTIONS_LOGGING_IN_PER_SOURCE = 128
+"""The same for one address, whose own oldest is dropped: it must not push others out either."""

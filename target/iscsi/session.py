@@ -218,8 +218,7 @@ class Session:
 
     def drop(self, reason: str) -> None:
         """End the session from this side: its initiator is told (11.9.1, event 3) before the connections close."""
-        connections = list(self.connections.values())
-        for connection in connections:
+        for connection in list(self.connections.values()):
             connection.announce_drop(AsyncEvent.SESSION_DROP)
             connection.finish_and_close(reason)
             connection.wake()

@@ -19,6 +19,9 @@ from target.portal.transport import IscsiTransport
 log = logging.getLogger("target.portal")
 
 BACKLOG = 256
+SHUTTING_DOWN = "the target is shutting down"
+LAST_WORDS_S = 1.0
+"""What `stop` gives connections to take what was said to them."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class PortalConfig:
     nop_timeout_s: float = limits.NOP_TIMEOUT_S
     connections_max: int = limits.CONNECTIONS
     logging_in_max: int = limits.CONNECTIONS_LOGGING_IN
+    logging_in_per_source_max: int = limits.CONNECTIONS_LOGGING_IN_PER_SOURCE
 
 
 class Portal:
@@ -41,6 +45,8 @@ class Portal:
         self.registry = registry
         self.config = config or PortalConfig()
         self.connections: set[IscsiTransport] = set()
+        self._logging_in: dict[IscsiTransport, None] = {}
+        """The oldest first."""
         self._host = Host(
             directory=directory,
             registry=registry,
@@ -86,7 +92,8 @@ class Portal:
         server.close()
 
     async def stop(self, logout_time_s: float = 0) -> None:
-        """Close the listeners, give initiators `logout_time_s` to log out if asked to, close every connection."""
+        """Close the listeners, give initiators `logout_time_s` to log out if asked to, close every connection.  Their
+        initiators are told (Async Message, event 3), so that they come back when they can."""
         self._stopping = True
         for server in self._servers.values():
             server.close()
@@ -97,34 +104,64 @@ class Portal:
         if logout_time_s and self.connections:
             await self._ask_for_logout(logout_time_s)
         for connection in list(self.connections):
-            connection.abort("the target is shutting down")
+            if connection.logged_in:
+                connection.core.session.drop(SHUTTING_DOWN)
+            else:
+                connection.abort(SHUTTING_DOWN)
+        await self._until_closed(LAST_WORDS_S)
+        for connection in list(self.connections):
+            connection.abort(SHUTTING_DOWN)
         while self.connections:
             await asyncio.sleep(0)
         self._stopping = False
+
+    async def _until_closed(self, time_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + time_s
+        while self.connections and loop.time() < deadline:
+            await asyncio.sleep(0.01)
 
     async def _ask_for_logout(self, time_s: float) -> None:
         for transport in self.connections:
             if transport.logged_in:
                 transport.core.request_logout(int(time_s))
-        deadline = asyncio.get_running_loop().time() + time_s
-        while self.connections and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.05)
+        await self._until_closed(time_s)
 
     def _accepted(self) -> IscsiTransport:
         assert self._notices is not None
-        loop = asyncio.get_running_loop()
-        return IscsiTransport(self._host, loop, self._admit, self.connections.discard, self._notices)
+        return IscsiTransport(self._host, asyncio.get_running_loop(), self, self._notices)
 
-    def _admit(self, transport: IscsiTransport) -> str | None:
-        """Why a new connection is refused, or None."""
+    # --- `Gate`
+
+    def admit(self, transport: IscsiTransport) -> str | None:
         if self._stopping:
-            return "the target is shutting down"
+            return SHUTTING_DOWN
         if len(self.connections) >= self.config.connections_max:
             return f"{self.config.connections_max} connections are open"
-        if sum(not c.logged_in for c in self.connections) >= self.config.logging_in_max:
-            return f"{self.config.logging_in_max} connections have not logged in yet"
         self.connections.add(transport)
+        self._logging_in[transport] = None
+        self._shed_oldest(transport.peer[0])
         return None
+
+    def _shed_oldest(self, source: str) -> None:
+        """Whoever floods with half-open logins loses its own first."""
+        same = [each for each in self._logging_in if each.peer[0] == source]
+        if len(same) > self.config.logging_in_per_source_max:
+            self._shed(same[0], f"the oldest of {len(same)} connections from {source} that have not logged in")
+        elif len(self._logging_in) > self.config.logging_in_max:
+            count = len(self._logging_in)
+            self._shed(next(iter(self._logging_in)), f"the oldest of {count} connections that have not logged in")
+
+    def _shed(self, transport: IscsiTransport, reason: str) -> None:
+        del self._logging_in[transport]
+        transport.shed(reason)
+
+    def established(self, transport: IscsiTransport) -> None:
+        self._logging_in.pop(transport, None)
+
+    def ended(self, transport: IscsiTransport) -> None:
+        self.connections.discard(transport)
+        self._logging_in.pop(transport, None)
 
     def _addresses_changed(self) -> None:
         log.info("the portals answer on %s", ", ".join(self.addresses()) or "no address")

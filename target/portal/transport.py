@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import cast
+from typing import Protocol, cast
 
 from target.iscsi import limits
 from target.iscsi.connection import Connection
@@ -25,19 +24,28 @@ CLOSE_LIMIT_S = 5.0
 """A peer that does not take its last answers within this time is cut off."""
 
 
+class Gate(Protocol):
+    """Who counts connections."""
+
+    def admit(self, transport: IscsiTransport) -> str | None:
+        """A connection was accepted: why it is refused, or None."""
+
+    def established(self, transport: IscsiTransport) -> None:
+        """It has logged in."""
+
+    def ended(self, transport: IscsiTransport) -> None:
+        """It is over."""
+
+
 class IscsiTransport(asyncio.BufferedProtocol):
     """The adapter between one asyncio transport and one Connection."""
 
     core: Connection
 
-    def __init__(
-        self, host: Host, loop: asyncio.AbstractEventLoop, admit: Callable[[IscsiTransport], str | None],
-        ended: Callable[[IscsiTransport], None], notices: RateLimited,
-    ) -> None:  # fmt: skip
+    def __init__(self, host: Host, loop: asyncio.AbstractEventLoop, gate: Gate, notices: RateLimited) -> None:
         self._host = host
         self._loop = loop
-        self._admit = admit
-        self._ended = ended
+        self._gate = gate
         self._notices = notices
         self._congested = False
         self._reading = True
@@ -58,7 +66,7 @@ class IscsiTransport(asyncio.BufferedProtocol):
         local = (transport.get_extra_info("sockname") or ("", 0))[:2]
         self.core = Connection(self._host, self.peer, local, self._loop.time())
         self.core.wake = self._wake
-        refusal = self._admit(self)
+        refusal = self._gate.admit(self)
         if refusal is not None:
             self._notices.warning(self.peer[0], "%s: connection refused: %s", self._name, refusal)
             self._transport.abort()
@@ -86,6 +94,7 @@ class IscsiTransport(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._congested = False
+        self.core.heard()  # it takes its answers, however slowly
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -98,7 +107,7 @@ class IscsiTransport(asyncio.BufferedProtocol):
             self._tell()
         except Exception as error:
             log.exception("%s: closing failed: %r", self._name, error)
-        self._ended(self)
+        self._gate.ended(self)
 
     # --- our side
 
@@ -193,6 +202,7 @@ class IscsiTransport(asyncio.BufferedProtocol):
     def _log_event(self, event: Event) -> None:
         if isinstance(event, LoggedIn):
             self.logged_in = True
+            self._gate.established(self)
             who = event.identity
             where = who.target or "discovery"
             log.info("%s: %s logged in to %s (TSIH %d)", self._name, who.initiator, where, event.tsih)
@@ -211,6 +221,12 @@ class IscsiTransport(asyncio.BufferedProtocol):
         self._pumping = False
         self._notices.exception(self.peer[0], error, "%s: connection closed after an internal error", self._name)
         self.abort("internal error")
+
+    def shed(self, reason: str) -> None:
+        """Make room for others: a line in the log, no ceremony."""
+        self.core.close(reason, fault=True)
+        self._tell()
+        self._transport.abort()
 
     def abort(self, reason: str) -> None:
         """End the connection without ceremony."""

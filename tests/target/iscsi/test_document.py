@@ -33,4 +33,5 @@ def test_the_numbers_in_the_text_are_the_limits() -> None:
     assert f"ExpCmdSN + 1 is {limits.COMMAND_WINDOW} less" in TEXT
     assert f"At most {limits.IMMEDIATE_COMMANDS} immediate" in TEXT
     assert f"After {limits.NOP_INTERVAL_S:.0f} s of silence" in TEXT
+    assert f" asks; {limits.NOP_TIMEOUT_S:.0f} s later" in TEXT
     assert f"over {limits.MAX_RECV_DATA_SEGMENT_BYTES // 1024} KiB" in TEXT

@@ -248,16 +248,73 @@ def test_a_silent_initiator_is_ended() -> None:
     serve("asyncio", test, PortalConfig(nop_interval_s=0.05, nop_timeout_s=0.05))
 
 
-def test_connections_that_do_not_log_in_are_limited() -> None:
+def half_open(address: tuple[str, int], count: int, source: str = "127.0.0.1") -> list[socket.socket]:
+    return [socket.create_connection(address, LIMIT_S, (source, 0)) for _ in range(count)]
+
+
+def is_closed(peer: socket.socket) -> bool:
+    """Waits for the end.  Anything but an end would be a time-out."""
+    with contextlib.suppress(ConnectionResetError):
+        return peer.recv(1) == b""
+    return True
+
+
+def answers(peer: socket.socket) -> bool:
+    """The target still talks to it: a wrong PDU is answered by the end, after whatever came before."""
+    peer.sendall(b"\x43" + bytes(47))
+    return len(peer.recv(48)) == 48
+
+
+def test_a_flood_of_half_open_logins_drops_the_oldest(caplog: pytest.LogCaptureFixture) -> None:
     def test(served: Served) -> None:
-        first = [socket.create_connection(served.address, timeout=LIMIT_S) for _ in range(2)]
-        extra = socket.create_connection(served.address, timeout=LIMIT_S)
-        with extra, contextlib.suppress(ConnectionResetError):
-            assert extra.recv(1) == b""
-        for peer in first:
+        host = served.initiator()
+        host.login()
+        peers = half_open(served.address, 4)
+        assert [is_closed(peer) for peer in peers[:2]] == [True, True]
+        assert [answers(peer) for peer in peers[2:]] == [True, True]
+        assert host.read(0, 1).status == 0
+        for peer in peers:
             peer.close()
 
     serve("asyncio", test, PortalConfig(logging_in_max=2))
+    assert "the oldest of 3 connections that have not logged in" in caplog.text
+
+
+def test_a_flood_from_one_source_pushes_nobody_else_out() -> None:
+    def test(served: Served) -> None:
+        (other,) = half_open(served.address, 1, "127.0.0.2")
+        peers = half_open(served.address, 5, "127.0.0.3")
+        assert [is_closed(peer) for peer in peers[:3]] == [True, True, True]
+        assert [answers(peer) for peer in (other, *peers[3:])] == [True, True, True]
+        for peer in (other, *peers):
+            peer.close()
+
+    serve("asyncio", test, PortalConfig(logging_in_max=4, logging_in_per_source_max=2))
+
+
+def test_stopping_tells_initiators_that_the_session_is_dropped() -> None:
+    async def run() -> None:
+        directory, _ = one_disk()
+        portal = Portal(directory, Registry())
+        address = await portal.start("127.0.0.1", 0)
+
+        def client() -> None:
+            initiator = Initiator(SocketLink(address))
+            initiator.login()
+            ready.set()
+            link: Any = initiator.link
+            (message,) = link.receive(1)
+            assert (message.opcode, message.async_event, message.parameter2) == (Opcode.ASYNC_MESSAGE, 3, 2)
+            link.receive(1)
+            assert link.gone
+
+        ready = threading.Event()
+        host = asyncio.ensure_future(asyncio.to_thread(client))
+        await asyncio.to_thread(ready.wait, LIMIT_S)
+        await portal.stop()
+        await host
+
+    asyncio.run(run())
 
 
 def test_reinstatement_closes_the_old_connection() -> None:
