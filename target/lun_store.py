@@ -26,6 +26,7 @@ class LunStore:
         self.naa = lun.naa
         self.uuid_bytes = lun.uuid_bytes
         self.read_only = service.volume.read_only
+        self._volume = service.volume
         self._flush = service.flush
         self._read_into = lun.read_into
         self._read_into_nowait = lun.read_into_nowait
@@ -41,6 +42,14 @@ class LunStore:
     @property
     def online(self) -> bool:
         return self.lun.online
+
+    @property
+    def used_bytes(self) -> int:
+        return self.lun.used_bytes
+
+    @property
+    def available_bytes(self) -> int:
+        return self._volume.space().available
 
     @property
     def serial(self) -> str:

@@ -44,6 +44,7 @@ class GoneStore:
     """Stands in for a LUN whose volume is offline: the same identity, and nothing behind it."""
 
     online = False
+    used_bytes = available_bytes = 0
 
     def __init__(self, store: BlockStore) -> None:
         self.size_bytes = store.size_bytes

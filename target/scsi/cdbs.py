@@ -89,6 +89,22 @@ def _receive_copy_results(action: int) -> Cdb:
 
 RECEIVE_COPY_STATUS, RECEIVE_OPERATING_PARAMETERS = map(_receive_copy_results, (0x00, 0x03))
 
+REPORT_TARGET_PORT_GROUPS = Cdb(
+    0xA3,
+    "service_action" / service_action_byte(0x0A, 0xE0),
+    reserved(4),
+    "allocation_length" / Int32ub,
+    reserved(1),
+    service_action=0x0A,
+)
+REPORT_TIMESTAMP = Cdb(
+    0xA3,
+    "service_action" / service_action_byte(0x0F),
+    reserved(4),
+    "allocation_length" / Int32ub,
+    reserved(1),
+    service_action=0x0F,
+)
 REPORT_SUPPORTED_OPERATION_CODES = Cdb(
     0xA3,
     "service_action" / service_action_byte(0x0C),

@@ -14,7 +14,9 @@ from target.scsi import (
     extended_copy,
     format,
     inquiry,
+    log_pages,
     mode,
+    port_groups,
     primary,
     removal,
     reserve,
@@ -104,7 +106,7 @@ COMMANDS: tuple[Command, ...] = (
     _in("MODE SENSE(10)", cdbs.MODE_SENSE_10, mode.mode_sense_10),
     _out("MODE SELECT(6)", cdbs.MODE_SELECT_6, mode.mode_select_6),
     _out("MODE SELECT(10)", cdbs.MODE_SELECT_10, mode.mode_select_10),
-    _always_in("LOG SENSE", cdbs.LOG_SENSE, primary.log_sense, FREE),
+    _always_in("LOG SENSE", cdbs.LOG_SENSE, log_pages.log_sense, FREE),
     Command(
         "PREVENT ALLOW MEDIUM REMOVAL",
         cdbs.PREVENT_ALLOW_MEDIUM_REMOVAL,
@@ -145,6 +147,10 @@ COMMANDS: tuple[Command, ...] = (
             (7, "REGISTER AND MOVE", reserve.register_and_move),
         )
     ),
+    _always_in(
+        "REPORT TARGET PORT GROUPS", cdbs.REPORT_TARGET_PORT_GROUPS, port_groups.report_target_port_groups, FREE
+    ),
+    _always_in("REPORT TIMESTAMP", cdbs.REPORT_TIMESTAMP, primary.report_timestamp, FREE),
     _always_in("REPORT SUPPORTED OPERATION CODES", cdbs.REPORT_SUPPORTED_OPERATION_CODES, report_opcodes),
     _always_in(
         "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS",

@@ -32,8 +32,10 @@ from target.scsi.limits import (
     MAX_UNMAP_DESCRIPTORS,
     MAX_WRITE_SAME_BYTES,
     OPTIMAL_TRANSFER_BYTES,
+    THRESHOLD_SET_BYTES,
     UNMAP_GRANULARITY_BYTES,
 )
+from target.scsi.port_groups import SCSI_PORT, port_name
 from target.scsi.sense import invalid_field
 from target.scsi.task import Reply, Task, data_in
 from target.scsi.third_party import third_party_copy_page
@@ -50,7 +52,7 @@ NO_LOGICAL_UNIT = 0x7F
 RMB = 0x80
 VERSION_SPC_4 = 0x06
 HISUP_FORMAT_2 = 0x12
-THIRD_PARTY_COPY = 0x08
+THIRD_PARTY_COPY, TPGS_IMPLICIT = 0x08, 0x10
 CMDQUE = 0x02
 # SAM-5, SPC-4, SBC-3, iSCSI (SPC-4 table 145): without a version
 VERSION_DESCRIPTORS = (0x00A0, 0x0460, 0x04C0, 0x0960)
@@ -61,7 +63,7 @@ STANDARD = Struct(
     "version" / Const(VERSION_SPC_4, Int8ub),
     "response_data_format" / Const(HISUP_FORMAT_2, Int8ub),
     "additional_length" / Const(96 - 5, Int8ub),
-    "flags_5" / Const(THIRD_PARTY_COPY, Int8ub),  # no TPGS, no protection information
+    "flags_5" / Const(TPGS_IMPLICIT | THIRD_PARTY_COPY, Int8ub),  # no protection information
     "flags_6" / Const(0, Int8ub),
     "flags_7" / Const(CMDQUE, Int8ub),
     "vendor" / Bytes(8),
@@ -84,7 +86,7 @@ DESIGNATOR = Struct(
 BINARY, ASCII, UTF8 = 1, 2, 3
 PROTOCOL_ISCSI, PIV = 0x50, 0x80
 LOGICAL_UNIT, TARGET_PORT, TARGET_DEVICE = 0x00, 0x10, 0x20
-T10_VENDOR_ID, NAA, RELATIVE_TARGET_PORT, SCSI_NAME = 1, 3, 4, 8
+T10_VENDOR_ID, NAA, RELATIVE_TARGET_PORT, TARGET_PORT_GROUP, SCSI_NAME = 1, 3, 4, 5, 8
 
 # SPC-4 7.8.7: what the target does with task attributes and its cache
 EXTENDED_INQUIRY = Struct(
@@ -130,7 +132,7 @@ BLOCK_DEVICE_CHARACTERISTICS = Struct(
 
 # SBC-3 6.6.5
 LOGICAL_BLOCK_PROVISIONING = Struct(
-    "threshold_exponent" / Const(0, Int8ub),
+    "threshold_exponent" / Int8ub,
     "flags" / Int8ub,
     "provisioning_type" / Int8ub,
     Padding(1),
@@ -189,12 +191,14 @@ def unit_serial_number(_: ITNexus, lu: LogicalUnit) -> bytes:
 
 def device_identification(nexus: ITNexus, lu: LogicalUnit) -> bytes:
     """What multipath, udev and clusters know the LUN by, then the port and the device it was reached through."""
-    target_port = f"{nexus.target_name},t,0x{nexus.target_port:04x}"
+    port = bytes(2) + nexus.target_port.to_bytes(2, "big")
+    name = port_name(nexus, nexus.target_port)
     return b"".join((
         designator(BINARY, LOGICAL_UNIT | NAA, lu.store.naa),
         designator(ASCII, LOGICAL_UNIT | T10_VENDOR_ID, t10_vendor_id(lu)),
-        designator(PROTOCOL_ISCSI | BINARY, PIV | TARGET_PORT | RELATIVE_TARGET_PORT, relative_port(nexus)),
-        designator(PROTOCOL_ISCSI | UTF8, PIV | TARGET_PORT | SCSI_NAME, scsi_name(target_port)),
+        designator(PROTOCOL_ISCSI | BINARY, PIV | TARGET_PORT | RELATIVE_TARGET_PORT, port),
+        designator(PROTOCOL_ISCSI | BINARY, PIV | TARGET_PORT | TARGET_PORT_GROUP, port),
+        designator(PROTOCOL_ISCSI | UTF8, PIV | TARGET_PORT | SCSI_NAME, scsi_name(name)),
         designator(PROTOCOL_ISCSI | UTF8, PIV | TARGET_DEVICE | SCSI_NAME, scsi_name(nexus.target_name)),
     ))
 
@@ -210,10 +214,6 @@ def designator(protocol_code_set: int, piv_association_type: int, value: bytes) 
     return built
 
 
-def relative_port(nexus: ITNexus) -> bytes:
-    return bytes(2) + nexus.target_port.to_bytes(2, "big")
-
-
 def scsi_name(name: str) -> bytes:
     """Null-terminated and padded to a multiple of four (SPC-4 7.8.6.11)."""
     encoded = name.encode()[:247] + b"\0"
@@ -223,6 +223,24 @@ def scsi_name(name: str) -> bytes:
 def extended_inquiry(_: ITNexus, __: LogicalUnit) -> bytes:
     built: bytes = EXTENDED_INQUIRY.build({"task_attributes": HEADSUP_ORDSUP_SIMPSUP, "cache": V_SUP})
     return built
+
+
+def mode_page_policy(_: ITNexus, __: LogicalUnit) -> bytes:
+    """SPC-4 7.8.9: all pages and subpages, shared by all nexuses, of each logical unit alone."""
+    return bytes((0x3F, 0xFF, 0x00, 0x00))
+
+
+def scsi_ports(nexus: ITNexus, _: LogicalUnit) -> bytes:
+    """Every port and what it is called."""
+    return b"".join(
+        SCSI_PORT.build({
+            "relative_port": port,
+            "target_port_designators": designator(
+                PROTOCOL_ISCSI | UTF8, PIV | TARGET_PORT | SCSI_NAME, scsi_name(port_name(nexus, port))
+            ),
+        })
+        for port in nexus.target_ports
+    )
 
 
 def block_limits(_: ITNexus, lu: LogicalUnit) -> bytes:
@@ -253,6 +271,7 @@ def block_device_characteristics(_: ITNexus, __: LogicalUnit) -> bytes:
 def logical_block_provisioning(_: ITNexus, lu: LogicalUnit) -> bytes:
     thin = lu.store.thin
     built: bytes = LOGICAL_BLOCK_PROVISIONING.build({
+        "threshold_exponent": (THRESHOLD_SET_BYTES >> lu.shift).bit_length() - 1 if thin else 0,
         "flags": LBPU | LBPWS | LBPWS10 | LBPRZ if thin else 0,
         "provisioning_type": THIN_PROVISIONED if thin else FULLY_PROVISIONED,
     })
@@ -264,6 +283,8 @@ VPD_PAGES: dict[int, Callable[[ITNexus, LogicalUnit], bytes]] = {
     0x80: unit_serial_number,
     0x83: device_identification,
     0x86: extended_inquiry,
+    0x87: mode_page_policy,
+    0x88: scsi_ports,
     0x8F: lambda _, __: third_party_copy_page(),
     0xB0: block_limits,
     0xB1: block_device_characteristics,

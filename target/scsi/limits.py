@@ -41,6 +41,9 @@ MAX_REGISTRATIONS = 512
 MAX_LUN_ID = 16383
 """Flat space addressing, SAM-5 4.7.7.3."""
 
+THRESHOLD_SET_BYTES = 1 << 20
+"""What the log page of thin provisioning counts in."""
+
 UNMAP_GRANULARITY_BYTES = 4096
 """Space comes back in blocks of the volume."""
 

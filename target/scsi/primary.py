@@ -1,11 +1,11 @@
-"""The small commands of SPC-4: TEST UNIT READY, REQUEST SENSE, REPORT LUNS, LOG SENSE, and what a LUN
+"""The small commands of SPC-4: TEST UNIT READY, REQUEST SENSE, REPORT LUNS, REPORT TIMESTAMP, and what a LUN
 that is not there answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from construct import GreedyBytes, GreedyRange, Int8ub, Int16ub, Int32ub, Int64ub, Padding, Prefixed, Struct
+from construct import BytesInteger, Const, GreedyRange, Int8ub, Int16ub, Int32ub, Int64ub, Padding, Struct
 
 from target.scsi.cdb import Cdb, Fields
 from target.scsi.cdbs import INQUIRY, REPORT_LUNS, REQUEST_SENSE
@@ -19,8 +19,6 @@ MINIMUM_LUN_LIST_BYTES = 16
 
 # SPC-4 6.33
 LUN_LIST = Struct("lun_list_length" / Int32ub, Padding(4), "luns" / GreedyRange(Int64ub))
-# SPC-4 7.3.1
-LOG_PAGE = Struct("page_code" / Int8ub, "subpage_code" / Int8ub, "parameters" / Prefixed(Int16ub, GreedyBytes))
 
 
 def ready(_: Task) -> Reply:
@@ -64,28 +62,19 @@ SELECT_REPORT: dict[int, Callable[[ITNexus], list[int]]] = {
 }
 
 
-LOG_PAGES: dict[tuple[int, int], Callable[[], bytes]] = {
-    (0x00, 0x00): lambda: bytes(sorted(page for page, subpage in LOG_PAGES if subpage == 0)),
-    (0x00, 0xFF): lambda: b"".join(bytes(key) for key in sorted(LOG_PAGES)),
-}
-SPF = 0x40
+# SPC-4 6.38
+TIMESTAMP = Struct(
+    "timestamp_parameter_data_length" / Const(10, Int16ub),
+    "origin" / Const(0x03, Int8ub),  # set by a method other than SET TIMESTAMP
+    Padding(1),
+    "timestamp" / BytesInteger(6),
+    Padding(2),
+)
 
 
-def log_sense(task: Task) -> Reply:
-    """SPC-4 6.8; only the lists of pages so far."""
-    fields = task.fields
-    if fields["flags"] & 1:  # SP: there is nothing to save
-        raise invalid_field(1, 0)
-    page, subpage = fields["page"] & 0x3F, fields["subpage"]
-    fill = LOG_PAGES.get((page, subpage))
-    if fill is None:
-        raise invalid_field(2, 5) if subpage == 0 else invalid_field(3)
-    if fields["parameter_pointer"]:
-        raise invalid_field(5)
-    built = LOG_PAGE.build(
-        {"page_code": page | (SPF if subpage else 0), "subpage_code": subpage, "parameters": fill()}
-    )
-    return data_in(built, fields["allocation_length"])
+def report_timestamp(task: Task) -> Reply:
+    milliseconds = int(task.lu.platform.wall_clock() * 1000)
+    return data_in(TIMESTAMP.build({"timestamp": milliseconds}), task.fields["allocation_length"])
 
 
 # --- a LUN that is not there (SPC-4 6.6.1, 6.33, 6.39; SAM-5 5.11) --------------------------------------------------

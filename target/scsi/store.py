@@ -58,6 +58,14 @@ class BlockStore(Protocol):
     def thin(self) -> bool: ...
 
     @property
+    def used_bytes(self) -> int:
+        """Space that this store's data takes."""
+
+    @property
+    def available_bytes(self) -> int:
+        """Space that new data of all stores together may still take."""
+
+    @property
     def serial(self) -> str:
         """Unit serial number (VPD 80h); stays with the LUN for life."""
 

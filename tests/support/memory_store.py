@@ -43,6 +43,14 @@ class MemoryStore:
         """Offsets of pieces that cannot be read."""
         self.flushes: list[FlushDone] = []
 
+    @property
+    def used_bytes(self) -> int:
+        return len(self.pieces) * PIECE
+
+    @property
+    def available_bytes(self) -> int:
+        return 0 if self.full else self.size_bytes - self.used_bytes
+
     def contents(self, offset: int, length: int) -> bytes:
         """For the test to look at, whatever is online or bad."""
         first, last = offset // PIECE, (offset + length + PIECE - 1) // PIECE

@@ -58,7 +58,7 @@ def test_every_page_gives_its_code_and_length(number: int) -> None:
 
 
 def test_page_00_lists_the_pages_in_ascending_order() -> None:
-    assert list(page(0x00)[4:]) == [0x00, 0x80, 0x83, 0x86, 0x8F, 0xB0, 0xB1, 0xB2]
+    assert list(page(0x00)[4:]) == [0x00, 0x80, 0x83, 0x86, 0x87, 0x88, 0x8F, 0xB0, 0xB1, 0xB2]
 
 
 def test_page_80_is_the_serial_of_the_lun() -> None:
@@ -77,6 +77,29 @@ def designators(data: bytes) -> list[tuple[int, int, bytes]]:
 def test_page_83_begins_with_the_naa_of_the_lun() -> None:
     naa = bytes.fromhex("3123456789abcdef")
     assert designators(page(0x83, MemoryStore(naa=naa)))[0] == (0x01, 0x03, naa)
+
+
+def test_page_83_names_the_port_and_its_group_by_number() -> None:
+    found = {kind: value for _, kind, value in designators(page(0x83))}
+    assert (found[0x94], found[0x95]) == (b"\0\0\0\1", b"\0\0\0\1")
+
+
+def test_page_87_says_that_mode_pages_are_shared() -> None:
+    assert page(0x87)[4:] == bytes.fromhex("3fff0000")
+
+
+def test_page_88_names_every_port() -> None:
+    host, _, _ = one_host()
+    host.nexus.target_ports = (1, 2)
+    data = host.data(host.send(inquiry(0x88)))[4:]
+    size = 12 + int.from_bytes(data[10:12], "big")
+    assert (data[2:4], data[size + 2 : size + 4]) == (b"\0\1", b"\0\2")
+    assert f"{TARGET},t,0x0002".encode() in data[size:]
+
+
+def test_tpgs_says_that_access_is_implicit() -> None:
+    host, _, _ = one_host()
+    assert host.data(host.send(inquiry()))[5] & 0x30 == 0x10
 
 
 def test_page_83_takes_a_16_byte_naa() -> None:
@@ -117,7 +140,7 @@ def test_page_b1_is_a_non_rotating_medium() -> None:
     assert page(0xB1)[4:6] == b"\0\1"
 
 
-@pytest.mark.parametrize(("thin", "expected"), [(True, "00e40200"), (False, "00000000")])
+@pytest.mark.parametrize(("thin", "expected"), [(True, "0be40200"), (False, "00000000")])
 def test_page_b2_claims_provisioning_only_where_it_is(thin: bool, expected: str) -> None:
     assert page(0xB2, MemoryStore(thin=thin))[4:].hex() == expected
 

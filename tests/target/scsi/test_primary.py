@@ -252,20 +252,11 @@ def test_prevent_allow_knows_its_two_values(prevent: int, good: bool) -> None:
     assert (host.send(bytes((0x1E, 0, 0, 0, prevent, 0))).status == 0) is good
 
 
-def log_sense(page: int, subpage: int = 0, flags: int = 0) -> bytes:
-    return bytes((0x4D, flags, page, subpage, 0, 0, 0, 0, 255, 0))
-
-
-def test_log_sense_lists_its_pages() -> None:
-    host, _, _ = one_host()
-    assert host.data(host.send(log_sense(0x00))) == b"\0\0\0\1\0"
-    assert host.data(host.send(log_sense(0x00, 0xFF))) == b"\x40\xff\0\4\0\0\0\xff"
-
-
-@pytest.mark.parametrize("cdb", [log_sense(0x2F), log_sense(0, 5), log_sense(0, flags=1)])
-def test_log_sense_refuses_what_it_has_not(cdb: bytes) -> None:
-    host, _, _ = one_host()
-    assert key_asc(host.send(cdb)) == BAD_CDB_FIELD
+def test_report_timestamp_tells_the_time_in_milliseconds() -> None:
+    host, lu, _ = one_host()
+    data = host.data(host.send(bytes.fromhex("a30f000000000000000c0000")))
+    assert (data[:4], data[10:]) == (b"\0\x0a\x03\0", b"\0\0")
+    assert int.from_bytes(data[4:10], "big") == int(lu.platform.wall_clock() * 1000)
 
 
 def test_every_code_that_can_be_pending_fits_the_queue() -> None:
