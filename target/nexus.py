@@ -94,6 +94,8 @@ class TargetDevice:
     def __init__(self, name: str) -> None:
         self.name = name
         self.nexuses: list[Nexus] = []
+        self.before_answers: Callable[[], None] = lambda: None
+        """What must have happened before any answer of this device leaves."""
 
     def open_nexus(
         self, initiator: str, isid: bytes, lun_map: LunMap, on_close: OnClose | None = None, tpgt: int = 1
@@ -123,6 +125,9 @@ class Nexus(ITNexus):
         self._readable: dict[int, FastRead] = {}
         self._writable: dict[int, FastWrite] = {}
         self._closed = False
+
+    def before_answers(self) -> None:
+        self.device.before_answers()
 
     # --- hot path -----------------------------------------------------------------------------------------------
 

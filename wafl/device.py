@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import stat
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Protocol
 
 from wafl.errors import InvalidSize, NotAVolume, VolumeLocked
-from wafl.nvlog import CHECKPOINT_BYTES, LogMemory, half_size
 
 IOV_MAX = 1024
 """Buffers in one preadv or pwritev (Linux UIO_MAXIOV)."""
@@ -26,13 +23,6 @@ MAX_OFFSET = 2**63 - 1
 
 Bytes = bytes | bytearray | memoryview
 Path = str | os.PathLike[str]
-
-
-MADV_POPULATE_READ = 22
-"""Linux 5.14; not yet a name in `mmap`."""
-WARM_LOG_BYTES = CHECKPOINT_BYTES
-"""Of each half of the log, in memory from the mount on.  Seldom is more of it used, and all of it would be a fifth of
-what a daemon with a large volume needs."""
 
 
 class Device(Protocol):
@@ -62,22 +52,7 @@ class Device(Protocol):
     def preallocate(self, offset: int, length: int) -> None:
         """A hint that the range will be written soon: a file may allocate it in one piece."""
 
-    def map_log(self, offset: int, length: int) -> LogMemory:
-        """Memory for a log at a place of its own that nothing else is written to: what is stored there outlives this
-        process at once, and a power cut after the next `sync`."""
-
     def close(self) -> None: ...
-
-
-class WrittenLog:
-    """A log's memory where the file system shares none: each store is a write."""
-
-    def __init__(self, device: Device, offset: int) -> None:
-        self._device = device
-        self._offset = offset
-
-    def __setitem__(self, where: slice, data: bytes) -> None:
-        self._device.pwrite(self._offset + where.start, (data,))
 
 
 class FileDevice:
@@ -89,7 +64,6 @@ class FileDevice:
         self.size_bytes = size_bytes
         self._nowait = os.RWF_NOWAIT
         self._may_allocate = is_file
-        self._log: mmap.mmap | None = None
 
     @classmethod
     def open(cls, path: Path, *, create_bytes: int | None = None, read_only: bool = False) -> FileDevice:
@@ -199,25 +173,7 @@ class FileDevice:
         except OSError:
             self._may_allocate = False  # a hint only: the write itself reports what is wrong
 
-    def map_log(self, offset: int, length: int) -> LogMemory:
-        """Raises OSError if a file has no room for it."""
-        if stat.S_ISREG(os.fstat(self._fd).st_mode):
-            # Storing into a hole of a full file system would kill the process.
-            os.posix_fallocate(self._fd, offset, length)
-        try:
-            self._log = mmap.mmap(self._fd, length, mmap.MAP_SHARED, offset=offset)
-        except (OSError, ValueError):
-            return WrittenLog(self, offset)
-        half = half_size(length)
-        for start in (0, half):
-            with suppress(OSError):  # older kernels: the pages come one by one
-                self._log.madvise(MADV_POPULATE_READ, start, min(WARM_LOG_BYTES, half))
-        return self._log
-
     def close(self) -> None:
-        if self._log is not None:
-            self._log.close()
-            self._log = None
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -39,6 +39,7 @@ from wafl.format import (
     seal,
     unseal,
 )
+from wafl.nvlog import write_out
 
 
 @dataclass(slots=True)
@@ -180,10 +181,12 @@ def _in_its_place(fsinfo: dict[str, Any], vbn: int) -> bool:
 
 
 def wipe(device: Device, geometry: Geometry) -> None:
-    """Remove every label and fsinfo of an earlier volume, durably."""
+    """Remove every label and fsinfo of an earlier volume, durably, and prepare the log."""
     zeros = bytes(BLOCK_BYTES)
     device.pwrite(0, [zeros] * (HEAD_RING_VBN + RING_SLOTS))
     device.pwrite(geometry.tail_ring << BLOCK_SHIFT, [zeros] * TAIL_BLOCKS)
+    base = geometry.nvlog_start << BLOCK_SHIFT
+    write_out(lambda offset, data: device.pwrite(base + offset, (data,)), geometry.nvlog_blocks << BLOCK_SHIFT)
     device.sync()
 
 

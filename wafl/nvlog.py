@@ -1,12 +1,15 @@
 """The log of what guests were told and no consistency point has yet (nvlog).
 
-Two promises hang on it: a crash of the daemon loses nothing acknowledged, because a record is in shared memory of the
-log before the caller goes on; and a power cut loses nothing flushed, because one sync makes records and data durable
-together.  docs/format.md, "The log", has the layout; wafl.replay reads it.
+Two promises hang on it: a crash of the daemon loses nothing acknowledged, because a record is written before the answer
+goes out; and a power cut loses nothing flushed, because one sync makes records and data durable together.
+docs/format.md, "The log", has the layout; wafl.replay reads it.
 
 Rules:
 
 - A record is appended after the change that it tells of, data written and pointers changed, by whoever made the change.
+- It is written at once, or, if `batched`, with all others of a batch of commands by `push`, which whoever answers hosts
+  then calls before an answer goes out.  (Not through memory shared with the file: each sync would protect its pages
+  again, and the next store then waits for the file system, three times as long as the sync itself.)
 - Fills and detaches are never logged (spec: no NVLOG protection); what is neither logged nor a fill (a restore, growth
   of the volume) makes a consistency point before anything else can happen.  So does an UNMAP while the LUN's detach is
   not durable.
@@ -20,10 +23,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Protocol
 
 from crc32c import crc32c
 
+from wafl.errors import VolumeFailed
 from wafl.format import LOG_HEADER, LOG_PUNCH, LOG_SNAPSHOT, LOG_VTOC, LOG_WRITE, EntryState, LogKind
 
 HEADER_BYTES = LOG_HEADER.size
@@ -34,16 +37,16 @@ CHANGE_BYTES = 4 * MAX_RECORD_BYTES
 CHECKPOINT_BYTES = 8 << 20
 """A consistency point is due when this much is in the log: it bounds what a mount has to replay."""
 
+PIECE_BYTES = 1 << 20
+
 _U32 = struct.Struct("<I")
 _ONE_BYTES = HEADER_BYTES + LOG_WRITE.size + 8
 _ONE = struct.Struct("<" + LOG_HEADER.layout.format[2:] + LOG_WRITE.layout.format[1:] + "II")
 """A write of one block, without the checksum that goes before it."""
 
 
-class LogMemory(Protocol):
-    """What a log writes into: memory shared with the file, or something that behaves like it."""
-
-    def __setitem__(self, where: slice, data: bytes, /) -> None: ...
+WriteAt = Callable[[int, bytes], None]
+"""(offset within the log, data): write it.  Raises OSError."""
 
 
 def seed_of(uuid: bytes, epoch: int) -> int:
@@ -54,9 +57,11 @@ def seed_of(uuid: bytes, epoch: int) -> int:
 class Log:
     """The two halves and the place of the next record.  One thread appends."""
 
-    def __init__(self, memory: LogMemory, size_bytes: int, seed: int, seq: int, generation: int,
+    def __init__(self, write: WriteAt, size_bytes: int, seed: int, seq: int, generation: int,
                  overflow: Callable[[], None]) -> None:  # fmt: skip
-        self.memory = memory
+        self.batched = False
+        self.pushed = seq
+        """All records up to this one are written."""
         self.half_bytes = half_size(size_bytes)
         self.seq = seq
         """Of the last record."""
@@ -64,11 +69,16 @@ class Log:
         """All records up to this one would survive a power cut."""
         self.checkpoint_bytes = min(CHECKPOINT_BYTES, self.half_bytes // 2)
         self._seed = seed
+        self._write = write
+        self._pending = bytearray()
+        """Records that are not written yet, up to `at`."""
+        self._failed = False
         self._overflow = overflow
         self.switch(generation)
 
     def switch(self, generation: int) -> None:
-        """The freeze: records of `generation` go into the other half."""
+        """The freeze: records of `generation` go into the other half.  Raises OSError."""
+        self._write_pending()
         self._start = self.at = (generation & 1) * self.half_bytes
         self._limit = self.at + self.half_bytes
 
@@ -93,13 +103,10 @@ class Log:
             return
         seq = self.seq + 1
         record = _ONE.pack(_ONE_BYTES, 1, seq, self.durable, slot, 1, fbn, vbn, crc, 0)
-        try:
-            self.memory[at:end] = _U32.pack(crc32c(record, self._seed)) + record
-        except OSError:
-            self.do_without()
-            return
-        self.at = end
-        self.seq = seq  # last: who syncs in another thread must not count a record that is not there yet
+        self._pending += _U32.pack(crc32c(record, self._seed)) + record
+        self.at, self.seq = end, seq
+        if not self.batched:
+            self.push()
 
     def write(self, slot: int, fbn: int, vbn: int, crcs: list[int]) -> None:
         """Neighbours within one level-1 range were written to neighbours on the volume."""
@@ -123,20 +130,47 @@ class Log:
             return
         seq = self.seq + 1
         record = LOG_HEADER.layout.pack(0, HEADER_BYTES + len(body), kind, seq, self.durable)[4:] + body
+        self._pending += _U32.pack(crc32c(record, self._seed)) + record
+        self.at, self.seq = end, seq
+        if not self.batched:
+            self.push()
+
+    def push(self) -> None:
+        """Write what is pending: from now on it survives a crash of the daemon.  Raises VolumeFailed if neither the log
+        nor a consistency point could be written, and from then on."""
+        if self._failed:
+            raise VolumeFailed("the log could not be written, nor a consistency point")
         try:
-            self.memory[self.at : end] = _U32.pack(crc32c(record, self._seed)) + record
+            self._write_pending()
         except OSError:
             self.do_without()
-            return
-        self.at = end
-        self.seq = seq
+
+    def _write_pending(self) -> None:
+        data = bytes(self._pending)
+        self._pending.clear()
+        if data:
+            self._write(self.at - len(data), data)
+        self.pushed = self.seq  # who syncs in another thread counts no record that is not there yet
 
     def do_without(self) -> None:
         """There is no room for the record, or it cannot be written: a consistency point has what it would have said.
         The record's number is used up all the same: a replay that stands on an older consistency point must not pass
         over it."""
         self.seq += 1
-        self._overflow()
+        try:
+            self._overflow()
+        except BaseException:
+            self._failed = True
+            raise
+
+
+def write_out(write: WriteAt, size_bytes: int) -> None:
+    """Zeros where a new log of `size_bytes` will be written: a sync of what is written into unallocated space of a file
+    takes twice as long."""
+    half = half_size(size_bytes)
+    for start in (0, half):
+        for at in range(start, start + min(half, CHECKPOINT_BYTES), PIECE_BYTES):
+            write(at, bytes(min(PIECE_BYTES, start + half - at)))
 
 
 def half_size(size_bytes: int) -> int:

@@ -77,7 +77,7 @@ class VolumeService:
 
     def start(self) -> None:
         """Call on the loop that is to drive the volume."""
-        self._syncs = GroupSync(self.volume.sync, f"sync-{self.volume.name}")
+        self._syncs = GroupSync(self.volume.push_log, self.volume.sync, f"sync-{self.volume.name}")
         self._last_start = asyncio.get_running_loop().time()
         if self.volume.read_only:
             return

@@ -15,7 +15,9 @@ SyncDone = Callable[[BaseException | None], None]
 class GroupSync:
     """Lives on one event loop."""
 
-    def __init__(self, sync: Callable[[], None], thread_name: str) -> None:
+    def __init__(self, prepare: Callable[[], None], sync: Callable[[], None], thread_name: str) -> None:
+        self._prepare = prepare
+        """Called on the loop before each sync."""
         self._sync = sync
         self._loop = asyncio.get_running_loop()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=thread_name)
@@ -45,7 +47,12 @@ class GroupSync:
 
     def _begin(self) -> None:
         served, self._waiting = self._waiting, []
-        self._running = self._loop.run_in_executor(self._executor, self._sync)
+        try:
+            self._prepare()
+            self._running = self._loop.run_in_executor(self._executor, self._sync)
+        except Exception as error:
+            self._running = self._loop.create_future()
+            self._running.set_exception(error)
         self._running.add_done_callback(lambda future: self._ended(future, served))
 
     def _ended(self, future: asyncio.Future[None], served: list[SyncDone]) -> None:

@@ -258,7 +258,7 @@ class Volume:
             if self._sync_error is not None:
                 raise self._sync_error
             log = self.core.log
-            seq = log.seq if log is not None else 0
+            seq = log.pushed if log is not None else 0
             try:
                 self.device.sync()
                 self.nvlog.sync()
@@ -267,6 +267,16 @@ class Volume:
                 raise
             if log is not None:
                 log.durable = max(log.durable, seq)
+
+    def batch_log(self) -> None:
+        """From now on what is done survives a crash of the daemon from the next `push_log` on, no sooner."""
+        if self.core.log is not None:
+            self.core.log.batched = True
+
+    def push_log(self) -> None:
+        """What was done so far survives a crash of the daemon.  Raises VolumeFailed, from then on at every call."""
+        if self.core.log is not None:
+            self.core.log.push()
 
     def frozen_roots(self) -> dict[str, int]:
         """What fsinfo says beside the roots, as of the freeze that just happened."""

@@ -26,7 +26,7 @@ from wafl.format import (
     unseal,
 )
 from wafl.labels import add_feature, read_block_at
-from wafl.nvlog import Log, seed_of
+from wafl.nvlog import Log, seed_of, write_out
 from wafl.replay import LogContents, apply, read_log
 
 if TYPE_CHECKING:
@@ -109,20 +109,23 @@ class VolumeLog:
         device = volume.device
         if self._separate is not None:
             claim_log(self._separate, volume.uuid_bytes, volume.name)
-            device, base, size = self._separate, BLOCK_BYTES, self._separate.size_bytes - BLOCK_BYTES
+            device, base, size = self._separate, BLOCK_BYTES, separate_size(self._separate)
             self._place = LogPlace.SEPARATE
         elif size:
             self._place = LogPlace.REGION
         else:
             return
-        memory = device.map_log(base, min(size, MAX_LOG_BYTES))
         add_feature(volume.device, volume.geometry, Incompat.LOG_RECORDS)
         # At random, never counted: a volume brought back from a copy comes to the same numbers once more, beside a log
         # device that holds the records of its first life.
         self._epoch, self._seq = int.from_bytes(os.urandom(8)), seq
         volume.commit_now()
+
+        def write(offset: int, data: bytes) -> None:
+            device.pwrite(base + offset, (data,))
+
         volume.core.log = Log(
-            memory, min(size, MAX_LOG_BYTES), seed_of(volume.uuid_bytes, self._epoch), seq, volume.core.generation,
+            write, size, seed_of(volume.uuid_bytes, self._epoch), seq, volume.core.generation,
             volume.commit_now,
         )  # fmt: skip
 
@@ -136,7 +139,7 @@ def read_contents(
         return LogContents()
     where, base, size = device, geometry.nvlog_start << BLOCK_SHIFT, geometry.nvlog_blocks << BLOCK_SHIFT
     if separate is not None:
-        where, base, size = separate, BLOCK_BYTES, separate.size_bytes - BLOCK_BYTES
+        where, base, size = separate, BLOCK_BYTES, separate_size(separate)
 
     def read(offset: int, length: int) -> memoryview:
         data = bytearray(length)
@@ -144,9 +147,14 @@ def read_contents(
         return memoryview(data)
 
     return read_log(
-        read, min(size, MAX_LOG_BYTES), seed=seed_of(uuid, fsinfo["log_epoch"]), seq=fsinfo["log_seq"],
+        read, size, seed=seed_of(uuid, fsinfo["log_epoch"]), seq=fsinfo["log_seq"],
         generation=fsinfo["generation"] + 1, device=device,
     )  # fmt: skip
+
+
+def separate_size(device: Device) -> int:
+    """Bytes of a log behind the label block of its device."""
+    return min(device.size_bytes - BLOCK_BYTES, MAX_LOG_BYTES)
 
 
 def open_log_device(path: str | os.PathLike[str], *, read_only: bool = False) -> FileDevice:
@@ -181,6 +189,7 @@ def claim_log(device: Device, uuid: bytes, name: str) -> None:
         return
     if any(block):
         raise LogMismatch("the log device holds something that is no log: clear its first 4096 bytes if that may go")
+    write_out(lambda offset, data: device.pwrite(BLOCK_BYTES + offset, (data,)), separate_size(device))
     label = seal(LOG_LABEL, magic=LOG_MAGIC, uuid=uuid, size_bytes=device.size_bytes)
     device.pwrite(0, (label,))
     device.sync()

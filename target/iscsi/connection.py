@@ -175,7 +175,10 @@ class Connection:
         """Everything that is ready; the same bytes until `data_sent` is called."""
         if self.waiting and not self._pump():
             self.blocked = True  # late answers, made while nothing was received: `resume` goes on with them
-        return self.output.view[: self.output.used]
+        used = self.output.used
+        if used and self.full_feature and self.session.nexus is not None:
+            self.session.nexus.before_answers()
+        return self.output.view[:used]
 
     def data_sent(self, kept: bool) -> None:
         """The bytes of `data_to_send` are on their way; `kept`: their buffer is still being sent from."""

@@ -89,6 +89,10 @@ class Nexus(Protocol):
         """QUERY ASYNCHRONOUS EVENT (SAM-5 7.10): the three bytes that describe the unit attention which is reported
         next, none if there is none to report; None if there is no such logical unit."""
 
+    def before_answers(self) -> None:
+        """Called before answers leave, once for all that are ready: what they promise must be there then.  If it
+        raises, they do not leave."""
+
     def close(self) -> None:
         """I_T nexus loss: tasks are dropped silently, RESERVE(6) is released."""
 

@@ -62,6 +62,7 @@ class Data:
             lun.unmap(offset, len(data))
         else:
             lun.write(offset, memoryview(data))
+        unit.volume.push_log()
 
     async def flush(self, text: str) -> None:
         unit, _lun, _path = self.core.find(text)

@@ -111,6 +111,9 @@ class Volumes:
         unit = Unit(record.name, volume, wafl.VolumeService(volume, cp_interval_s=self.core.cp_interval_s))
         if record.name not in self.core.served:
             self.core.served[record.name] = serving.Served(TargetDevice(self.core.target_name(record.name)))
+        # From here on records go into the log once a batch, before the answers.
+        self.core.served[record.name].device.before_answers = volume.push_log
+        volume.batch_log()
         unit.service.on_failure = lambda error: self._volume_failed(unit, error)
         unit.service.start()
         self.core.units[record.name] = unit

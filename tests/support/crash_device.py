@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from wafl.device import WrittenLog
-
 SECTOR = 512
 
 Buffer = bytes | bytearray | memoryview
@@ -177,10 +175,6 @@ class MemoryDevice:
 
     def sync(self) -> None:
         pass
-
-    def map_log(self, offset: int, length: int) -> WrittenLog:
-        """Each record is a write of its own, so that a crash may come between any two."""
-        return WrittenLog(self, offset)
 
     def preallocate(self, offset: int, length: int) -> None:
         """Memory is there already."""

@@ -45,6 +45,10 @@ class MemoryDisk:
     managed: list[tuple[int, int]] = field(default_factory=list)
     closed: int = 0
     nexuses: list[MemoryNexus] = field(default_factory=list)
+    answered: int = 0
+    """Batches of answers that left."""
+    unlogged: Exception | None = None
+    """What stops answers from leaving."""
     attention: bytes = b""
 
     def __post_init__(self) -> None:
@@ -127,6 +131,11 @@ class MemoryNexus:
 
     def attention(self, lun: int) -> bytes | None:
         return self.disk.attention if lun == LUN_0 else None
+
+    def before_answers(self) -> None:
+        self.disk.answered += 1
+        if self.disk.unlogged is not None:
+            raise self.disk.unlogged
 
     def close(self) -> None:
         self.disk.closed += 1

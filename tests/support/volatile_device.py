@@ -102,10 +102,6 @@ class VolatileDevice(FileDevice):
                 share = self._rng.choice([1.0, 1.0, self._rng.random()])
                 self._to_file(np.array([n for n in range(first, end) if self._rng.random() < share], np.intp))
 
-    def map_log(self, offset: int, length: int) -> VolatileLog:
-        """Memory that is shared with the file would outlive the process; here each store is a write like any other."""
-        return VolatileLog(self, offset)
-
     def sync(self) -> None:
         if self._lose_syncs:
             return
@@ -129,16 +125,6 @@ class VolatileDevice(FileDevice):
         if self._fd >= 0:
             self.sync()
         super().close()
-
-
-class VolatileLog:
-    """A log's memory by shape (wafl.nvlog)."""
-
-    def __init__(self, device: VolatileDevice, offset: int) -> None:
-        self._device, self._offset = device, offset
-
-    def __setitem__(self, where: slice, data: bytes) -> None:
-        self._device.pwrite(self._offset + where.start, (data,))
 
 
 def _runs(numbers: Numbers) -> list[Numbers]:

@@ -362,7 +362,7 @@ def test_a_sparse_volume_of_a_tebibyte_is_made_and_mounted(tmp_path: Path) -> No
     volume = Volume.mount(FileDevice.open(path))
     assert read(volume.lun("a"), 1 << 39, 4096) == pattern(1, 4096)
     volume.close()
-    assert path.stat().st_blocks * 512 < 96 * MIB, "the log region, and little else"
+    assert path.stat().st_blocks * 512 < 48 * MIB, "the log region, and little else"
 
 
 def test_a_volume_is_locked_against_a_second_opener(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +24,7 @@ from wafl import (
     LogMismatch,
     Lun,
     Volume,
+    VolumeFailed,
     check,
     open_log_device,
     replay,
@@ -214,6 +218,49 @@ def test_checker_and_dump_say_what_the_log_has(workshop: Workshop) -> None:
     lun.unmap(0, BLOCK_BYTES)
     assert [str(found) for found in check(volume.device)] == ["note: log: 2 records for the next mount to replay"]
     assert describe(volume.device)["log"]["records"] == {"write": 1, "punch": 1}
+
+
+def test_a_batch_of_records_is_written_by_a_push_and_before_each_sync(workshop: Workshop) -> None:
+    volume = workshop.format()
+    lun = volume.create_lun("a", MIB)
+    volume.batch_log()
+    log, device = volume.core.log, volume.device
+    assert log is not None
+
+    def survives() -> bytes:
+        return contents(Volume.mount(MemoryDevice(bytearray(device.image))).lun("a"))  # type: ignore[attr-defined]
+
+    first = fill(lun, 1)
+    volume.push_log()
+    assert survives() == first
+    second = fill(lun, 2)
+    assert survives() == first
+    volume.sync()
+    assert log.durable < log.seq, "a sync promises nothing of what is not written yet"
+    volume.push_log()
+    assert survives() == second
+    checkpoint(volume, lambda: fill(lun, 3))  # type: ignore[arg-type,return-value]
+
+
+def test_a_push_that_fails_with_its_consistency_point_promises_nothing_ever_after() -> None:
+    class Broken(MemoryDevice):
+        broken = False
+
+        def pwrite(self, offset: int, buffers: Sequence[Any]) -> None:
+            if self.broken:
+                raise OSError(errno.EIO, "injected")
+            super().pwrite(offset, buffers)
+
+    device = Broken(bytearray(16 * MIB))
+    Volume.format(device, name="v", now=EPOCH)
+    volume = Volume.mount(device)
+    lun = volume.create_lun("a", MIB)
+    volume.batch_log()
+    fill(lun, 1)
+    device.broken = True
+    for _ in range(2):
+        with pytest.raises(VolumeFailed):
+            volume.push_log()
 
 
 # -- a log of its own

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.crash_device import MemoryDevice
 from tests.support.volumes import EPOCH, MIB, checkpoint, pattern, problems, take_snapshot
 from wafl import BLOCK_BYTES, DamagedRecord, FileDevice, Lun, NoSpace, Volume, VolumeFailed, VolumeService
-from wafl.device import WrittenLog
 from wafl.filesystem import pack_lun
 from wafl.format import MAX_LUNS, VTOC_ENTRY, EntryState
 from wafl.nvlog import Log
@@ -69,22 +69,19 @@ def test_records_of_another_life_of_the_volume_never_count() -> None:
 
 
 class FailingLog(MemoryDevice):
-    """Its log cannot be mapped, and the next record cannot be written."""
+    """The next record cannot be written."""
 
     fails = False
+    log = range(0)
+    """The bytes of its log."""
 
-    def map_log(self, offset: int, length: int) -> WrittenLog:
-        device = self
-
-        class Written(WrittenLog):
-            def __setitem__(self, where: slice, data: bytes) -> None:
-                if device.fails:
-                    device.fails = False
-                    super().__setitem__(where, data[: len(data) // 2])
-                    raise OSError(errno.EIO, "injected")
-                super().__setitem__(where, data)
-
-        return Written(self, offset)
+    def pwrite(self, offset: int, buffers: Sequence[Any]) -> None:
+        if self.fails and offset in self.log:
+            self.fails = False
+            (data,) = buffers
+            super().pwrite(offset, [data[: len(data) // 2]])
+            raise OSError(errno.EIO, "injected")
+        super().pwrite(offset, buffers)
 
 
 @pytest.mark.parametrize("change", [
@@ -99,6 +96,8 @@ def test_a_record_that_cannot_be_written_is_done_without(change: Callable[[Volum
     """What follows in the log stands on it: its number must not be missing, nor what it would have said."""
     device = FailingLog(formatted().image)
     volume = Volume.mount(device)
+    geometry = volume.geometry
+    device.log = range(geometry.nvlog_start * BLOCK_BYTES, geometry.head_blocks * BLOCK_BYTES)
     put(volume.create_lun("a", MIB), 0, 1, 9)
     device.fails = True
     change(volume)

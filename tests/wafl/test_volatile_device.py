@@ -61,19 +61,6 @@ def test_the_file_has_what_was_synced_and_perhaps_what_came_later(
     assert path.read_bytes() == latest
 
 
-def test_a_log_is_as_volatile_as_everything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "volume"
-    device = opened(path, monkeypatch, early=0)
-    log = device.map_log(8192, 4096)
-    log[100:104] = b"told"
-    assert not any(path.read_bytes())
-    read = bytearray(4)
-    device.pread(8292, read)
-    assert read == b"told"
-    device.sync()
-    assert path.read_bytes()[8292:8296] == b"told"
-
-
 def test_a_killed_process_leaves_only_what_it_synced(tmp_path: Path) -> None:
     path = tmp_path / "volume"
     program = (

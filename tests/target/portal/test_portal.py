@@ -227,6 +227,22 @@ def test_a_fault_of_ours_costs_one_connection(caplog: pytest.LogCaptureFixture) 
     assert "internal error" in caplog.text
 
 
+def test_answers_whose_promise_cannot_be_kept_do_not_leave() -> None:
+    """The log of acknowledged writes could not be written: the host hears nothing, and sends again."""
+
+    def test(served: Served) -> None:
+        host = served.initiator()
+        host.login()
+        before = served.disk.answered
+        assert host.read(0, 1).status == 0
+        assert served.disk.answered == before + 1
+        served.disk.unlogged = OSError("told to")
+        assert host.numbered(Opcode.SCSI_COMMAND, flags=0x81, cdb=bytes(16)) == []
+        assert host.link.gone  # type: ignore[attr-defined]
+
+    serve("asyncio", test)
+
+
 def test_a_slow_login_is_ended() -> None:
     def test(served: Served) -> None:
         with socket.create_connection(served.address, timeout=LIMIT_S) as peer:
