@@ -29,7 +29,10 @@ PORTAL = (
 )  # fmt: skip
 ACCOUNT = (
     text("Initiator", "initiator"), text("Method", "method"), text("User", "user"), yes("Mutual", "mutual"),
-    text("Target's user", "out_user"),
+    text("Target's user", "out_user"), text("Networks", "networks"),
+)  # fmt: skip
+REDIRECT = (
+    text("Volume", "volume"), text("Target", "target"), text("Address", "address"), yes("Permanent", "permanent"),
 )  # fmt: skip
 
 
@@ -110,6 +113,44 @@ def session_close(ctx: Context, session_id: str) -> None:
     ctx.out.done(ctx.client.delete(f"/v1/iscsi/sessions/{segment(session_id)}"), f"session {session_id} is closed")
 
 
+@command(session, "logout")
+@click.argument("session_id", metavar="ID")
+@click.option("--time", "time_s", type=click.IntRange(0, 3600), default=10, show_default=True, metavar="SECONDS")
+def session_logout(ctx: Context, session_id: str, time_s: int) -> None:
+    """Ask an initiator to log out, and end its session when the time is over."""
+    asked = ctx.client.post(f"/v1/iscsi/sessions/{segment(session_id)}/logout", {"time_s": time_s})
+    ctx.out.done(asked, f"{asked['initiator']} is asked to log out within {time_s} s")
+
+
+@iscsi.group()
+def redirect() -> None:
+    """Send logins to a volume's target somewhere else."""
+
+
+@command(redirect, "show")
+def redirect_show(ctx: Context) -> None:
+    """List the redirections."""
+    ctx.out.table(ctx.client.get("/v1/iscsi/redirects"), REDIRECT, empty="nothing is redirected")
+
+
+@command(redirect, "set")
+@click.argument("volume")
+@click.argument("address", metavar="ADDR[:PORT]")
+@click.option("--permanent", is_flag=True, help="Initiators are to remember the new address.")
+def redirect_set(ctx: Context, volume: str, address: str, permanent: bool) -> None:
+    """Send new sessions to ADDR; open ones stay until they end."""
+    body = {"address": address, "permanent": permanent}
+    made = ctx.client.put(f"/v1/iscsi/redirects/{segment(volume)}", body)
+    ctx.out.done(made, f"{made['target']} is at {made['address']}")
+
+
+@command(redirect, "off")
+@click.argument("volume")
+def redirect_off(ctx: Context, volume: str) -> None:
+    """Serve the volume's target here again."""
+    ctx.out.done(ctx.client.delete(f"/v1/iscsi/redirects/{segment(volume)}"), f"{volume} is served here again")
+
+
 @iscsi.group()
 def connection() -> None:
     """TCP connections of sessions."""
@@ -127,16 +168,18 @@ def security() -> None:
 
 
 def _account(
-    ctx: Context, method: str, user: str | None, secret_file: Any, out_user: str | None, out_secret_file: Any
-) -> dict[str, Any]:
+    ctx: Context, method: str, user: str | None, secret_file: Any, out_user: str | None, out_secret_file: Any,
+    networks: tuple[str, ...],
+) -> dict[str, Any]:  # fmt: skip
     """Secrets are never arguments: every user of the machine could read those."""
     if method != "chap":
         if user or secret_file or out_user or out_secret_file:
             raise click.UsageError(f"-s {method} takes no names and no secrets")
-        return {"method": method}
+        return {"method": method, "networks": list(networks)}
     if not user:
         raise click.UsageError("-s chap needs the CHAP name with -n NAME")
-    body = {"method": method, "user": user, "secret": _secret(secret_file, f"CHAP secret of {user}")}
+    secret = _secret(secret_file, f"CHAP secret of {user}")
+    body: dict[str, Any] = {"method": method, "user": user, "secret": secret, "networks": list(networks)}
     if out_user:
         body |= {"out_user": out_user, "out_secret": _secret(out_secret_file, f"CHAP secret of the target, {out_user}")}
     elif out_secret_file:
@@ -157,6 +200,9 @@ _USER = click.option("-n", "user", metavar="NAME", help="CHAP name the initiator
 _SECRET = click.option("--secret-file", type=click.File("r"), help="File with its secret ('-': stdin); else asked for.")
 _OUT_USER = click.option("-m", "out_user", metavar="NAME", help="CHAP name of the target (mutual CHAP).")
 _OUT_SECRET = click.option("--out-secret-file", type=click.File("r"), help="File with the target's secret.")
+_NETWORK = click.option(
+    "--network", "networks", multiple=True, metavar="CIDR", help="Let it in from here only; as often as wanted."
+)
 
 
 @command(security, "add")
@@ -166,6 +212,7 @@ _OUT_SECRET = click.option("--out-secret-file", type=click.File("r"), help="File
 @_SECRET
 @_OUT_USER
 @_OUT_SECRET
+@_NETWORK
 def security_add(ctx: Context, initiator: str, **account: Any) -> None:
     """Say what one initiator must prove; replaces what was said before."""
     made = ctx.client.put(f"/v1/iscsi/security/{segment(initiator)}", _account(ctx, **account))
@@ -178,6 +225,7 @@ def security_add(ctx: Context, initiator: str, **account: Any) -> None:
 @_SECRET
 @_OUT_USER
 @_OUT_SECRET
+@_NETWORK
 def security_default(ctx: Context, **account: Any) -> None:
     """Say what every initiator without an account of its own must prove."""
     made = ctx.client.put("/v1/iscsi/security-default", _account(ctx, **account))

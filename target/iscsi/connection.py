@@ -89,7 +89,7 @@ class Connection:
         self.send_data_max = limits.LOGIN_DATA_SEGMENT_BYTES
         self.max_burst = self.rules.max_burst
         self.plain_read_max = self.plain_write_max = 0
-        self._login: Login | None = Login(host.directory, host.entropy, host.tpgt, self._establish)
+        self._login: Login | None = Login(host.directory, host.entropy, host.tpgt, self._establish, peer[0])
         self._login_window = CommandWindow(0)
         self._direct: DirectData | None = None
         self._events: deque[Event] = deque()

@@ -60,7 +60,7 @@ class Login:
     """One connection's login."""
 
     def __init__(
-        self, directory: TargetDirectory, entropy: Entropy, tpgt: int, establish: Callable[[Login], int]
+        self, directory: TargetDirectory, entropy: Entropy, tpgt: int, establish: Callable[[Login], int], peer: str = ""
     ) -> None:
         self.stage: Stage | None = None
         self.negotiation = Negotiation()
@@ -71,6 +71,7 @@ class Login:
         self._entropy = entropy
         self._tpgt = tpgt
         self._establish = establish
+        self._peer = peer
         self._authentication: Authentication | None = None
         self._gathered = bytearray()
         self._exchanges = 0
@@ -177,7 +178,7 @@ class Login:
             target = str(declared["TargetName"]).lower()
         elif self.request.tsih:
             raise LoginFailure(LoginStatus.CANNOT_INCLUDE_IN_SESSION, "a discovery session has one connection")
-        policy = self._directory.chap_policy(initiator, target)
+        policy = self._directory.chap_policy(initiator, target, self._peer)
         self._authentication = Authentication(policy, self._entropy)
         self.identity = Identity(
             initiator, self.request.isid, target, self._tpgt, alias=str(declared.get("InitiatorAlias", ""))

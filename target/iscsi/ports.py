@@ -122,8 +122,8 @@ class LoginRefused(Exception):
 class TargetDirectory(Protocol):
     """Which targets there are, who may see them, and what they must prove."""
 
-    def chap_policy(self, initiator: str, target: str | None) -> ChapPolicy:
-        """For a normal session to `target`, or for discovery (None).  Raises LoginRefused."""
+    def chap_policy(self, initiator: str, target: str | None, peer: str) -> ChapPolicy:
+        """For a normal session to `target`, or for discovery (None), from the address `peer`.  Raises LoginRefused."""
 
     def visible_targets(self, initiator: str, local_address: tuple[str, int]) -> list[tuple[str, list[str]]]:
         """SendTargets: (target name, its TargetAddress values "addr:port,tpgt"), only where something is mapped.
@@ -131,4 +131,4 @@ class TargetDirectory(Protocol):
 
     def open_nexus(self, initiator: str, isid: bytes, target: str, tpgt: int) -> Nexus:
         """Called once per new normal session after authentication.  Raises LoginRefused (2,3 not found; 2,2 not
-        authorised)."""
+        authorised; 1,1 and 1,2 moved)."""

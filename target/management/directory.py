@@ -13,6 +13,7 @@ from target.management.core import Core
 from target.management.state import AuthMethod, ChapAccount
 
 # RFC 7143 11.13.5: class 2 is the initiator's fault, class 3 the target's.
+REDIRECTION, MOVED_TEMPORARILY, MOVED_PERMANENTLY = 1, 1, 2
 INITIATOR_ERROR, AUTHORIZATION_FAILURE, NOT_FOUND = 2, 2, 3
 TARGET_ERROR, SERVICE_UNAVAILABLE = 3, 1
 DISCOVERY_SETTING = "discovery_authentication"
@@ -24,11 +25,14 @@ class Directory:
     def __init__(self, core: Core) -> None:
         self.core = core
 
-    def chap_policy(self, initiator: str, target: str | None) -> ChapPolicy:
+    def chap_policy(self, initiator: str, target: str | None, peer: str) -> ChapPolicy:
         state = self.core.state
         account = state.account_of(initiator.lower())
         if account.method is AuthMethod.DENY:
             raise LoginRefused(INITIATOR_ERROR, AUTHORIZATION_FAILURE, f"{initiator} is denied by its account")
+        if not account.admits(peer):
+            reason = f"{initiator} may not come from {peer}; its account names other networks"
+            raise LoginRefused(INITIATOR_ERROR, AUTHORIZATION_FAILURE, reason)
         if target is None and state.settings.get(DISCOVERY_SETTING) != "1":
             return ChapPolicy()
         return _policy(account)
@@ -46,6 +50,10 @@ class Directory:
             raise LoginRefused(INITIATOR_ERROR, NOT_FOUND, f"there is no target {target}")
         if not self.core.state.view(folded, volume):
             raise LoginRefused(INITIATOR_ERROR, AUTHORIZATION_FAILURE, f"nothing of {target} is mapped to {initiator}")
+        redirect = self.core.state.redirects.get(volume)
+        if redirect is not None:
+            detail = MOVED_PERMANENTLY if redirect.permanent else MOVED_TEMPORARILY
+            raise LoginRefused(REDIRECTION, detail, f"{target} is at {redirect.address}", str(redirect.address))
         if volume not in self.core.served:
             # Hosts try again after this status, and give up after "not found".
             raise LoginRefused(TARGET_ERROR, SERVICE_UNAVAILABLE, f"volume {volume} is offline")

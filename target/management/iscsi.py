@@ -212,12 +212,28 @@ class Iscsi:
         )
 
     async def close_session(self, session_id: str) -> None:
+        info = self._find_session(session_id)
+        self.registry.disconnect(info.target, info.tsih, "closed by the administrator")
+        text = f"session {session_id} of {info.initiator} was closed by the administrator"
+        self.core.events.emit("iscsi.session.disconnected", text, subject=session_id)
+
+    async def ask_for_logout(self, session_id: str, time_s: int) -> models.Session:
+        """RFC 7143 11.9.1, event 1; the session is closed if it is still there when the time is over."""
+        info = self._find_session(session_id)
+        self.registry.request_logout(info.target, info.tsih, time_s)
+        asyncio.get_running_loop().call_later(time_s, self._overdue, session_id, info.opened_at)
+        return self._session_model(info)
+
+    def _overdue(self, session_id: str, opened_at: float) -> None:
+        for info in self.registry.sessions():
+            # the number may belong to a new session by now
+            if self._session_id(info) == session_id and info.opened_at == opened_at:
+                self.registry.disconnect(info.target, info.tsih, "the initiator was asked to log out and did not")
+
+    def _find_session(self, session_id: str) -> SessionInfo:
         for info in self.registry.sessions():
             if self._session_id(info) == session_id:
-                self.registry.disconnect(info.target, info.tsih, "closed by the administrator")
-                text = f"session {session_id} of {info.initiator} was closed by the administrator"
-                self.core.events.emit("iscsi.session.disconnected", text, subject=session_id)
-                return
+                return info
         raise Refused("no-such-session", f"there is no session {session_id[:100]!r}; see 'lun iscsi session show'")
 
 

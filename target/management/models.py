@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from target.management.state import NETWORKS_PER_ACCOUNT
+
 MAX_SIZE_BYTES = 1 << 62
 """No volume comes near; it keeps arithmetic within 64 bits."""
 
@@ -377,6 +379,7 @@ class Account(BaseModel):
     user: str = ""
     mutual: bool = False
     out_user: str = ""
+    networks: list[str] = Field(default=[], description="Where it may come from; empty: from anywhere")
 
 
 class AccountPut(Request):
@@ -385,6 +388,28 @@ class AccountPut(Request):
     secret: Secret | None = None
     out_user: User | None = None
     out_secret: Secret | None = None
+    networks: Annotated[
+        list[Annotated[str, Field(max_length=64)]],
+        Field(max_length=NETWORKS_PER_ACCOUNT, description="Refuse it from elsewhere; CIDR, as 192.0.2.0/24"),
+    ] = []
+
+
+class Redirect(BaseModel):
+    volume: str
+    target: str
+    address: str = Field(description="Where logins to the target are sent")
+    permanent: bool
+
+
+class RedirectPut(Request):
+    address: Annotated[str, Field(min_length=1, max_length=100, examples=["192.0.2.1:3260"])]
+    permanent: bool = Field(default=False, description="Initiators are to remember the new address")
+
+
+class LogoutRequest(Request):
+    time_s: Annotated[int, Field(ge=0, le=3600)] = Field(
+        default=10, description="The session is closed if the initiator has not logged out by then"
+    )
 
 
 # -- work and history --------------------------------------------------------------------------------------

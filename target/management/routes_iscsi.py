@@ -47,6 +47,28 @@ async def close_session(request: Request, session_id: str) -> None:
     await services_of(request).iscsi.close_session(session_id)
 
 
+@router.post("/sessions/{session_id}/logout", status_code=202)
+async def ask_for_logout(request: Request, session_id: str, wanted: models.LogoutRequest) -> models.Session:
+    """Ask the initiator to log out; the session is closed when the time is over."""
+    return await services_of(request).iscsi.ask_for_logout(session_id, wanted.time_s)
+
+
+@router.get("/redirects")
+async def redirects(request: Request) -> list[models.Redirect]:
+    return services_of(request).redirects.all()
+
+
+@router.put("/redirects/{volume}")
+async def put_redirect(request: Request, volume: str, wanted: models.RedirectPut) -> models.Redirect:
+    """New sessions of the volume's target are sent to another address; open ones stay."""
+    return await services_of(request).redirects.put(volume, wanted)
+
+
+@router.delete("/redirects/{volume}", status_code=204)
+async def delete_redirect(request: Request, volume: str) -> None:
+    await services_of(request).redirects.delete(volume)
+
+
 @router.get("/connections")
 async def connections(request: Request) -> list[models.Connection]:
     return [each for session in services_of(request).iscsi.sessions() for each in session.connections]

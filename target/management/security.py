@@ -5,6 +5,8 @@ A secret goes in and never comes out: no answer, event or log line has one.
 
 from __future__ import annotations
 
+import ipaddress
+
 from pydantic import SecretStr
 
 from target.management import models
@@ -32,12 +34,13 @@ class Security:
         account = _account(check_initiator(initiator) if initiator else "", wanted)
         row = (
             account.initiator, str(account.method), account.user, account.secret, account.out_user, account.out_secret,
+            " ".join(account.networks),
         )  # fmt: skip
         async with self.core.changing:
             if len(self.core.state.accounts) >= ACCOUNT_LIMIT and account.initiator not in self.core.state.accounts:
                 raise Refused("limit-reached", f"{ACCOUNT_LIMIT} accounts are the limit")
             await self.core.store.change(
-                lambda cursor: cursor.execute("INSERT OR REPLACE INTO account VALUES (?, ?, ?, ?, ?, ?)", row)
+                lambda cursor: cursor.execute("INSERT OR REPLACE INTO account VALUES (?, ?, ?, ?, ?, ?, ?)", row)
             )
         whom = account.initiator or "initiators without an account"
         self.core.events.emit(
@@ -61,7 +64,9 @@ def _account(initiator: str, wanted: models.AccountPut) -> ChapAccount:
     if method is not AuthMethod.CHAP:
         if wanted.user or wanted.secret or wanted.out_user or wanted.out_secret:
             raise Refused("invalid-argument", f"method {method} takes no names and no secrets")
-        return ChapAccount(initiator, method)
+        if method is AuthMethod.DENY and wanted.networks:
+            raise Refused("invalid-argument", "method deny takes no networks: it lets nobody in from anywhere")
+        return ChapAccount(initiator, method, networks=_networks(wanted.networks))
     if not wanted.user or wanted.secret is None:
         raise Refused("invalid-argument", "method chap needs user and secret")
     if bool(wanted.out_user) != (wanted.out_secret is not None):
@@ -70,7 +75,17 @@ def _account(initiator: str, wanted: models.AccountPut) -> ChapAccount:
     # RFC 7143 12.1.3: the same secret both ways would let an initiator answer the target with its own reflection.
     if out_secret and out_secret == secret:
         raise Refused("invalid-argument", "the target's secret must differ from the initiator's")
-    return ChapAccount(initiator, method, wanted.user, secret, wanted.out_user or "", out_secret)
+    networks = _networks(wanted.networks)
+    return ChapAccount(initiator, method, wanted.user, secret, wanted.out_user or "", out_secret, networks)
+
+
+def _networks(wanted: list[str]) -> tuple[str, ...]:
+    try:
+        return tuple(dict.fromkeys(str(ipaddress.ip_network(each)) for each in wanted))
+    except ValueError as error:
+        raise Refused(
+            "invalid-argument", f"{error}; write a network as ADDRESS/BITS, as in 192.0.2.0/24 or 2001:db8::/64"
+        ) from None
 
 
 def _bytes(secret: SecretStr | None) -> bytes:
@@ -89,4 +104,5 @@ def _model(account: ChapAccount) -> models.Account:
         user=account.user,
         mutual=bool(account.out_user),
         out_user=account.out_user,
+        networks=list(account.networks),
     )

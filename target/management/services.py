@@ -12,6 +12,7 @@ from target.management.data import Data
 from target.management.iscsi import Iscsi
 from target.management.luns import Luns
 from target.management.policy_service import PolicyService
+from target.management.redirects import Redirects
 from target.management.restore import Restores
 from target.management.scrubs import Scrubs
 from target.management.security import Security
@@ -34,6 +35,7 @@ class Services:
         self.maps = Maps(core)
         self.security = Security(core)
         self.iscsi = Iscsi(core, portal, registry)
+        self.redirects = Redirects(core, portal)
         self.data = Data(core)
 
 

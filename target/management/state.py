@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from ipaddress import ip_address, ip_network
 
 from target.management.lun_values import LunValues
 from target.management.names import ANY_INITIATOR, PortalAddress
@@ -26,6 +27,7 @@ LUN_ID_LIMIT = 16384
 IGROUP_LIMIT = 1024
 INITIATORS_PER_IGROUP = 1024
 ACCOUNT_LIMIT = 4096
+NETWORKS_PER_ACCOUNT = 64
 PORTAL_LIMIT = 64
 VOLUME_LIMIT = 256
 
@@ -73,6 +75,21 @@ class ChapAccount:
     secret: bytes = field(default=b"", repr=False)
     out_user: str = ""
     out_secret: bytes = field(default=b"", repr=False)
+    networks: tuple[str, ...] = ()
+    """Where the initiator may come from; nothing here: from anywhere."""
+
+    def admits(self, address: str) -> bool:
+        """`address`: numeric, as the connection has it."""
+        return not self.networks or any(ip_address(address) in ip_network(each) for each in self.networks)
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """Logins to a volume's target are sent somewhere else."""
+
+    volume: str
+    address: PortalAddress
+    permanent: bool
 
 
 DEFAULT_ACCOUNT = ChapAccount("", AuthMethod.NONE)
@@ -88,6 +105,8 @@ class AdminState:
     lun_values: LunValues = field(default_factory=dict)
     accounts: Mapping[str, ChapAccount] = field(default_factory=dict)
     portals: tuple[PortalAddress, ...] = ()
+    redirects: Mapping[str, Redirect] = field(default_factory=dict)
+    """By volume."""
 
     @property
     def nodename(self) -> str:

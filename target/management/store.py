@@ -22,7 +22,7 @@ from target.management.names import PortalAddress
 from target.management.policies import SCHEMA as POLICY_SCHEMA
 from target.management.policies import read_policies
 from target.management.refusal import Refused
-from target.management.state import AdminState, AuthMethod, ChapAccount, Igroup, LunMap, VolumeRecord
+from target.management.state import AdminState, AuthMethod, ChapAccount, Igroup, LunMap, Redirect, VolumeRecord
 
 Change = Callable[[sqlite3.Cursor], object]
 
@@ -66,6 +66,15 @@ MIGRATIONS = (
     ALTER TABLE volume ADD COLUMN nvlog TEXT NOT NULL DEFAULT '';
     """,
     LUN_VALUE_SCHEMA,
+    """
+    ALTER TABLE account ADD COLUMN networks TEXT NOT NULL DEFAULT '';
+    CREATE TABLE redirect (
+        volume TEXT PRIMARY KEY REFERENCES volume ON DELETE CASCADE,
+        host TEXT NOT NULL,
+        port INTEGER NOT NULL,
+        permanent INTEGER NOT NULL
+    ) STRICT;
+    """,
 )
 
 
@@ -156,7 +165,8 @@ def read_state(cursor: sqlite3.Cursor) -> AdminState:
     members: dict[str, list[str]] = {}
     for igroup, initiator in cursor.execute("SELECT igroup, initiator FROM igroup_initiator ORDER BY rowid"):
         members.setdefault(igroup, []).append(initiator)
-    accounts = cursor.execute("SELECT initiator, method, user, secret, out_user, out_secret FROM account").fetchall()
+    columns = "initiator, method, user, secret, out_user, out_secret, networks"
+    accounts = cursor.execute(f"SELECT {columns} FROM account").fetchall()
     return AdminState(
         settings=dict(cursor.execute("SELECT name, value FROM setting").fetchall()),
         volumes={
@@ -177,10 +187,17 @@ def read_state(cursor: sqlite3.Cursor) -> AdminState:
         ),
         policies=read_policies(cursor),
         lun_values=read_lun_values(cursor),
-        accounts={row[0]: ChapAccount(row[0], AuthMethod(row[1]), *row[2:]) for row in accounts},
+        accounts={
+            name: ChapAccount(name, AuthMethod(method), user, secret, out_user, out_secret, tuple(networks.split()))
+            for name, method, user, secret, out_user, out_secret, networks in accounts
+        },
         portals=tuple(
             PortalAddress(*row) for row in cursor.execute("SELECT host, port FROM portal ORDER BY host, port")
         ),
+        redirects={
+            volume: Redirect(volume, PortalAddress(host, port), bool(permanent))
+            for volume, host, port, permanent in cursor.execute("SELECT volume, host, port, permanent FROM redirect")
+        },
     )
 
 

@@ -230,7 +230,7 @@ class MemoryDirectory:
     """Initiators that see nothing."""
     addresses: list[str] = field(default_factory=list)
 
-    def chap_policy(self, initiator: str, target: str | None) -> ChapPolicy:
+    def chap_policy(self, initiator: str, target: str | None, peer: str) -> ChapPolicy:
         return self.discovery_policy if target is None else self.policy
 
     def visible_targets(self, initiator: str, local_address: tuple[str, int]) -> list[tuple[str, list[str]]]:

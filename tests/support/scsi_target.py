@@ -59,7 +59,7 @@ class OpenDirectory:
         self.luns = luns
         self.portals: list[str] = []
 
-    def chap_policy(self, initiator: str, target: str | None) -> ChapPolicy:
+    def chap_policy(self, initiator: str, target: str | None, peer: str) -> ChapPolicy:
         return ChapPolicy()
 
     def visible_targets(self, initiator: str, local_address: tuple[str, int]) -> list[tuple[str, list[str]]]:

@@ -282,3 +282,20 @@ def test_a_volume_is_scrubbed(lun: Lun) -> None:
     (line,) = [line for line in lun("vol", "show", lun.volume).splitlines() if "\tLast-scrub\t" in line]
     assert "completed" in line
     assert "no-scrub" in lun.refused("vol", "scrub", lun.volume, "stop")
+
+
+def test_a_volume_is_redirected_and_comes_back(lun: Lun) -> None:
+    assert lun("iscsi", "redirect", "show").strip() in ("", "nothing is redirected")
+    made = lun.json("iscsi", "redirect", "set", lun.volume, "192.0.2.1")
+    assert (made["volume"], made["address"]) == (lun.volume, "192.0.2.1:3260")
+    assert "192.0.2.1:3260" in lun("iscsi", "redirect", "show")
+    lun("iscsi", "redirect", "off", lun.volume)
+    assert lun.json("iscsi", "redirect", "show") == []
+
+
+def test_an_account_may_name_networks(lun: Lun, tmp_path: Path) -> None:
+    lun("iscsi", "security", "add", "-i", HOST, "-s", "none", "--network", "192.0.2.0/24", "--network", "2001:db8::/64")
+    accounts = {a["initiator"]: a for a in lun.json("iscsi", "security", "show")}
+    assert accounts[HOST]["networks"] == ["192.0.2.0/24", "2001:db8::/64"]
+    assert "192.0.2.0/24" in lun("iscsi", "security", "show")
+    lun("iscsi", "security", "delete", HOST)

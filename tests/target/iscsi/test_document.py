@@ -34,4 +34,7 @@ def test_the_numbers_in_the_text_are_the_limits() -> None:
     assert f"At most {limits.IMMEDIATE_COMMANDS} immediate" in TEXT
     assert f"After {limits.NOP_INTERVAL_S:.0f} s of silence" in TEXT
     assert f" asks; {limits.NOP_TIMEOUT_S:.0f} s later" in TEXT
+    assert f"Of {limits.CONNECTIONS_LOGGING_IN} connections that have not" in TEXT
+    assert f"logged in, {limits.CONNECTIONS_LOGGING_IN_PER_SOURCE} from one address" in TEXT
+    assert f"each has {limits.LOGIN_TIMEOUT_S:.0f} s" in TEXT
     assert f"over {limits.MAX_RECV_DATA_SEGMENT_BYTES // 1024} KiB" in TEXT

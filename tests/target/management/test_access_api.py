@@ -12,6 +12,7 @@ from tests.target.management.conftest import HOST, Api, Play
 
 OTHER = "iqn.2000-01.com.example:host2"
 ISID = b"\x40\x00\x01\x00\x00\x00"
+PEER = "192.0.2.50"
 LUN = "/vol/vol0/lun0"
 SECRET, OUT_SECRET = "correct-horse-battery", "staple-of-the-target"
 TEST_UNIT_READY, REPORT_LUNS_TO_COME = bytes(6), 0x3F0E
@@ -181,19 +182,19 @@ def test_everybody_means_initiators_that_no_igroup_names_too(play: Play) -> None
 def test_accounts_decide_what_a_login_must_prove(play: Play) -> None:
     async def scene(api: Api) -> None:
         directory = api.daemon.directory
-        assert directory.chap_policy(HOST, "t").inbound == {}
+        assert directory.chap_policy(HOST, "t", PEER).inbound == {}
         account = {"user": "u", "secret": SECRET, "out_user": "o", "out_secret": OUT_SECRET}
         await api.call("PUT", f"/iscsi/security/{HOST}", account)
         await api.call("PUT", "/iscsi/security-default", {"method": "deny"})
-        policy = directory.chap_policy(HOST, "t")
+        policy = directory.chap_policy(HOST, "t", PEER)
         assert policy.inbound == {"u": SECRET.encode()}
         assert policy.outbound == ("o", OUT_SECRET.encode())
         with pytest.raises(LoginRefused) as refused:
-            directory.chap_policy(OTHER, "t")
+            directory.chap_policy(OTHER, "t", PEER)
         assert (refused.value.status_class, refused.value.status_detail) == (2, 2)
         await api.call("DELETE", f"/iscsi/security/{HOST}")
         with pytest.raises(LoginRefused):
-            directory.chap_policy(HOST, "t")
+            directory.chap_policy(HOST, "t", PEER)
 
     play(scene)
 
@@ -202,9 +203,9 @@ def test_discovery_asks_for_a_proof_only_when_told_to(play: Play) -> None:
     async def scene(api: Api) -> None:
         directory = api.daemon.directory
         await api.call("PUT", "/iscsi/security-default", {"user": "u", "secret": SECRET})
-        assert directory.chap_policy(HOST, None).inbound == {}
+        assert directory.chap_policy(HOST, None, PEER).inbound == {}
         await api.call("PATCH", "/iscsi", {"discovery_authentication": True})
-        assert directory.chap_policy(HOST, None).inbound == {"u": SECRET.encode()}
+        assert directory.chap_policy(HOST, None, PEER).inbound == {"u": SECRET.encode()}
 
     play(scene)
 

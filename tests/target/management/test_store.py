@@ -177,7 +177,7 @@ def test_a_damaged_database_is_one_clear_line(tmp_path: Path) -> None:
 def test_accounts_do_not_show_their_secrets_in_a_traceback(store: AdminStore) -> None:
     state = store.change_now(
         lambda cursor: cursor.execute(
-            "INSERT INTO account VALUES (?, 'chap', 'u', ?, 'o', ?)", (A, b"hush" * 4, b"psst" * 4)
+            "INSERT INTO account VALUES (?, 'chap', 'u', ?, 'o', ?, '')", (A, b"hush" * 4, b"psst" * 4)
         )
     )
     assert state.account_of(A).secret == b"hush" * 4
