@@ -48,6 +48,7 @@ from target.scsi.task_management import (
     on_unit,
     target_reset,
 )
+from target.scsi.tokens import Tokens
 from target.scsi.unit import Counters, ITLNexus, LogicalUnit
 
 __all__ = ["LogicalUnit", "Nexus", "TargetDevice", "lun_field", "lun_id"]
@@ -94,6 +95,7 @@ class TargetDevice:
     def __init__(self, name: str) -> None:
         self.name = name
         self.nexuses: list[Nexus] = []
+        self.tokens = Tokens()
         self.before_answers: Callable[[], None] = lambda: None
         """What must have happened before any answer of this device leaves."""
 
@@ -119,6 +121,7 @@ class Nexus(ITNexus):
         self, device: TargetDevice, initiator: str, isid: bytes, tpgt: int, on_close: OnClose | None
     ) -> None:
         super().__init__(initiator, isid, device.name, tpgt)
+        self.tokens = device.tokens
         self.device = device
         self._on_close = on_close
         self.on_abort: Aborted | None = None

@@ -87,6 +87,28 @@ def _receive_copy_results(action: int) -> Cdb:
     )
 
 
+def _token(action: int) -> Cdb:
+    return Cdb(
+        0x83,
+        "service_action" / service_action_byte(action),
+        reserved(4),
+        "list_identifier" / Int32ub,
+        "parameter_list_length" / Int32ub,
+        reserved(1),
+        service_action=action,
+    )
+
+
+POPULATE_TOKEN, WRITE_USING_TOKEN = map(_token, (0x10, 0x11))
+RECEIVE_ROD_TOKEN_INFORMATION = Cdb(
+    0x84,
+    "service_action" / service_action_byte(0x07),
+    "list_identifier" / Int32ub,
+    reserved(4),
+    "allocation_length" / Int32ub,
+    reserved(1),
+    service_action=0x07,
+)
 RECEIVE_COPY_STATUS, RECEIVE_OPERATING_PARAMETERS = map(_receive_copy_results, (0x00, 0x03))
 
 REPORT_TARGET_PORT_GROUPS = Cdb(

@@ -16,6 +16,7 @@ from target.scsi import (
     inquiry,
     log_pages,
     mode,
+    offload,
     port_groups,
     primary,
     removal,
@@ -235,6 +236,12 @@ COMMANDS: tuple[Command, ...] = (
         cdbs.RECEIVE_OPERATING_PARAMETERS,
         extended_copy.operating_parameters,
     ),
+    Command("POPULATE TOKEN", cdbs.POPULATE_TOKEN, offload.populate_token, READ, data_out=parameter_list),
+    Command(
+        "WRITE USING TOKEN", cdbs.WRITE_USING_TOKEN, offload.write_using_token, WRITE, data_out=parameter_list,
+        writes=True,
+    ),
+    _in("RECEIVE ROD TOKEN INFORMATION", cdbs.RECEIVE_ROD_TOKEN_INFORMATION, offload.rod_token_information, FREE),
     _in("READ DEFECT DATA(10)", cdbs.READ_DEFECT_DATA_10, supported.read_defect_data_10, READ),
     _in("READ DEFECT DATA(12)", cdbs.READ_DEFECT_DATA_12, supported.read_defect_data_12, READ),
 )

@@ -285,7 +285,7 @@ VPD_PAGES: dict[int, Callable[[ITNexus, LogicalUnit], bytes]] = {
     0x86: extended_inquiry,
     0x87: mode_page_policy,
     0x88: scsi_ports,
-    0x8F: lambda _, __: third_party_copy_page(),
+    0x8F: lambda _, lu: third_party_copy_page(lu.block_bytes),
     0xB0: block_limits,
     0xB1: block_device_characteristics,
     0xB2: logical_block_provisioning,

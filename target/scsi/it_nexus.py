@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from target.scsi.limits import MAX_LUN_ID
 from target.scsi.sense import Asc, Status
 from target.scsi.task import Reply, Task
+from target.scsi.tokens import Tokens
 from target.scsi.unit import ITLNexus, LogicalUnit
 
 FLAT = 0x4000
@@ -44,6 +45,8 @@ class ITNexus:
         """Target portal group tag, which names the target port (RFC 7143 4.4.4)."""
         self.target_ports: tuple[int, ...] = (target_port,)
         """Every port of the target device: what ALL_TG_PT and REPORT TARGET PORT GROUPS mean."""
+        self.tokens = Tokens()
+        """Of the target device; replaced by whoever knows it."""
         self.itls: dict[int, ITLNexus] = {}
         self.tasks: dict[int, Task] = {}
         """By tag; only tasks that were put aside."""

@@ -82,3 +82,20 @@ MAX_DESCRIPTOR_LIST_BYTES = MAX_COPY_TARGETS * 32 + MAX_COPY_SEGMENTS * 28
 
 MAX_COPY_SEGMENT_BYTES = 256 << 20
 """65,535 blocks of 4096 bytes fit."""
+
+MAX_TOKENS = 1024
+"""ROD tokens of one target that are valid at a time; POPULATE TOKEN is refused beyond."""
+
+MAX_TOKEN_RANGES = 64
+"""Block device range descriptors of POPULATE TOKEN or WRITE USING TOKEN."""
+
+MAX_TOKEN_BYTES = 1 << 30
+"""That one token stands for, and that one WRITE USING TOKEN writes."""
+
+OPTIMAL_TOKEN_BYTES = 64 << 20
+
+DEFAULT_TOKEN_S, MAX_TOKEN_S = 60, 3600
+"""Seconds that a token is valid after it was last used."""
+
+MAX_TOKEN_OUTCOMES = 256
+"""Outcomes kept on one I_T_L nexus for RECEIVE ROD TOKEN INFORMATION; the oldest goes."""

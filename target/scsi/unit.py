@@ -22,6 +22,7 @@ from target.scsi.task import NOT_READY, Access, Reply
 if TYPE_CHECKING:
     from target.scsi.extended_copy import CopyOutcome
     from target.scsi.it_nexus import ITNexus
+    from target.scsi.offload import Outcome
 
 MODES, RESERVATIONS = "mode pages", "reservations"
 REMOVABLE, WRITE_PROTECTED = "removable", "write_protected"
@@ -151,7 +152,7 @@ class Counters:
 class ITLNexus:
     """One initiator's way to one logical unit."""
 
-    __slots__ = ("attentions", "copies", "lu", "lun", "nexus")
+    __slots__ = ("attentions", "copies", "lu", "lun", "nexus", "token_outcomes")
 
     def __init__(self, nexus: ITNexus, lun: int, lu: LogicalUnit) -> None:
         self.nexus = nexus
@@ -160,6 +161,7 @@ class ITLNexus:
         self.attentions: list[Asc] = [Asc.POWER_ON_RESET_OR_BUS_DEVICE_RESET_OCCURRED]
         self.copies: dict[int, CopyOutcome] = {}
         """By list identifier, of which there are 256."""
+        self.token_outcomes: dict[int, Outcome] = {}
         lu.itls.append(self)
 
     def detach(self) -> None:
