@@ -107,6 +107,25 @@ def guests_during_consistency_points(history: LoggedHistory) -> None:
     guest()
 
 
+def a_nearly_full_volume(history: LoggedHistory) -> None:
+    """Every freed block is soon used again, also during consistency points: reuse that comes too early shows."""
+    blocks = 780
+    history.create("a", 4 * MIB)
+    history.write("a", 0, blocks * BLOCK_BYTES)
+    rng = random.Random(8)
+
+    def guest() -> None:
+        history.write("a", rng.randrange(blocks - 20) * BLOCK_BYTES, rng.choice([1, 8, 20]) * BLOCK_BYTES)
+        if rng.random() < 0.3:
+            history.flush()
+
+    for _ in range(8):
+        for _ in range(3):
+            guest()
+        history.checkpoint(guest)
+
+
 LOG_STORIES: list[LogStory] = [
     writes_and_flushes, the_log_wraps, administration, a_clone_under_guests, guests_during_consistency_points,
+    a_nearly_full_volume,
 ]  # fmt: skip

@@ -12,8 +12,13 @@ from typing import Any
 import pytest
 
 from tests.support.crash_device import MemoryDevice
+from tests.support.crash_log import LoggedHistory
+from tests.support.crash_log_stories import a_nearly_full_volume
+from tests.support.crash_trial import judge
 from tests.support.volumes import EPOCH, MIB, checkpoint, pattern, problems, take_snapshot
 from wafl import BLOCK_BYTES, DamagedRecord, FileDevice, Lun, NoSpace, Volume, VolumeFailed, VolumeService
+from wafl.allocator import Allocator
+from wafl.bits import Vbns
 from wafl.filesystem import pack_lun
 from wafl.format import MAX_LUNS, VTOC_ENTRY, EntryState
 from wafl.nvlog import Log
@@ -307,3 +312,19 @@ def test_of_a_large_log_device_no_more_is_used_than_a_mount_can_read_in_a_moment
     volume = Volume.mount(formatted(), log_device=FileDevice.open(path, create_bytes=1 << 40))
     assert path.stat().st_blocks * 512 <= 65 * MIB
     volume.close()
+
+
+def test_the_harness_catches_blocks_that_are_used_again_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the consistency point that frees them is durable: records of before still name them."""
+    freeze_frees = Allocator.freeze_frees
+
+    def too_early(allocator: Allocator) -> list[Vbns]:
+        allocator.release(freeze_frees(allocator))
+        while allocator.release_ripe():
+            pass
+        return []
+
+    monkeypatch.setattr(Allocator, "freeze_frees", too_early)
+    history = LoggedHistory()
+    a_nearly_full_volume(history)
+    assert "blocks that are in use" in " ".join(judge(history, 24, 1)[1])
