@@ -78,7 +78,11 @@ class Log:
 
     def switch(self, generation: int) -> None:
         """The freeze: records of `generation` go into the other half.  Raises OSError."""
-        self._write_pending()
+        try:
+            self._write_pending()
+        except OSError:
+            self._failed = True  # what was to be written is promised by nothing
+            raise
         self._start = self.at = (generation & 1) * self.half_bytes
         self._limit = self.at + self.half_bytes
 

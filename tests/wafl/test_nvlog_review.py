@@ -116,6 +116,22 @@ def test_a_record_that_cannot_be_written_is_done_without(change: Callable[[Volum
     assert problems(volume.device) == []  # type: ignore[arg-type]
 
 
+def test_records_that_a_freeze_could_not_write_promise_nothing() -> None:
+    """A consistency point that nobody forced: the batch that was under way must not be answered."""
+    device = FailingLog(formatted().image)
+    volume = Volume.mount(device)
+    geometry = volume.geometry
+    device.log = range(geometry.nvlog_start * BLOCK_BYTES, geometry.head_blocks * BLOCK_BYTES)
+    lun = volume.create_lun("a", MIB)
+    volume.batch_log()
+    put(lun, 0, 1)
+    device.fails = True
+    with pytest.raises(VolumeFailed):
+        volume.commit_now()
+    with pytest.raises(VolumeFailed):
+        volume.push_log()
+
+
 def test_a_shrink_after_a_detach_is_not_replayed_without_it() -> None:
     """Invariants C3 and L2: the limit would stay where it was."""
     volume = Volume.mount(formatted())
