@@ -91,6 +91,8 @@ class Connection:
         self.plain_read_max = self.plain_write_max = 0
         self._login: Login | None = Login(host.directory, host.entropy, host.tpgt, self._establish, peer[0])
         self._login_window = CommandWindow(0)
+        self._before_answers: Callable[[], None] = lambda: None
+        """The nexus's, once there is one; also for what leaves at the very end."""
         self._direct: DirectData | None = None
         self._events: deque[Event] = deque()
         self._now = now
@@ -176,8 +178,8 @@ class Connection:
         if self.waiting and not self._pump():
             self.blocked = True  # late answers, made while nothing was received: `resume` goes on with them
         used = self.output.used
-        if used and self.full_feature and self.session.nexus is not None:
-            self.session.nexus.before_answers()
+        if used:
+            self._before_answers()
         return self.output.view[:used]
 
     def data_sent(self, kept: bool) -> None:
@@ -338,6 +340,8 @@ class Connection:
         self.phase = Phase.FULL_FEATURE
         self.full_feature = True
         self._login = None
+        if session.nexus is not None:
+            self._before_answers = session.nexus.before_answers
         self._text = TextExchange(login.negotiation, self._list_targets, session.tags.take)
         self.rx = self.rx.grown(limits.RECEIVE_BYTES)
         self.output = self.output.grown(limits.OUTPUT_BYTES)

@@ -254,6 +254,14 @@ def test_logout(bench: Bench, reason: int, cid: int, response: int) -> None:
     assert bench.host.registry.sessions() == []
 
 
+def test_what_leaves_with_a_logout_is_kept_like_every_answer(bench: Bench) -> None:
+    """A command that was sent with it: its status goes out beside the answer to the logout."""
+    initiator = bench.logged_in()
+    before = bench.disk.answered
+    initiator.numbered(Opcode.LOGOUT_REQUEST, flags=0x80)
+    assert bench.disk.answered > before
+
+
 def test_an_unknown_logout_reason_is_rejected(session: Initiator) -> None:
     (reject,) = session.numbered(Opcode.LOGOUT_REQUEST, flags=0x83)
     assert reject.reason == RejectReason.INVALID_PDU_FIELD
