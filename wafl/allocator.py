@@ -24,6 +24,8 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -358,6 +360,16 @@ class Allocator:
             self.freeing -= len(vbns)
             self.chunk_free += np.bincount((vbns >> MAP_SHIFT).astype(np.intp), minlength=self.chunks)
         return bool(self._ripe)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """One reader more."""
+        epoch = self.readers.enter()
+        try:
+            yield
+        finally:
+            self.readers.leave(epoch)
+            self.reader_left()
 
     def reader_left(self) -> None:
         """What only that reader held back becomes allocatable."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 import threading
 import time
 import uuid as uuids
-from collections.abc import Callable, Collection, Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Generator
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING
 
 from wafl import restore
@@ -232,8 +232,7 @@ class Volume:
     def commit_now(self, *, clean: bool = False) -> None:
         """Finish the consistency point that is being written, if any, and make another of all that has changed
         since, waiting for the disk here."""
-        running = self.running
-        if running is not None:
+        if (running := self.running) is not None:
             if running.syncing:
                 # Its driver's sync is under way in a thread, or about to be: nobody may go on before one has ended.
                 self._sync_for(running)
@@ -488,22 +487,14 @@ class Volume:
         """Blocks of the volume itself: fixed places, summary and snapshot table."""
         return own_vbns(self)
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> AbstractContextManager[None]:
         """While this is held, no block of the last durable consistency point is reused, so that it can be read in a
         thread while the volume goes on."""
-        readers = self.core.allocator.readers
-        epoch = readers.enter()
-        try:
-            yield
-        finally:
-            readers.leave(epoch)
-            self.core.allocator.reader_left()
+        return self.core.allocator.held()
 
     def check(self) -> list[Finding]:
         """The checker's findings on this mounted volume, as of its last durable consistency point.  May run in a
         thread while the volume is `held`."""
-        # The checker stands on the format alone and never on this module: imported here, not at the head.
-        from wafl.check import check
+        from wafl.check import check  # it stands on the format alone and never on this module: not at the head
 
         return check(self.device)
