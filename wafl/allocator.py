@@ -37,7 +37,7 @@ DATA_RUN_BLOCKS = 2048
 """Blocks taken from a window at a time for guest data: 8 MiB."""
 APPLY_FREES = 4096
 """Frees collected before they are put into the active map in one vector operation."""
-RELEASE_SLICE = 2048
+RELEASE_SLICE = 1024
 """Blocks made allocatable between two yields of a consistency point: a few tenths of a millisecond."""
 PIECE_ROWS = 64
 """Map rows taken together where all of them are looked at: 256 KiB, which stays in the processor's cache."""
@@ -147,13 +147,13 @@ class Allocator:
 
     # --- taking ----------------------------------------------------------------------------------------------------
 
-    def refill(self, reserved: int = 0) -> None:
-        """Start a new data run.  A reserved LUN asks for `reserved` blocks and gets no more than that when only its
-        reserve is left: the rest of a run is anybody's.  Raises NoSpace with nothing changed."""
+    def refill(self, reserved: int = 0, most: int = DATA_RUN_BLOCKS) -> None:
+        """Start a new data run of at most `most` blocks.  A reserved LUN asks for `reserved` blocks and gets no more
+        than that when only its reserve is left: the rest of a run is anybody's.  Raises NoSpace with nothing changed."""
         assert self.next == self.end
         if len(self.freed) >= APPLY_FREES:
             self.apply_frees()
-        most = min(DATA_RUN_BLOCKS, self.free - self.floor_guest)
+        most = min(most, self.free - self.floor_guest)
         self._exact = most < 1
         if self._exact:
             most = min(reserved, self.free - self.floor_reserved)

@@ -27,13 +27,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from crc32c import crc32c
 
-from wafl.allocator import Allocator
+from wafl.allocator import DATA_RUN_BLOCKS, Allocator
 from wafl.device import Device
 from wafl.errors import CorruptVolume, DamagedRecord, NoSpace, ReadOnlyVolume, VolumeFailed
 from wafl.format import BIRTH_PLANE, BLOCK_BYTES, BLOCK_SHIFT, CRC_PLANE, HOLE, POINTERS, VBN_PLANE, ZERO
@@ -53,6 +54,10 @@ READ_ONLY = 3
 """Trees inside snapshots."""
 
 MAX_LEVELS = 8
+EAGER_WRITES = 16
+"""Blocks written for each sync, at most, for hosts to count as eager to have them synced: as databases do."""
+EAGER_BLOCKS = 256
+"""For them runs are so long, and written out beforehand."""
 PIECE_BLOCKS = 2048
 """Preallocation goes by 8 MiB."""
 
@@ -166,6 +171,9 @@ class Core:
         """Set by the file system: adds up what is kept back for reserved LUNs; True if that is less than before."""
         self.cool: Callable[[], None] = lambda: None
         """Set by the volume: empties all read and write maps, so that their buffers may be evicted."""
+        self.syncs = 0
+        """Since the last data run began."""
+        self._run_blocks = DATA_RUN_BLOCKS
         self._prepared = bytearray(allocator.blocks // PIECE_BLOCKS + 1)
         """Pieces of the device that this mount has preallocated."""
         self.cache_limit = max(64, cache_bytes // (BLOCK_BYTES + 1024))
@@ -213,12 +221,22 @@ class Core:
         """The next run of blocks for data; a reserved LUN says how many it needs now.  A file allocates them in large
         pieces, each once: a write into one is then a quarter cheaper than into a hole."""
         allocator = self.allocator
-        allocator.refill(reserved)
+        eager = self.syncs * EAGER_WRITES >= self._run_blocks
+        allocator.refill(reserved, EAGER_BLOCKS if eager else DATA_RUN_BLOCKS)
+        self.syncs, self._run_blocks = 0, allocator.end - allocator.next
+        if eager and self._run_blocks >= EAGER_BLOCKS // 4:
+            self._write_out(allocator.next, self._run_blocks)
+            return
         for piece in range(allocator.next // PIECE_BLOCKS, (allocator.end - 1) // PIECE_BLOCKS + 1):
             if not self._prepared[piece]:
                 self._prepared[piece] = 1
                 length = min(PIECE_BLOCKS, allocator.blocks - piece * PIECE_BLOCKS)
                 self.device.preallocate(piece * PIECE_BLOCKS << BLOCK_SHIFT, length << BLOCK_SHIFT)
+
+    def _write_out(self, vbn: int, blocks: int) -> None:
+        """Zeros where data will be: syncing what is written into unallocated space of a file takes twice as long."""
+        with suppress(OSError):  # a hint only: the write itself reports what is wrong
+            self.device.pwrite(vbn << BLOCK_SHIFT, (bytes(blocks << BLOCK_SHIFT),))
 
     def prepare_anew(self, old_blocks: int) -> None:
         """The device has grown: what is new, the piece at the old end with it, is not preallocated."""

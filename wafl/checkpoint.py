@@ -42,8 +42,8 @@ from wafl.types import Step
 if TYPE_CHECKING:
     from wafl.volume import Volume
 
-SLICE_BLOCKS = 32
-"""Blocks that are checksummed and written between two yields: a tenth of a millisecond, for a guest may be waiting."""
+SLICE_BLOCKS = 16
+"""Blocks that are checksummed and written between two yields: a twentieth of a millisecond, for a guest may be waiting."""
 
 _U32 = struct.Struct("<I")
 

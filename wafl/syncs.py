@@ -1,13 +1,15 @@
 """Syncs of a device in a thread, shared: all who ask while one runs are served by the next.
 
-fdatasync costs the same for one as for many.  One at a time and no more: the disk orders them anyway.
+fdatasync costs the same for one as for many.  One at a time and no more: the disk orders them anyway.  The thread is
+plain: a pool's futures cost as much as a quick sync.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 SyncDone = Callable[[BaseException | None], None]
 
@@ -20,14 +22,20 @@ class GroupSync:
         """Called on the loop before each sync."""
         self._sync = sync
         self._loop = asyncio.get_running_loop()
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=thread_name)
         self._waiting: list[SyncDone] = []
-        self._running: asyncio.Future[None] | None = None
+        self._served: list[SyncDone] = []
+        """By the sync that is running."""
+        self._running = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._wanted: SimpleQueue[bool] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=thread_name, daemon=True)
+        self._thread.start()
 
     def request(self, done: SyncDone) -> None:
         """Call `done` after a sync that begins from now on, with its error if it failed; never before returning."""
         self._waiting.append(done)
-        if self._running is None:
+        if not self._running:
             self._begin()
 
     async def wait(self) -> None:
@@ -46,26 +54,36 @@ class GroupSync:
         await future
 
     def _begin(self) -> None:
-        served, self._waiting = self._waiting, []
+        self._served, self._waiting = self._waiting, []
+        self._running = True
+        self._idle.clear()
         try:
             self._prepare()
-            self._running = self._loop.run_in_executor(self._executor, self._sync)
         except Exception as error:
-            self._running = self._loop.create_future()
-            self._running.set_exception(error)
-        self._running.add_done_callback(lambda future: self._ended(future, served))
+            self._loop.call_soon(self._ended, error)
+        else:
+            self._wanted.put(True)
 
-    def _ended(self, future: asyncio.Future[None], served: list[SyncDone]) -> None:
-        self._running = None
+    def _work(self) -> None:
+        while self._wanted.get():
+            error: BaseException | None = None
+            try:
+                self._sync()
+            except BaseException as found:  # whoever waits is told; the thread goes on
+                error = found
+            self._loop.call_soon_threadsafe(self._ended, error)
+
+    def _ended(self, error: BaseException | None) -> None:
+        served, self._running = self._served, False
         if self._waiting:
             self._begin()
-        error = asyncio.CancelledError() if future.cancelled() else future.exception()
+        else:
+            self._idle.set()
         for done in served:
             done(error)
 
     async def close(self) -> None:
         """When the last sync has ended."""
-        while self._running is not None:
-            await asyncio.wait([self._running])
-            await asyncio.sleep(0)
-        self._executor.shutdown()
+        await self._idle.wait()
+        self._wanted.put(False)
+        self._thread.join()

@@ -264,6 +264,7 @@ class Volume:
             except OSError as error:
                 self._sync_error = error
                 raise
+            self.core.syncs += 1
             if log is not None:
                 log.durable = max(log.durable, seq)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.crash_device import CrashDevice, Leftover, MemoryDevice
+from tests.support.crash_device import CrashDevice, Leftover, MemoryDevice, Write
 from tests.support.crash_log import LoggedHistory
 from tests.support.crash_log_stories import LOG_STORIES, LogStory, guests_during_consistency_points, writes_and_flushes
 from tests.support.crash_stories import at_random
@@ -261,6 +261,27 @@ def test_a_push_that_fails_with_its_consistency_point_promises_nothing_ever_afte
     for _ in range(2):
         with pytest.raises(VolumeFailed):
             volume.push_log()
+
+
+@pytest.mark.parametrize("writes_for_each_sync", [1, 64])
+def test_space_is_written_out_ahead_for_hosts_that_flush_all_the_time(writes_for_each_sync: int) -> None:
+    """A sync of what is written into unallocated space of a file takes twice as long."""
+    device = CrashDevice(64 * MIB)
+    Volume.format(device, name="v", now=EPOCH)
+    volume = Volume.mount(device)
+    lun = volume.create_lun("a", 16 * MIB)
+    begun = device.journal.position
+    for number in range(2500):
+        lun.write(number * BLOCK_BYTES, pattern(number, BLOCK_BYTES))
+        if number % writes_for_each_sync == 0:
+            volume.sync()
+    ahead = [
+        record for record in device.journal.records[begun:]
+        if isinstance(record, Write) and len(record.data) > BLOCK_BYTES and not any(record.data)
+    ]  # fmt: skip
+    assert bool(ahead) is (writes_for_each_sync == 1)
+    assert all(len(record.data) <= MIB for record in ahead)
+    assert contents(lun) == b"".join(pattern(number, BLOCK_BYTES) for number in range(16))
 
 
 # -- a log of its own
