@@ -149,7 +149,7 @@ class Allocator:
 
     def refill(self, reserved: int = 0, most: int = DATA_RUN_BLOCKS) -> None:
         """Start a new data run of at most `most` blocks.  A reserved LUN asks for `reserved` blocks and gets no more
-        than that when only its reserve is left: the rest of a run is anybody's.  Raises NoSpace with nothing changed."""
+        than that when only its reserve is left: the rest of a run is anybody's.  Raises NoSpace, nothing changed."""
         assert self.next == self.end
         if len(self.freed) >= APPLY_FREES:
             self.apply_frees()

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from wafl.volume import Volume
 
 SLICE_BLOCKS = 16
-"""Blocks that are checksummed and written between two yields: a twentieth of a millisecond, for a guest may be waiting."""
+"""Blocks that are checksummed and written between two yields: 50 microseconds, for a guest may be waiting."""
 
 _U32 = struct.Struct("<I")
 
