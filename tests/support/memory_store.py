@@ -98,7 +98,9 @@ class MemoryStore:
     def unmap(self, offset: int, length: int) -> None:
         self._check(offset, length)
         end = offset + length
-        for number in [n for n in self.pieces if offset < (n + 1) * PIECE and n * PIECE < end]:
+        touched = range(offset // PIECE, (end + PIECE - 1) // PIECE)
+        few = len(touched) < len(self.pieces)
+        for number in [n for n in touched if n in self.pieces] if few else [n for n in self.pieces if n in touched]:
             start, stop = max(offset, number * PIECE), min(end, (number + 1) * PIECE)
             if stop - start == PIECE:
                 del self.pieces[number]
