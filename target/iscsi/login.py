@@ -74,6 +74,8 @@ class Login:
         self._peer = peer
         self._authentication: Authentication | None = None
         self._gathered = bytearray()
+        self._answer = b""
+        """What of an answer has not fitted into one response."""
         self._exchanges = 0
 
     @property
@@ -102,20 +104,29 @@ class Login:
             self._gather(pdu)
             if header.flags & FINAL:
                 raise login_error("T and C together")  # 11.12.2
-            return self._reply(header, csg, None, [])
+            return self._reply(header, csg, None, b"")
         self._gather(pdu)
         pairs, self._gathered = parse_pairs(self._gathered), bytearray()
-        answers = self._converse(csg, pairs)
+        if self._answer and pairs:
+            raise login_error("text where the rest of an answer was to be fetched")
+        data = self._answer or self._format(self._converse(csg, pairs))
+        piece, self._answer = data[: limits.LOGIN_DATA_SEGMENT_BYTES], data[limits.LOGIN_DATA_SEGMENT_BYTES :]
+        if self._answer:
+            return self._reply(header, csg, None, piece, more=True)
+        return self._close_exchange(header, csg, nsg, piece)
+
+    def _close_exchange(self, header: Any, csg: Stage, nsg: Stage, data: bytes) -> LoginReply:
+        """The whole answer is out with `data`: leave the stage if both want to."""
         transit = nsg if header.flags & FINAL and self._may_leave(csg) else None
         if transit is Stage.FULL_FEATURE:
             self._note_chap_name()
             tsih = self._establish(self)
             self.stage = transit
-            reply = self._reply(header, csg, transit, answers)
+            reply = self._reply(header, csg, transit, data)
             reply.fields["tsih"] = tsih
             return reply
         self.stage = transit or csg
-        return self._reply(header, csg, transit, answers)
+        return self._reply(header, csg, transit, data)
 
     # --- the header
 
@@ -200,11 +211,17 @@ class Login:
 
     # --- the answer
 
-    def _reply(self, header: Any, csg: Stage, transit: Stage | None, answers: Pairs) -> LoginReply:
-        flags = csg << 2 | (FINAL | transit if transit is not None else 0)
+    def _format(self, answers: Pairs) -> bytes:
         data = format_pairs(answers)
-        if len(data) > limits.LOGIN_DATA_SEGMENT_BYTES:
+        if len(data) > limits.TEXT_BYTES:
             raise login_error("the answer would be too long")
+        return data
+
+    def _reply(
+        self, header: Any, csg: Stage, transit: Stage | None, data: bytes, more: bool = False
+    ) -> LoginReply:
+        """`more`: C, another empty request fetches the rest (11.13.2)."""
+        flags = csg << 2 | (FINAL | transit if transit is not None else 0) | (CONTINUE if more else 0)
         return LoginReply(_response_fields(header, flags, LoginStatus.SUCCESS), data)
 
     def refusal(self, pdu: Pdu, failure: LoginFailure) -> LoginReply:

@@ -337,3 +337,57 @@ def test_names_are_compared_without_case(bench: Bench) -> None:
     second = bench.logged_in(name=NAME.upper().replace("IQN", "iqn"), target=TARGET.upper())
     assert first.link.closed == "session reinstatement"
     assert second.read(0, 1).status == 0
+
+
+# --- text in pieces (the C bit), both ways
+
+
+def test_a_login_request_may_come_in_pieces(bench: Bench) -> None:
+    initiator = bench.initiator()
+    whole = b"".join(f"{k}={v}\0".encode() for k, v in initiator.names())
+    fields = {"isid": initiator.isid, "cid": 1, "itt": 1, "immediate": True}
+    for at in range(0, len(whole) - 10, 10):
+        (reply,) = initiator.request(Opcode.LOGIN_REQUEST, whole[at : at + 10], flags=0x44, **fields)
+        assert (reply.status_class, reply.flags, reply.data) == (0, 0x04, b"")
+        last = at + 10
+    (reply,) = initiator.request(Opcode.LOGIN_REQUEST, whole[last:], flags=0x87, **fields)
+    assert (reply.status_class, reply.flags) == (0, 0x87)
+
+
+def test_a_long_answer_to_a_login_comes_in_pieces(bench: Bench) -> None:
+    """240 keys that nobody knows: the answer is longer than a Login Response, and than the request was."""
+    names = [f"X-com.example.{n:040}" for n in range(limits.TEXT_KEYS - 16)]
+    initiator = bench.initiator()
+    fields = {"isid": initiator.isid, "cid": 1, "itt": 1, "immediate": True}
+    whole = b"".join(f"{k}={v}\0".encode() for k, v in [*initiator.names(), *((name, "") for name in names)])
+    half = len(whole) // 2
+    initiator.request(Opcode.LOGIN_REQUEST, whole[:half], flags=0x44, **fields)
+    (reply,) = initiator.request(Opcode.LOGIN_REQUEST, whole[half:], flags=0x87, **fields)
+    text, pieces = b"", 1
+    while reply.flags & 0x40:
+        assert (reply.status_class, reply.flags, len(reply.data)) == (0, 0x44, limits.LOGIN_DATA_SEGMENT_BYTES)
+        text, pieces = text + reply.data, pieces + 1
+        reply = initiator.login_pdu(1, 3, [])
+    assert (reply.status_class, reply.flags, pieces) == (0, 0x87, 3)
+    answered = dict(item.split("=") for item in (text + reply.data).decode().split("\0") if item)
+    assert [answered[name] for name in names] == ["NotUnderstood"] * len(names)
+
+
+def test_text_while_an_answer_is_fetched_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LOGIN_DATA_SEGMENT_BYTES", 512)
+    initiator = bench.initiator()
+    reply = initiator.login_pdu(1, 3, [*initiator.names(), ("X-a", "1"), ("MaxBurstLength", "512")])
+    assert reply.flags & 0x40 == 0  # it fits
+    initiator = bench.initiator()
+    monkeypatch.setattr(limits, "LOGIN_DATA_SEGMENT_BYTES", 16)
+    initiator.link.core.framing.data_limit = 512
+    reply = initiator.login_pdu(1, 3, initiator.names())
+    assert reply.flags == 0x44
+    assert status(initiator.login_pdu(1, 3, [("MaxBurstLength", "512")])) == LoginStatus.INITIATOR_ERROR
+
+
+def test_an_endless_answer_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    initiator = bench.initiator()
+    monkeypatch.setattr(limits, "TEXT_BYTES", 1024)
+    reply = initiator.login_pdu(1, 3, [*initiator.names(), *((f"X-{n}", "") for n in range(80))])
+    assert status(reply) == LoginStatus.INITIATOR_ERROR
