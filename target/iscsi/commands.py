@@ -132,6 +132,9 @@ def data_out(connection: Connection, pdu: Pdu) -> None:
     """11.7.  Data for a command that is gone is dropped: it was on its way when the command ended."""
     found = find_sequence(connection, pdu.header)
     if found is None:
+        window = connection.session.window
+        if window.early:
+            window.keep_data(connection, int.from_bytes(pdu.header[16:20], "big"), pdu.encoded(connection.framing))
         return
     task, sequence = found
     _, flags, _, _, _, _, _, data_sn, offset = _UNPACK_DATA_OUT(pdu.header)

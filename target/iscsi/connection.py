@@ -229,7 +229,8 @@ class Connection:
             self.session.window.advance()
             return
         try:
-            self._take(self.framing.split(memoryview(held.pdu), 0))
+            for pdu in (held.pdu, *held.data):
+                self._take(self.framing.split(memoryview(pdu), 0))
         except FormatError as error:
             self.close(str(error), fault=True)
 

@@ -64,8 +64,9 @@ COMMAND_WINDOW = 128
 IMMEDIATE_COMMANDS = 16
 """Unfinished immediate commands of a connection; RFC 7143 4.2.2.1 lets a target refuse more (Reject reason 06h).  Also
 the task management requests of a session that wait for commands sent before them."""
-HELD_BYTES = 4 * 1024 * 1024
-"""Commands that arrived ahead of a gap in CmdSN and wait for it to be filled."""
+HELD_BYTES = COMMAND_WINDOW * (FIRST_BURST_BYTES + 4096)
+"""Commands that arrived ahead of a gap in CmdSN and wait for it to be filled, with all the data that an initiator may
+send unasked: beside others, a connection may be a whole window ahead."""
 TASK_DATA_BYTES = 64 * 1024 * 1024
 """Data-Out of one command; the SCSI side's MAXIMUM TRANSFER LENGTH is lower."""
 SESSION_DATA_BYTES = 64 * 1024 * 1024

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from target.iscsi.connection import Connection
     from target.iscsi.session import Session
 
-_ITT = slice(16, 20)
 _NOTHING = bytes(3)
 
 Verdict = tuple[int, bytes]
@@ -116,7 +115,7 @@ def _plug(session: Session, request: Any) -> bool:
     window, cmd_sn = session.window, request.ref_cmd_sn
     on_its_way = (cmd_sn - window.exp_cmd_sn) & MASK <= window.credit and serial_less(cmd_sn, request.cmd_sn)
     held = window.early.get(cmd_sn)
-    if not on_its_way or (held is not None and held.pdu[_ITT] != request.referenced_itt.to_bytes(4, "big")):
+    if not on_its_way or (held is not None and held.itt != request.referenced_itt):
         return False
     window.plug(cmd_sn)
     return True

@@ -7,8 +7,9 @@ Commands may come by any connection of the session; what comes before its turn w
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from target.iscsi import limits
 
@@ -32,12 +33,23 @@ class Arrival(Enum):
     """4.2.2.1: ignored silently."""
 
 
-class Held(NamedTuple):
+@dataclass(eq=False, slots=True)
+class Held:
     """A PDU that waits for the CmdSNs before it."""
 
     connection: Connection
     cmd_sn: int
     pdu: bytes
+    data: list[bytes] = field(default_factory=list)
+    """Data-Out PDUs that came after it unasked."""
+
+    @property
+    def size(self) -> int:
+        return len(self.pdu) + sum(map(len, self.data))
+
+    @property
+    def itt(self) -> int:
+        return int.from_bytes(self.pdu[16:20], "big")
 
 
 class CommandWindow:
@@ -83,12 +95,21 @@ class CommandWindow:
         self.early_bytes += len(held.pdu)
         return True
 
+    def keep_data(self, connection: Connection, itt: int, pdu: bytes) -> None:
+        """Hold a Data-Out with the command that it belongs to, if that is held and there is room."""
+        for held in self.early.values():
+            if held is not None and held.connection is connection and held.itt == itt:
+                if self.early_bytes + len(pdu) <= limits.HELD_BYTES:
+                    held.data.append(pdu)
+                    self.early_bytes += len(pdu)
+                return
+
     def next_held(self) -> Held | None:
         """What waits no longer, in its order; CmdSNs that count as received are passed over."""
         while self.exp_cmd_sn in self.early:
             held = self.early.pop(self.exp_cmd_sn)
             if held is not None:
-                self.early_bytes -= len(held.pdu)
+                self.early_bytes -= held.size
                 return held
             self.advance()
         ready = next((held for held in self.functions if not self.missing_before(held.cmd_sn)), None)
@@ -106,7 +127,7 @@ class CommandWindow:
         """A CmdSN inside the window counts as received."""
         held = self.early.get(cmd_sn)
         if held is not None:
-            self.early_bytes -= len(held.pdu)
+            self.early_bytes -= held.size
         self.early[cmd_sn] = None
 
     def forget(self, connection: Connection) -> None:
