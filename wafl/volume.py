@@ -489,8 +489,7 @@ class Volume:
         return own_vbns(self)
 
     def held(self) -> AbstractContextManager[None]:
-        """While this is held, no block of the last durable consistency point is reused, so that it can be read in a
-        thread while the volume goes on."""
+        """While this is held, no block of the last durable consistency point is reused: a thread may read it."""
         return self.core.allocator.held()
 
     def check(self) -> list[Finding]:
