@@ -18,8 +18,9 @@ CLONE = Column("Clone", lambda o: _clone(o.get("clone")), lambda v: v or "-")
 COLUMNS = (text("Path", "path"), size("Size", "size_bytes"), size("Used", "used_bytes"), STATE, MAPPED, BACKING)
 DETAILS = (
     STATE, size("Size", "size_bytes"), size("Used", "used_bytes"), number("Block", "block_bytes"),
-    text("Ostype", "ostype"), yes("Space reserved", "reserved"), size("Kept for it", "kept_bytes"),
-    size("Private", "private_bytes"), text("Serial", "serial"), text("NAA", "naa"),
+    text("Ostype", "ostype"), yes("Space reserved", "reserved"),
+    size("Kept for it", "kept_bytes"), size("Private", "private_bytes"), yes("Removable", "removable"),
+    yes("Write-protected", "write_protected"), text("Serial", "serial"), text("NAA", "naa"),
     text("UUID", "uuid"), text("Comment", "comment"), MAPPED, BACKING, CLONE,
     Column("Created", lambda o: o["created_at"], format_time),
 )  # fmt: skip

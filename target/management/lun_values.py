@@ -69,8 +69,10 @@ class LunPlatform:
         task.add_done_callback(self._saving.discard)
 
     async def _save(self, name: str, value: bytes, done: SaveDone) -> None:
+        served = self.core.served.get(self.volume)
         try:
-            await self.core.store.change(lambda cursor: set_value(cursor, self.volume, self.uuid, name, value))
+            if served is not None and self.uuid in served.luns:  # else it is being destroyed, and nothing is kept of it
+                await self.core.store.change(lambda cursor: set_value(cursor, self.volume, self.uuid, name, value))
         except Exception as error:  # whatever it was, the host that waits is told
             log.error("%s of LUN %s could not be saved: %s", name, self.uuid, error)
             done(error)

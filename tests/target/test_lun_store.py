@@ -31,6 +31,7 @@ from tests.support.scsi_host import (
     unmap,
     unmap_list,
     write_16,
+    write_atomic,
 )
 from tests.support.volumes import Workshop, checkpoint, pattern, take_snapshot
 from wafl import Lun, Volume, VolumeService
@@ -344,3 +345,29 @@ def test_a_bad_level_one_block_costs_its_mebibyte(workshop: Workshop) -> None:
         assert bad_lba(host, lba, 1) == lba
     assert bad_lba(host, 200, 100) == 256
     image[leaf * 4096] ^= 1
+
+
+def test_an_atomic_write_is_written_like_any_other(workshop: Workshop) -> None:
+    host, _, _ = with_lun(workshop)
+    data = pattern(1, 64 * 4096)
+    assert host.send(write_atomic(2048 - 256, 512), data).status == 0
+    assert host.read(2048 - 256, 512) == data
+
+
+def test_an_atomic_write_without_room_is_a_space_allocation_failure(workshop: Workshop) -> None:
+    volume = workshop.format()
+    lun = volume.create_lun("big", 1 << 30, reserved=False)
+    host = serve(volume, lun)
+    asked, response = 0, host.send(write_atomic(0, 2048), b"x" * MIB)
+    while response.status == 0 and asked < 1024:
+        asked += 1
+        response = host.send(write_atomic(asked * 2048, 2048), b"x" * MIB)
+    assert key_asc(response) == (DATA_PROTECT, 0x2707)
+
+
+def test_the_log_page_counts_the_luns_space_and_the_volumes(workshop: Workshop) -> None:
+    host, volume, _ = with_lun(workshop)
+    host.send(write_16(0, 4096), pattern(1, 2 * MIB))
+    page = host.data(host.send(bytes((0x4D, 0, 0x0C, 0, 0, 0, 0, 0, 255, 0))))
+    available, used = (int.from_bytes(page[at : at + 4], "big") for at in (8, 20))
+    assert (available, used) == (volume.space().available // MIB, 2)

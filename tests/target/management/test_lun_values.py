@@ -91,3 +91,23 @@ def test_destroying_a_volume_forgets_what_its_luns_kept(play: Play) -> None:
         assert not api.core.state.lun_values
 
     play(destroy)
+
+
+def test_a_lun_destroyed_in_the_middle_of_a_sanitize_leaves_nothing_behind(play: Play) -> None:
+    async def destroy(api: Api) -> None:
+        await api.volume(size_bytes=256 << 20)
+        await api.lun(size_bytes=64 << 20, reserved=False)
+        nexus = nexus_of(api)
+        parameters = bytes((1, 0, 0, 1)) + b"z"
+        await send(nexus, sanitize(1, len(parameters), 0x80), parameters)
+        unit = served(api)
+        while not api.core.state.lun_values:
+            await asyncio.sleep(0)
+        nexus.close()
+        await api.call("DELETE", "/luns/vol0/lun0")
+        while unit.erasure.running:
+            await asyncio.sleep(0)
+        await api.lun("/vol/vol0/lun1")
+        assert not api.core.state.lun_values
+
+    play(destroy)
