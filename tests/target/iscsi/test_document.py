@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,15 @@ from target.iscsi.text import format_boolean
 
 TEXT = (Path(__file__).resolve().parents[3] / "docs" / "protocol.md").read_text()
 ROWS = {cells[0]: cells for line in TEXT.splitlines() if (cells := [c.strip() for c in line.strip("| ").split("|")])}
+
+
+NAMED = re.findall(r"`([\w/]+\.py)::(\w+)`", TEXT)
+TESTS = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize(("file", "test"), NAMED, ids=[f"{file}::{test}" for file, test in NAMED])
+def test_a_test_that_is_named_exists(file: str, test: str) -> None:
+    assert f"\ndef {test}(" in (TESTS / file).read_text()
 
 
 def shown(value: object) -> str:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from target.config import Config
+from target.daemon import Daemon
 from target.iscsi.constants import LoginStatus, Opcode
 from target.iscsi.ports import LoginRefused
 from tests.support.initiator import ChapClient, Initiator, Reply
@@ -223,3 +227,20 @@ def test_no_secret_is_in_any_answer_event_metric_or_log_line(play: Play, caplog:
             assert secret not in text
             assert secret.encode().hex() not in text
     assert "CHAP failed for 'user'" in caplog.text
+
+
+# -- settings ----------------------------------------------------------------------------------------------
+
+
+def test_keepalive_times_are_settings(tmp_path: Path) -> None:
+    config = Config.model_validate({"iscsi": {"nop_interval_s": 7, "nop_timeout_s": 3}})
+    daemon = Daemon(tmp_path, [], tmp_path / "lund.sock", config)
+    assert (daemon.portal.config.nop_interval_s, daemon.portal.config.nop_timeout_s) == (7, 3)
+    daemon.store.close()
+
+
+@pytest.mark.parametrize("key", ["nop_interval_s", "nop_timeout_s"])
+def test_keepalive_cannot_be_turned_off(key: str) -> None:
+    """Half-open connections would keep their reservations for ever."""
+    with pytest.raises(ValidationError):
+        Config.model_validate({"iscsi": {key: 0}})

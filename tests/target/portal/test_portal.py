@@ -19,6 +19,7 @@ from target.iscsi.registry import Registry
 from target.portal import Portal, PortalConfig
 from target.portal import transport as transport_module
 from target.portal.logs import LINES, RateLimited
+from target.portal.transport import IscsiTransport
 from tests.conftest import unavailable
 from tests.support.initiator import READ_10, Initiator, Link, Reply, cdb_10, make_host
 from tests.support.memory_target import TARGET, MemoryDisk, one_disk
@@ -432,3 +433,23 @@ def test_discovery_over_loopback_through_a_wildcard_gives_the_address_it_came_by
         assert found[0] == f"TargetAddress={peer}:{address[1]},1"
 
     serve("asyncio", test, address="0.0.0.0")
+
+
+def test_a_peer_that_takes_answers_slowly_is_alive() -> None:
+    """It was behind, so that nothing of it was read; then it took what was waiting."""
+    directory, _ = one_disk()
+    host = make_host(directory)
+    initiator = Initiator(Link(host))
+    initiator.login()
+    loop = asyncio.new_event_loop()
+    notices = RateLimited(logging.getLogger("slow"), loop.time)
+    transport = IscsiTransport(host, loop, Portal(directory, Registry()), notices)
+    transport.core = core = initiator.link.core
+    transport.pause_writing()
+    core.tick(core.deadline)
+    asked_at = core.deadline - host.nop_timeout_s
+    core.tick(asked_at + 1)
+    transport.resume_writing()
+    core.tick(asked_at + host.nop_timeout_s)
+    assert core.closing is None
+    loop.close()
