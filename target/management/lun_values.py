@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from target.management.events import Severity
 from target.scsi.platform import SaveDone
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ class LunPlatform:
             done(error)
         else:
             done(None)
+
+    def note(self, what: str) -> None:
+        """A host erases a LUN: the only thing hosts do that administrators want to hear of."""
+        lun = self.core.lun_name(self.volume, self.uuid)
+        self.core.events.emit("lun.erasure", f"{lun}: {what}", subject=lun, severity=Severity.NOTICE)
 
     def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
         asyncio.get_running_loop().call_later(delay_s, call)

@@ -268,7 +268,7 @@ class Luns:
             await self.clones.stop_for_destroy(unit, lun)
             serving.withdraw_lun(self.core, unit, lun)
             try:
-                if self.core.state.maps_of(uuid) or uuid in self.core.state.lun_values:
+                if self.core.state.knows_lun(uuid):
                     # Settings first: a crash in between leaves an unmapped LUN, not a map to nothing.
                     await self.core.store.change(functools.partial(_forget, uuid=uuid))
                 unit.volume.destroy_lun(lun.name)

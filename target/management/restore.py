@@ -128,11 +128,13 @@ class Restores:
     async def _keep_maps(self, unit: Unit, luns: list[Lun]) -> None:
         """After the restore, not before: a crash in between leaves at worst a map to nothing, which a LUN that comes
         back would find again."""
-        gone = [(lun.uuid,) for lun in luns if lun.destroyed and self.core.state.maps_of(lun.uuid)]
+        state = self.core.state
+        gone = [(uuid,) for uuid in (lun.uuid for lun in luns if lun.destroyed) if state.knows_lun(str(uuid))]
         named = [(lun.name, lun.uuid) for lun in luns if not lun.destroyed and self.core.state.maps_of(lun.uuid)]
 
         def change(cursor: sqlite3.Cursor) -> None:
             cursor.executemany("DELETE FROM lun_map WHERE lun_uuid = ?", gone)
+            cursor.executemany("DELETE FROM lun_value WHERE lun_uuid = ?", gone)
             cursor.executemany("UPDATE lun_map SET lun_name = ? WHERE lun_uuid = ?", named)
 
         if gone or named:

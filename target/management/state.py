@@ -159,6 +159,10 @@ class AdminState:
     def maps_of(self, lun_uuid: str) -> list[LunMap]:
         return self.maps_by_lun.get(lun_uuid, [])
 
+    def knows_lun(self, lun_uuid: str) -> bool:
+        """Something is kept here of a LUN."""
+        return bool(self.maps_of(lun_uuid)) or lun_uuid in self.lun_values
+
     def _maps_through(self, initiator: str, volume: str) -> Iterator[LunMap]:
         for igroup in self.igroups_by_initiator.get(initiator, ()):
             yield from (m for m in self.maps_by_igroup.get(igroup, ()) if m.volume == volume)

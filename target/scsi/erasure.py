@@ -114,6 +114,8 @@ class Erasure:
             self._settle(CheckCondition(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE))
 
     def _begin(self) -> None:
+        assert self.plan is not None
+        self.lu.platform.note(f"{self.plan.what} begins")
         self._offset = self._pass = 0
         self.lu.platform.call_later(ERASE_PAUSE_S, self._step)
 
@@ -158,12 +160,15 @@ class Erasure:
             self._save(None, self._over)
 
     def _over(self, _: BaseException | None) -> None:
-        # Not noted as over, it would only be done once more after a crash.
+        # Not saved as over, it would only be done once more after a crash.
+        assert self.plan is not None
+        self.lu.platform.note(f"{self.plan.what} is complete")
         self._settle(None)
 
     def _fail(self) -> None:
         assert self.plan is not None
         self.plan = self.plan._replace(failed=True)
+        self.lu.platform.note(f"{self.plan.what} failed: hosts cannot use it until it is repeated or given up")
         self._save(self.plan, lambda _: None)
         condition = self.condition
         self._answer(condition)

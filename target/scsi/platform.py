@@ -24,6 +24,9 @@ class Platform(Protocol):
         """Keep a value; `done` is called once it would survive a power cut, or with the error.  Never calls it before
         returning; values saved later are never durable earlier.  An empty value is as good as none."""
 
+    def note(self, what: str) -> None:
+        """Something that an administrator should know of."""
+
     def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
         """Call once, not before returning, after other things have had their turn."""
 

@@ -19,6 +19,7 @@ class ManualPlatform:
         self.time = 1000.0
         self.saves: list[tuple[str, bytes, SaveDone]] = []
         self.calls: list[tuple[float, int, Callable[[], None]]] = []
+        self.notes: list[str] = []
         self._order = itertools.count()
 
     def save(self, name: str, value: bytes, done: SaveDone) -> None:
@@ -30,6 +31,9 @@ class ManualPlatform:
             if error is None:
                 self.saved[name] = value
             done(error)
+
+    def note(self, what: str) -> None:
+        self.notes.append(what)
 
     def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
         heapq.heappush(self.calls, (self.time + delay_s, next(self._order), call))

@@ -41,6 +41,9 @@ class LoopPlatform:
         self.saved[name] = value
         asyncio.get_running_loop().call_soon(done, None)
 
+    def note(self, what: str) -> None:
+        print(what, flush=True)
+
     def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
         asyncio.get_running_loop().call_later(delay_s, call)
 

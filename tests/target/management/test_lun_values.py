@@ -73,6 +73,8 @@ def test_a_sanitize_that_a_restart_interrupts_is_done_after_it(play: Play) -> No
         found = bytearray(512)
         unit.store.read_into(unit.store.size_bytes - 512, memoryview(found))
         assert bytes(found) == b"z" * 512
+        heard = [event.message for event in api.core.events.since(0) if event.kind == "lun.erasure"]
+        assert heard == ["/vol/vol0/lun0: sanitize begins", "/vol/vol0/lun0: sanitize is complete"]
         assert not api.core.state.lun_values
 
     play(begin, finish)
@@ -111,3 +113,15 @@ def test_a_lun_destroyed_in_the_middle_of_a_sanitize_leaves_nothing_behind(play:
         assert not api.core.state.lun_values
 
     play(destroy)
+
+
+def test_a_lun_that_a_restored_volume_does_not_have_leaves_nothing_behind(play: Play) -> None:
+    async def restore(api: Api) -> None:
+        await api.volume(size_bytes=256 << 20)
+        await api.post("/volumes/vol0/snapshots", {"name": "base"})
+        await api.lun()
+        await api.call("PATCH", "/luns/vol0/lun0", {"removable": True})
+        await api.post("/volumes/vol0/snapshots/base/restore", {"force": True})
+        assert not api.core.state.lun_values
+
+    play(restore)

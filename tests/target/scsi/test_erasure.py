@@ -213,6 +213,16 @@ def test_what_cannot_be_noted_is_not_begun() -> None:
     assert host.send(TEST_UNIT_READY).status == 0
 
 
+def test_the_administrator_hears_of_it() -> None:
+    host, lu, store = one_host(large())
+    host.send(sanitize(BLOCK_ERASE))
+    store.full = True
+    overwrite(host, b"x")
+    assert [note.split(":")[0] for note in platform_of(lu).notes] == [
+        "sanitize begins", "sanitize is complete", "sanitize begins", "sanitize failed"
+    ]
+
+
 @pytest.mark.parametrize("action", [BLOCK_ERASE, EXIT_FAILURE_MODE])
 def test_no_parameters_where_none_belong(action: int) -> None:
     host, _, _ = one_host()
