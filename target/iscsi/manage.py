@@ -43,6 +43,8 @@ def task_management(connection: Connection, pdu: Pdu) -> None:
     if pdu.immediate and function in TASK_SETS and session.window.missing_before(request.cmd_sn):
         _wait(connection, pdu, request.cmd_sn)
         return
+    if function in FENCED and any(len(each.fences) >= limits.FENCES for each in session.connections.values()):
+        raise PduRejected(RejectReason.TOO_MANY_IMMEDIATE, "too many answers wait for other connections")
     handler = FUNCTIONS.get(function)
     if handler is None or (function in LEVEL_2 and session.level < 2):
         verdict: Verdict = (TaskResponse.FUNCTION_NOT_SUPPORTED, _NOTHING)

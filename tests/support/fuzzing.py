@@ -81,6 +81,7 @@ def assert_bounded(link: Link) -> None:
     assert core.output.used <= limits.OUTPUT_BYTES
     assert len(core.waiting) <= 2 * limits.COMMAND_WINDOW
     assert 0 <= core.immediate_outstanding <= limits.IMMEDIATE_COMMANDS
+    assert len(core.fences) <= limits.FENCES
     session = getattr(core, "session", None)
     if session is not None:
         window = session.window

@@ -221,6 +221,20 @@ def test_a_connection_that_ends_keeps_no_answer_waiting(bench: Bench, pair: Pair
     assert [r.response for r in two.link.take()] == [0]
 
 
+def test_answers_that_wait_are_limited(bench: Bench, pair: Pair) -> None:
+    """The other connection is alive and never answers."""
+    one, two = pair
+    for _ in range(limits.FENCES):
+        assert manage(two, 5) == []
+    (reject,) = manage(two, 5)
+    assert reject.reason == RejectReason.TOO_MANY_IMMEDIATE
+    assert len(bench.disk.managed) == limits.FENCES
+    pings = one.link.take()
+    for ping in pings:
+        one.request(Opcode.NOP_OUT, immediate=True, itt=NO_TAG, ttt=ping.ttt)
+    assert [r.response for r in two.link.take()] == [0] * limits.FENCES
+
+
 def test_the_answer_to_one_aborted_task_does_not_wait(pair: Pair) -> None:
     one, two = pair
     assert manage(two, 1, referenced_itt=flush(one))[0].response == 0

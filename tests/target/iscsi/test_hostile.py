@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from target.iscsi import limits
 from target.iscsi.constants import Opcode
 from target.iscsi.errors import FormatError, TextError
 from target.iscsi.framing import additional_headers
@@ -164,3 +165,25 @@ def test_binary_values_in_each_spelling() -> None:
     assert parse_binary("0x1", 10) == b"\x01"
     assert parse_binary("0XaBcD", 10) == b"\xab\xcd"
     assert parse_binary("0bAAEC", 10) == b"\0\1\2"
+
+
+def test_a_byte_now_and_then_does_not_keep_a_connection(bench: Bench) -> None:
+    """What counts is whole PDUs."""
+    initiator = bench.logged_in()
+    pdu = initiator.encode(Opcode.NOP_OUT, itt=5, immediate=True)
+    for at in range(int(limits.NOP_INTERVAL_S)):
+        initiator.link.send(pdu[at : at + 1])
+        initiator.link.pass_time(1)
+    assert initiator.link.closed is None
+    for at in range(int(limits.NOP_TIMEOUT_S)):
+        initiator.link.send(pdu[30 + at : 31 + at])
+        initiator.link.pass_time(1)
+    assert initiator.link.fault() == "no answer to NOP-In"
+
+
+def test_a_byte_now_and_then_does_not_prolong_a_login(bench: Bench) -> None:
+    link = Link(bench.host)
+    for _ in range(int(limits.LOGIN_TIMEOUT_S)):
+        link.send(b"\x43")
+        link.pass_time(1)
+    assert link.fault() == "login took too long"

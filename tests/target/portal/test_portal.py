@@ -453,3 +453,30 @@ def test_a_peer_that_takes_answers_slowly_is_alive() -> None:
     core.tick(asked_at + host.nop_timeout_s)
     assert core.closing is None
     loop.close()
+
+
+def test_a_peer_that_stops_reading_is_ended_after_the_time_limit(caplog: pytest.LogCaptureFixture) -> None:
+    """What it asked for is bounded, and so is how long it is kept."""
+
+    def test(served: Served) -> None:
+        initiator = served.initiator()
+        initiator.login()
+        link: Any = initiator.link
+        for n in range(16):
+            cdb = cdb_10(READ_10, 0, 2048).ljust(16, b"\0")
+            link.socket.sendall(
+                initiator.encode(Opcode.SCSI_COMMAND, flags=0xC1, itt=1000 + n, edtl=1 << 20, cdb=cdb)
+            )
+            initiator.cmd_sn += 1
+        ended.wait(LIMIT_S)
+
+    async def until_ended(served: Served) -> None:
+        while not served.portal.registry.sessions():
+            await asyncio.sleep(0.001)
+        while served.portal.registry.sessions():
+            await asyncio.sleep(0.001)
+        ended.set()
+
+    ended = threading.Event()
+    serve("asyncio", test, PortalConfig(nop_interval_s=0.2, nop_timeout_s=0.1), beside=until_ended)
+    assert "no answer to NOP-In" in caplog.text
