@@ -19,7 +19,7 @@ from crc32c import crc32c
 from wafl.bits import Vbns
 from wafl.checksums import of_blocks
 from wafl.device import Device
-from wafl.errors import DamagedRecord
+from wafl.errors import CorruptVolume, DamagedRecord
 from wafl.format import (
     BLOCK_BYTES,
     BLOCK_SHIFT,
@@ -170,9 +170,12 @@ def parse_write(record: LogRecord) -> LoggedWrite:
     return LoggedWrite(slot, fbn, vbn, record.body[LOG_WRITE.size :].cast("I")[:blocks].tolist())
 
 
-def apply(volume: Volume, contents: LogContents) -> None:
-    """Make the records part of the volume in memory.  Raises DamagedRecord, CorruptVolume, OSError."""
-    _Replay(volume).run(contents.records)
+def apply(volume: Volume, contents: LogContents) -> list[str]:
+    """Make the records part of the volume in memory; what of them is lost because a block of the volume cannot be read.
+    Raises DamagedRecord."""
+    replay = _Replay(volume)
+    replay.run(contents.records)
+    return replay.lost
 
 
 class _Replay:
@@ -180,6 +183,7 @@ class _Replay:
         self.volume = volume
         self.files = volume.files
         self.luns: dict[int, Lun] = {lun.slot: lun for lun in volume.files.luns.values()}
+        self.lost: list[str] = []
 
     def run(self, records: list[LogRecord]) -> None:
         writes = {record.seq: parse_write(record) for record in records if record.kind is LogKind.WRITE}
@@ -191,8 +195,22 @@ class _Replay:
             LogKind.SNAPSHOT: self.snapshot,
         }
         for record in records:
-            kinds[record.kind](record)
+            try:
+                kinds[record.kind](record)
+            except DamagedRecord:
+                raise
+            except (CorruptVolume, OSError) as error:
+                self.pass_over(record, writes.get(record.seq), error)
         self.volume.core.allocator.apply_frees()
+
+    def pass_over(self, record: LogRecord, write: LoggedWrite | None, error: Exception) -> None:
+        """A bad pointer block costs what is below it, in one LUN; that cannot be read without the record either."""
+        slot = int.from_bytes(record.body[:4], "little")
+        where = self.luns[slot].name if slot in self.luns else f"vtoc slot {slot}"
+        if write is not None:
+            self.volume.core.allocator.freed.extend(range(write.vbn, write.vbn + len(write.crcs)))
+            where += f", {len(write.crcs)} blocks from byte {write.fbn << BLOCK_SHIFT} on"
+        self.lost.append(f"log record {record.seq} ({where}) is lost: {error}")
 
     def claim(self, writes: list[LoggedWrite]) -> None:
         """Mark every block that a record names before any other is taken."""

@@ -16,6 +16,7 @@ import click
 
 from wafl.check import Finding, Severity, check
 from wafl.device import FileDevice
+from wafl.discard import discard_log
 from wafl.dump import describe, lines
 from wafl.errors import WaflError
 from wafl.repair import repair
@@ -115,6 +116,19 @@ def dump(path: Path, trees: bool, as_json: bool) -> None:
     with closing(FileDevice.open(path, read_only=True)) as device:
         described = describe(device, trees=trees)
     click.echo(json.dumps(described, indent=2) if as_json else "\n".join(lines(described)))
+
+
+@main.command("discard-log")
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("-f", "--force", is_flag=True, help="Yes: what was flushed since the last consistency point may go.")
+def discard_log_command(path: Path, force: bool) -> None:
+    """Go on from the last consistency point without the log: it is lost with its device, or damaged."""
+    if not force:
+        raise click.ClickException(
+            "what hosts flushed since the last consistency point goes with the log; copy the volume, then use -f"
+        )
+    generation = discard_log(FileDevice.open(path))
+    click.echo(f"{path}: goes on from consistency point {generation}, without its log")
 
 
 @main.command("salvage")

@@ -77,11 +77,12 @@ class VolumeLog:
         Raises LogMismatch, DamagedRecord, CorruptVolume, VolumeFailed, OSError."""
         volume = self._volume
         contents = self._contents()
-        apply(volume, contents)
+        lost = apply(volume, contents)
         self.replayed = len(contents.records)
         if self.replayed or contents.ended_by:
             ended = f"; it ends there: {contents.ended_by}" if contents.ended_by else ""
             volume.superblock.report.append(f"{self.replayed} log records replayed{ended}")
+        volume.superblock.report += lost
         if not volume.read_only:
             self._open(contents.last_seq or self._seq)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from tests.support.crash_device import CrashDevice, Leftover, MemoryDevice, Write
 from tests.support.crash_log import LoggedHistory
@@ -19,6 +20,7 @@ from tests.support.crash_trial import judge
 from tests.support.volumes import EPOCH, MIB, Workshop, checkpoint, pattern, problems
 from wafl import (
     BLOCK_BYTES,
+    CorruptVolume,
     DamagedRecord,
     FileDevice,
     LogMismatch,
@@ -29,8 +31,12 @@ from wafl import (
     open_log_device,
     replay,
 )
+from wafl.buffers import Buffer
+from wafl.discard import discard_log
 from wafl.dump import describe
 from wafl.nvlog import Log
+from wafl.tools import main
+from wafl.tree import level_one
 
 POINTS = int(os.environ.get("LAZYLUN_CRASH_POINTS", "24"))
 
@@ -363,3 +369,79 @@ def test_a_log_in_a_real_file_survives_without_a_close(tmp_path: Path) -> None:
     again = Volume.mount(MemoryDevice(bytearray((tmp_path / "v").read_bytes())))
     assert contents(again.lun("a")) == pattern(1, 16 * BLOCK_BYTES)
     volume.close()
+
+
+def test_a_log_that_is_lost_with_its_device_can_be_given_up() -> None:
+    both = Separate()
+    volume = both.mount()
+    lun = volume.create_lun("a", MIB)
+    first = fill(lun, 1)
+    checkpoint(volume)
+    fill(lun, 2)
+    volume.sync()
+    device = CrashDevice(image=both.volume_device.image)
+    with pytest.raises(LogMismatch):
+        Volume.mount(device)
+    generation = volume.generation
+    assert discard_log(device) == generation
+    assert problems(device) == []
+    assert contents(Volume.mount(device).lun("a")) == first
+
+
+def test_a_damaged_log_can_be_given_up_by_the_tool_which_asks_first(tmp_path: Path) -> None:
+    device = CrashDevice(16 * MIB)
+    Volume.format(device, name="v", now=EPOCH)
+    volume = Volume.mount(device)
+    lun = volume.create_lun("a", MIB)
+    first = fill(lun, 1)
+    checkpoint(volume)
+    log = volume.core.log
+    assert log is not None
+    at = log.at
+    for seed in (2, 3, 4):
+        fill(lun, seed)
+        volume.sync()
+    flip(device.image, volume.geometry.nvlog_start * BLOCK_BYTES + at + 40)
+    path = tmp_path / "v"
+    path.write_bytes(device.image)
+    refused = CliRunner().invoke(main, ["discard-log", str(path)])
+    assert refused.exit_code == 1
+    assert path.read_bytes() == bytes(device.image)
+    done = CliRunner().invoke(main, ["discard-log", "-f", str(path)])
+    assert done.exit_code == 0, done.output
+    again = Volume.mount(FileDevice.open(path))
+    assert contents(again.lun("a")) == first
+    again.close()
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_bad_pointer_block_costs_the_records_below_it_alone(read_only: bool) -> None:
+    device = CrashDevice(16 * MIB)
+    Volume.format(device, name="v", now=EPOCH)
+    volume = Volume.mount(device)
+    for name in ("a", "b"):
+        lun = volume.create_lun(name, 4 * MIB)
+        lun.write(0, pattern(1, 4 * MIB))
+    checkpoint(volume)
+    bad = level_one(volume.core, volume.lun("a").inode, 1)
+    assert isinstance(bad, Buffer)
+    at = bad.vbn * BLOCK_BYTES
+    for name in ("a", "b"):
+        volume.lun(name).write(MIB, pattern(2, 4 * BLOCK_BYTES))
+        volume.lun(name).write(2 * MIB, pattern(3, 4 * BLOCK_BYTES))
+    volume.lun("a").unmap(MIB + MIB // 2, BLOCK_BYTES)
+    flip(device.image, at + 9)
+    volume = Volume.mount(CrashDevice(image=device.image), read_only=read_only)
+    lost = [line for line in volume.mount_report if "is lost" in line]
+    assert len(lost) == 2
+    assert "a, 4 blocks from byte 1048576 on" in lost[0]
+    a, b = volume.lun("a"), volume.lun("b")
+    for lun, place, seed in ((a, 2 * MIB, 3), (b, MIB, 2), (b, 2 * MIB, 3)):
+        found = bytearray(4 * BLOCK_BYTES)
+        lun.read_into(place, memoryview(found))
+        assert found == pattern(seed, 4 * BLOCK_BYTES)
+    with pytest.raises(CorruptVolume):
+        a.read_into(MIB, memoryview(bytearray(BLOCK_BYTES)))
+    if not read_only:
+        checkpoint(volume)
+        volume.close()
