@@ -36,6 +36,31 @@ STORE = st.builds(
     MemoryStore, st.sampled_from((1 << 20, 4096)), st.sampled_from((512, 4096)), thin=st.booleans()
 )
 
+SAVED = st.sampled_from(({}, {}, {"removable": b"1"}, {"write_protected": b"1"}))
+
+
+@st.composite
+def with_parameters(draw: st.DrawFn) -> tuple[bytes, bytes]:
+    """A command that takes a parameter list, and one that is mostly zeros and small numbers, its lengths often true."""
+    command = draw(st.sampled_from([c for c in COMMANDS if "parameter_list_length" in c.cdb.names]))
+    small = st.one_of(st.just(0), st.just(0), st.integers(0, 32), st.integers(0, 255))
+    body = bytes(draw(st.lists(small, max_size=700)))
+    lengths = (b"", b"\0\0\0\x20", (len(body) + 2).to_bytes(2, "big"), bytes.fromhex("01000020 00000000 0000001c"))
+    head = draw(st.sampled_from(lengths))
+    parameters = head + body
+    at = 7 if command.cdb.length == 10 else {0x5F: 5}.get(command.cdb.opcode, 10)
+    size = 4 if command.cdb.opcode in (0x5F, 0x83) else 2
+    cdb = bytearray(command.cdb.length)
+    cdb[0], cdb[1] = command.cdb.opcode, command.cdb.service_action or draw(st.sampled_from((0, 0x10, 0x11)))
+    if command.cdb.opcode == 0x5F:
+        cdb[2] = draw(st.sampled_from((0, 1, 8)))
+    if command.cdb.length == 6:
+        parameters = parameters[:255]
+        cdb[4] = len(parameters)
+    else:
+        cdb[at : at + size] = len(parameters).to_bytes(size, "big")
+    return bytes(cdb), parameters
+
 
 def check(host: Host, response: Response) -> None:
     assert response.status in list(Status)
@@ -67,12 +92,24 @@ class NoInternalFailure(logging.Handler):
 
 
 @settings(max_examples=600, deadline=None)
-@given(store=STORE, commands=st.lists(st.tuples(CDB, DATA, LUN), max_size=8))
-def test_any_command_ends_in_one_response(store: MemoryStore, commands: list[tuple[bytes, bytes, int]]) -> None:
-    host, _, _ = one_host(store)
+@given(store=STORE, saved=SAVED, commands=st.lists(st.tuples(CDB, DATA, LUN), max_size=8))
+def test_any_command_ends_in_one_response(
+    store: MemoryStore, saved: dict[str, bytes], commands: list[tuple[bytes, bytes, int]]
+) -> None:
+    host, _, _ = one_host(store, **saved)
     with NoInternalFailure():
         for cdb, data, lun in commands:
             check(host, host.send(cdb, data, lun))
+            assert not host.nexus.tasks
+
+
+@settings(max_examples=300, deadline=None)
+@given(commands=st.lists(with_parameters(), min_size=1, max_size=4))
+def test_any_parameter_list_ends_in_one_response(commands: list[tuple[bytes, bytes]]) -> None:
+    host, _, _ = one_host()
+    with NoInternalFailure():
+        for cdb, parameters in commands:
+            check(host, host.send(cdb, parameters))
             assert not host.nexus.tasks
 
 
