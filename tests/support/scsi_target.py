@@ -75,7 +75,8 @@ class OpenDirectory:
 
 
 async def serve(port: int, luns: dict[int, LogicalUnit]) -> None:
-    portal = Portal(OpenDirectory(luns), Registry(), PortalConfig())
+    # libiscsi's Sanitize.Reset sleeps for a minute without a look at its socket
+    portal = Portal(OpenDirectory(luns), Registry(), PortalConfig(nop_interval_s=300))
     address = await portal.start("127.0.0.1", port)
     print(f"iscsi://{address[0]}:{address[1]}/{TARGET}/0", flush=True)
     try:
