@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from wafl.checkpoint import Checkpoint
 from wafl.errors import VolumeFailed, WaflError
-from wafl.syncs import GroupSync
+from wafl.syncs import GroupSync, awaited
 from wafl.types import SnapshotInfo, Step
 from wafl.volume import Volume
 
@@ -126,11 +126,11 @@ class VolumeService:
 
     async def durable(self) -> None:
         """As `flush`: for what the log has.  Raises VolumeFailed."""
-        await self._done(self.flush)
+        await awaited(self.flush)
 
     async def commit(self) -> None:
         """Everything changed so far, logged or not, is durable on return.  Raises VolumeFailed."""
-        await self._done(self._request)
+        await awaited(self._request)
 
     def _request(self, done: FlushDone) -> None:
         """Call `done` when a consistency point has everything changed so far."""
@@ -145,20 +145,6 @@ class VolumeService:
             self._current.append(done)
         else:
             asyncio.get_running_loop().call_soon(done, None)
-
-    async def _done(self, ask: Callable[[FlushDone], None]) -> None:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def done(error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
-
-        ask(done)
-        await future
 
     async def create_snapshot(self, name: str) -> SnapshotInfo:
         """Made and durable on return.  Raises what `Volume.request_snapshot` raises, and VolumeFailed."""

@@ -14,6 +14,22 @@ from queue import SimpleQueue
 SyncDone = Callable[[BaseException | None], None]
 
 
+async def awaited(ask: Callable[[SyncDone], None]) -> None:
+    """Wait until what `ask` was given is called; raises the error that it is called with."""
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def done(error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+    ask(done)
+    await future
+
+
 class GroupSync:
     """Lives on one event loop."""
 
@@ -40,18 +56,7 @@ class GroupSync:
 
     async def wait(self) -> None:
         """As `request`; raises the sync's error."""
-        future: asyncio.Future[None] = self._loop.create_future()
-
-        def done(error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
-
-        self.request(done)
-        await future
+        await awaited(self.request)
 
     def _begin(self) -> None:
         self._served, self._waiting = self._waiting, []
