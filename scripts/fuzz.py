@@ -63,7 +63,8 @@ def run_one(name: str, seconds: int, state: Path) -> None:
         (kept / f"seed-{number:04}").write_bytes(seed)
     arguments = [
         sys.argv[0], str(kept), f"-max_total_time={seconds}", f"-max_len={INPUT_BYTES}", f"-timeout={ONE_INPUT_S}",
-        f"-rss_limit_mb={MEMORY_MIB}", f"-artifact_prefix={found}/{name}-", "-print_final_stats=1", "-verbosity=1",
+        f"-rss_limit_mb={MEMORY_MIB}", f"-artifact_prefix={found}/{name}-", f"-report_slow_units={ONE_INPUT_S}",
+        "-print_final_stats=1",
     ]  # fmt: skip
     atheris.Setup(arguments, TARGETS[name])
     atheris.Fuzz()

@@ -480,3 +480,34 @@ def test_a_peer_that_stops_reading_is_ended_after_the_time_limit(caplog: pytest.
     ended = threading.Event()
     serve("asyncio", test, PortalConfig(nop_interval_s=0.2, nop_timeout_s=0.1), beside=until_ended)
     assert "no answer to NOP-In" in caplog.text
+
+
+@each_loop
+def test_two_connections_of_a_session_wake_each_other(runner: str) -> None:
+    """A command that came ahead by one is done when the other brings what was missing; a logout by one ends both."""
+
+    def test(served: Served) -> None:
+        one = served.initiator(keys={"MaxConnections": "2"})
+        assert one.login().status_class == 0
+        two = one.join(SocketLink(served.address))
+        assert two.login().status_class == 0
+        first: Any = one.link
+        second: Any = two.link
+        cdb = cdb_10(READ_10, 0, 1).ljust(16, b"\0")
+        fields = {"flags": 0xC1, "edtl": 512, "cdb": cdb}
+        second.socket.sendall(two.encode(Opcode.SCSI_COMMAND, itt=702, **{**fields, "cmd_sn": one.cmd_sn + 1}))
+        while not any(c.core.session.window.early for c in served.portal.connections):
+            pass
+        (answer,) = one.request(Opcode.SCSI_COMMAND, itt=701, **fields)
+        assert answer.itt == 701
+        assert [r.itt for r in second.receive(1)] == [702]
+        one.cmd_sn += 2
+        (info,) = served.portal.registry.sessions(TARGET)
+        assert len(info.connections) == 2
+        (reply,) = one.numbered(Opcode.LOGOUT_REQUEST)
+        assert reply.response == 0
+        for link in (first, second):
+            link.receive(1)
+            assert link.gone
+
+    serve(runner, test)
