@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
@@ -87,6 +88,9 @@ class LunPlatform:
 
     def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
         asyncio.get_running_loop().call_later(delay_s, call)
+
+    def random_bytes(self, size: int) -> bytes:
+        return secrets.token_bytes(size)
 
     def now(self) -> float:
         return asyncio.get_running_loop().time()

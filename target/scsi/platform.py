@@ -30,6 +30,9 @@ class Platform(Protocol):
     def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
         """Call once, not before returning, after other things have had their turn."""
 
+    def random_bytes(self, size: int) -> bytes:
+        """That nobody can guess."""
+
     def now(self) -> float:
         """Seconds on a clock that only goes forward."""
 

@@ -9,7 +9,6 @@ daemon.  Whoever knows the 512 bytes may use it: 256 bits of them are random.
 from __future__ import annotations
 
 import hmac
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -94,7 +93,7 @@ class Tokens:
         self._tokens = {name: token for name, token in self._tokens.items() if not _over(token, now)}
         if len(self._tokens) >= MAX_TOKENS:
             raise illegal(Asc.INSUFFICIENT_RESOURCES_TO_CREATE_ROD_TOKEN)
-        name = secrets.token_bytes(8)
+        name = lu.platform.random_bytes(8)
         encoded = ROD_TOKEN.build({
             "rod_type": ACCESS_UPON_REFERENCE,
             "copy_manager_rod_token_identifier": name,
@@ -104,7 +103,7 @@ class Tokens:
             "bytes_represented": sum(length for _, length in ranges),
             "logical_block_length": lu.block_bytes,
             "physical_exponent": max(lu.store.physical_block_bytes // lu.block_bytes, 1).bit_length() - 1,
-            "secret": secrets.token_bytes(32),
+            "secret": lu.platform.random_bytes(32),
         })
         token = self._tokens[name] = Token(encoded, lu, ranges, lu.contents, timeout_s, now)
         return token

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import random
 from collections.abc import Callable, Mapping
 
 from target.scsi.platform import SaveDone
@@ -54,6 +55,9 @@ class ManualPlatform:
             else:
                 return
         raise AssertionError("the work never ends")
+
+    def random_bytes(self, size: int) -> bytes:
+        return random.Random(next(self._order)).randbytes(size)
 
     def now(self) -> float:
         return self.time

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Callable, Mapping
 
@@ -46,6 +47,9 @@ class LoopPlatform:
 
     def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
         asyncio.get_running_loop().call_later(delay_s, call)
+
+    def random_bytes(self, size: int) -> bytes:
+        return os.urandom(size)
 
     def now(self) -> float:
         return asyncio.get_running_loop().time()
