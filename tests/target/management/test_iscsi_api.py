@@ -15,6 +15,7 @@ from target.config import Config
 from target.daemon import Daemon
 from target.iscsi.constants import LoginStatus, Opcode
 from target.iscsi.ports import LoginRefused
+from target.management.names import PortalAddress
 from tests.support.initiator import ChapClient, Initiator, Reply
 from tests.target.management.conftest import HOST, Api, Play
 from tests.target.portal.test_portal import SocketLink
@@ -234,9 +235,16 @@ def test_no_secret_is_in_any_answer_event_metric_or_log_line(play: Play, caplog:
 
 def test_keepalive_times_are_settings(tmp_path: Path) -> None:
     config = Config.model_validate({"iscsi": {"nop_interval_s": 7, "nop_timeout_s": 3}})
-    daemon = Daemon(tmp_path, [], tmp_path / "lund.sock", config)
-    assert (daemon.portal.config.nop_interval_s, daemon.portal.config.nop_timeout_s) == (7, 3)
-    daemon.store.close()
+
+    async def scene() -> None:
+        daemon = Daemon(tmp_path, [PortalAddress("127.0.0.1", 0)], tmp_path / "lund.sock", config)
+        try:
+            await daemon.start()
+            assert (daemon.portal.config.nop_interval_s, daemon.portal.config.nop_timeout_s) == (7, 3)
+        finally:
+            await daemon.stop()
+
+    asyncio.run(scene())
 
 
 @pytest.mark.parametrize("key", ["nop_interval_s", "nop_timeout_s"])
