@@ -174,6 +174,8 @@ class Core:
         self.syncs = 0
         """Since the last data run began."""
         self._run_blocks = DATA_RUN_BLOCKS
+        self._eager = False
+        """Hosts have what they write synced almost at once."""
         self._prepared = bytearray(allocator.blocks // PIECE_BLOCKS + 1)
         """Pieces of the device that this mount has preallocated."""
         self.cache_limit = max(64, cache_bytes // (BLOCK_BYTES + 1024))
@@ -221,10 +223,11 @@ class Core:
         """The next run of blocks for data; a reserved LUN says how many it needs now.  A file allocates them in large
         pieces, each once: a write into one is then a quarter cheaper than into a hole."""
         allocator = self.allocator
-        eager = self.syncs * EAGER_WRITES >= self._run_blocks
-        allocator.refill(reserved, EAGER_BLOCKS if eager else DATA_RUN_BLOCKS)
+        if allocator.end:  # a run that a freeze has cut short says nothing about hosts
+            self._eager = self.syncs * EAGER_WRITES >= self._run_blocks
+        allocator.refill(reserved, EAGER_BLOCKS if self._eager else DATA_RUN_BLOCKS)
         self.syncs, self._run_blocks = 0, allocator.end - allocator.next
-        if eager and self._run_blocks >= EAGER_BLOCKS // 4:
+        if self._eager and self._run_blocks >= EAGER_BLOCKS // 4:
             self._write_out(allocator.next, self._run_blocks)
             return
         for piece in range(allocator.next // PIECE_BLOCKS, (allocator.end - 1) // PIECE_BLOCKS + 1):
