@@ -82,7 +82,9 @@ def test_a_joining_login_shows_the_sessions_window(bench: Bench) -> None:
     for _ in range(5):
         one.read(0, 1)
     other = one.join(Link(bench.host))
-    assert other.login().exp_cmd_sn == one.cmd_sn
+    other.login_pdu(0, 1, [*other.names(), ("AuthMethod", "None")], cmd_sn=7)
+    reply = other.login_pdu(1, 3, [], cmd_sn=7)
+    assert (reply.exp_cmd_sn, reply.max_cmd_sn) == (one.cmd_sn, one.cmd_sn + limits.COMMAND_WINDOW - 1)
 
 
 def test_a_joining_login_must_authenticate_and_be_the_same_initiator(bench: Bench) -> None:
@@ -271,6 +273,21 @@ def test_what_a_lost_connection_brought_early_counts_as_received(pair: Pair) -> 
     assert one.read(0, 1).status == 0
 
 
+def test_nothing_is_kept_of_what_a_lost_connection_brought_early(bench: Bench, pair: Pair) -> None:
+    one, two = pair
+    first = one.cmd_sn
+    assert manage(two, 5, cmd_sn=first + 2) == []  # it waits for the two before it
+    assert two.request(Opcode.SCSI_COMMAND, bytes(512), flags=0xA1, itt=702, edtl=512, cdb=WRITE_ONE,
+                       cmd_sn=first + 1) == []  # fmt: skip
+    window = one.link.core.session.window
+    assert window.early_bytes
+    two.link.core.lost("cable pulled")
+    assert (window.early_bytes, window.functions) == (0, [])
+    assert one.read(0, 1).status == 0
+    assert window.exp_cmd_sn == first + 2
+    assert bench.disk.managed == []
+
+
 def test_a_command_lost_with_its_connection_may_be_sent_by_another(pair: Pair) -> None:
     one, two = pair
     first = one.cmd_sn
@@ -331,8 +348,10 @@ def test_logout_for_recovery_needs_a_higher_level(pair: Pair) -> None:
 def test_logout_of_the_session_ends_every_connection(bench: Bench, pair: Pair) -> None:
     one, two = pair
     flush(two)
+    flush(one)
     (reply,) = one.numbered(Opcode.LOGOUT_REQUEST, flags=0x80)
     assert reply.response == 0
+    assert (one.link.core.session.tasks, bench.disk.later) == ({}, [])
     assert [i.link.closed for i in pair] == ["logout"] * 2
     one.link.core.lost("closed")
     assert (bench.host.registry.sessions(), bench.disk.closed) == ([], 1)
