@@ -46,7 +46,6 @@ class Audit:
         allocator = self._volume.core.allocator
         every = np.arange(allocator.chunks)
         self._active, self._summary = _row_counts(allocator.active, every), _row_counts(allocator.summary, every)
-        self._active_total, self._summary_total = int(self._active.sum()), int(self._summary.sum())
         self._offsets = self._balance()
 
     def check(self) -> None:
