@@ -370,13 +370,24 @@ def pack_lun(lun: Lun) -> bytes:
         inode_generation=lun.inode.generation, size_bytes=lun.size_bytes, created_us=lun.created_us,
         uuid=lun.uuid_bytes, naa=lun.naa, serial=lun.serial.encode(), ostype=lun.ostype.encode(),
         name=lun.name.encode(), comment=lun.comment.encode(),
-        backing_snapshot=backing.snapshot_id if backing else 0,
-        backing_inode=backing.inode if backing else 0,
-        backing_inode_generation=backing.inode_generation if backing else 0,
-        backing_limit_bytes=backing.limit_bytes if backing else 0,
-        missing_blocks=lun.missing,
-        backing_name=backing.lun_name.encode() if backing else b"",
+        missing_blocks=lun.missing, **(backing_fields(backing) if backing else {}),
     )  # fmt: skip
+
+
+def backing_fields(backing: Backing) -> dict[str, Any]:
+    """Those of a vtoc entry; `backing_from` reads them."""
+    return {
+        "backing_snapshot": backing.snapshot_id,
+        "backing_inode": backing.inode,
+        "backing_inode_generation": backing.inode_generation,
+        "backing_limit_bytes": backing.limit_bytes,
+        "backing_name": backing.lun_name.encode(),
+    }
+
+
+def inode_fields(inode: Inode) -> dict[str, int]:
+    """Those of a vtoc entry, for an entry that is to have another inode than it says."""
+    return {"inode": inode.number, "inode_generation": inode.generation}
 
 
 def lun_record(fields: dict[str, Any], used_bytes: int, backing: Backing | None) -> LunRecord:

@@ -20,6 +20,7 @@ from wafl.bits import Vbns
 from wafl.checksums import of_blocks
 from wafl.device import Device
 from wafl.errors import CorruptVolume, DamagedRecord
+from wafl.filesystem import inode_fields
 from wafl.format import (
     BLOCK_BYTES,
     BLOCK_SHIFT,
@@ -37,7 +38,7 @@ from wafl.format import (
     decode_text,
     height_for,
 )
-from wafl.inode import Inode, grow_height
+from wafl.inode import grow_height
 from wafl.lun import Lun
 from wafl.nvlog import HEADER_BYTES, MAX_RECORD_BYTES, half_size
 
@@ -258,14 +259,15 @@ class _Replay:
         if self.files.luns.get(decode_text(fields["name"]), lun) is not lun:
             raise DamagedRecord(f"log record {record.seq} makes a LUN whose name is taken")
         if lun is None:
+            # The record's own inode does not count: reclaim is not logged, so another number may be free now.
             inode = self.files.new_inode(InodeType.LUN, fields["size_bytes"])
-            lun = self.files.lun_from(slot, fields | _inode_fields(inode))
+            lun = self.files.lun_from(slot, fields | inode_fields(inode))
             self.luns[slot] = self.files.luns[lun.name] = lun
         elif lun.uuid_bytes != fields["uuid"]:
             raise DamagedRecord(f"log record {record.seq} is about another LUN than the one in vtoc slot {slot}")
         else:
             grow_height(self.volume.core, lun.inode, height_for(-(-fields["size_bytes"] // BLOCK_BYTES)))
-            self.change(lun, self.files.lun_from(slot, fields | _inode_fields(lun.inode)))
+            self.change(lun, self.files.lun_from(slot, fields | inode_fields(lun.inode)))
         self.files.touch_lun(lun)
 
     def change(self, lun: Lun, logged: Lun) -> None:
@@ -292,8 +294,3 @@ class _Replay:
             table.delete(snapshot.name)
         else:
             table.rename(snapshot.name, decode_text(fields["name"]))
-
-
-def _inode_fields(inode: Inode) -> dict[str, int]:
-    """A record's own inode does not count: reclaim is not logged, so another number may be free now."""
-    return {"inode": inode.number, "inode_generation": inode.generation}

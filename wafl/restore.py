@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wafl.errors import ChainTooDeep, InvalidSize, NameTaken, NoSuchLun
-from wafl.filesystem import FileSystem, backing_from
+from wafl.filesystem import FileSystem, backing_fields, backing_from, inode_fields
 from wafl.format import BLOCK_BYTES, INODE, MAX_CHAIN_DEPTH, MAX_LUNS, VTOC_ENTRY, InodeType, VtocFlag, decode_text
 from wafl.inode import Inode
 from wafl.lun import Lun
@@ -200,13 +200,6 @@ def _inode(files: FileSystem, source: _Source) -> Inode:
 
 
 def _returned(files: FileSystem, source: _Source, slot: int) -> Lun:
-    fields = source.fields
-    flags = VtocFlag(fields["flags"])
-    return Lun(
-        files, _inode(files, source), source.name, uuids.UUID(bytes=fields["uuid"]),
-        serial=decode_text(fields["serial"]), naa=fields["naa"], size_bytes=source.size_bytes,
-        block_bytes=fields["block_bytes"], ostype=decode_text(fields["ostype"]),
-        comment=decode_text(fields["comment"]), created_us=fields["created_us"], slot=slot, backing=source.backing,
-        online=VtocFlag.ONLINE in flags, reserved=VtocFlag.RESERVED in flags, clone_requested=True,
-        missing=source.missing,
-    )  # fmt: skip
+    return files.lun_from(slot, source.fields | inode_fields(_inode(files, source)) | backing_fields(source.backing) | {
+        "flags": source.fields["flags"] | VtocFlag.CLONE_REQUESTED, "missing_blocks": source.missing,
+    })  # fmt: skip
