@@ -36,6 +36,7 @@ from wafl.format import (
     Geometry,
     Incompat,
     decode_text,
+    in_its_place,
     seal,
     unseal,
 )
@@ -169,15 +170,10 @@ def _ring_at(device: Device, ring: int) -> list[dict[str, Any] | None]:
     for vbn in range(ring, ring + RING_SLOTS):
         block = read_block_at(device, vbn)
         fields = unseal(FSINFO, FSINFO_MAGIC, block) if block else None
-        if fields is not None and not _in_its_place(fields, vbn):
+        if fields is not None and not in_its_place(fields, vbn):
             fields = None
         slots.append({} if block is not None and not any(block) else fields)
     return slots
-
-
-def _in_its_place(fsinfo: dict[str, Any], vbn: int) -> bool:
-    """Whether a valid fsinfo found in block `vbn` belongs there."""
-    return fsinfo["vbn"] == vbn and vbn in Geometry(fsinfo["volume_blocks"], 0).fsinfo_vbns(fsinfo["generation"])
 
 
 def wipe(device: Device, geometry: Geometry) -> None:
@@ -185,8 +181,8 @@ def wipe(device: Device, geometry: Geometry) -> None:
     zeros = bytes(BLOCK_BYTES)
     device.pwrite(0, [zeros] * (HEAD_RING_VBN + RING_SLOTS))
     device.pwrite(geometry.tail_ring << BLOCK_SHIFT, [zeros] * TAIL_BLOCKS)
-    base = geometry.nvlog_start << BLOCK_SHIFT
-    write_out(lambda offset, data: device.pwrite(base + offset, (data,)), geometry.nvlog_blocks << BLOCK_SHIFT)
+    base, size = geometry.log_region
+    write_out(lambda offset, data: device.pwrite(base + offset, (data,)), size)
     device.sync()
 
 

@@ -39,6 +39,7 @@ from wafl.format import (
     EntryState,
     Geometry,
     Record,
+    in_its_place,
     unseal,
 )
 
@@ -164,7 +165,7 @@ class Image:
         slots: dict[int, Fields | None] = {}
         for vbn in range(first, first + RING_SLOTS):
             found = self._sealed(vbn, FSINFO, FSINFO_MAGIC)
-            slots[vbn] = found if found and found["uuid"] == self.label["uuid"] and _in_its_place(found, vbn) else None
+            slots[vbn] = found if found and found["uuid"] == self.label["uuid"] and in_its_place(found, vbn) else None
         return slots
 
     # -- blocks
@@ -273,8 +274,3 @@ class Image:
         if bits.size < self.blocks:
             bits = np.concatenate([bits, np.zeros(self.blocks - bits.size, bool)])
         return bits
-
-
-def _in_its_place(fsinfo: Fields, vbn: int) -> bool:
-    own = Geometry(fsinfo["volume_blocks"], 0).fsinfo_vbns(fsinfo["generation"])
-    return fsinfo["vbn"] == vbn and vbn in own

@@ -13,7 +13,6 @@ from wafl.device import Device, FileDevice
 from wafl.errors import LogMismatch
 from wafl.format import (
     BLOCK_BYTES,
-    BLOCK_SHIFT,
     LOG_LABEL,
     LOG_MAGIC,
     MAX_LOG_BYTES,
@@ -90,27 +89,19 @@ class VolumeLog:
         volume, fsinfo = self._volume, self._volume.superblock.fsinfo
         assert fsinfo is not None
         separate = None
-        if fsinfo["log_place"] == LogPlace.SEPARATE:
-            if fsinfo["flags"] & FsinfoFlag.CLEAN:
-                return LogContents()  # closed in order: the next one may be elsewhere
+        if fsinfo["log_place"] == LogPlace.SEPARATE and not fsinfo["flags"] & FsinfoFlag.CLEAN:
             if self._separate is None:
                 raise LogMismatch("the volume's log is on a device of its own: name it (--nvlog)")
             separate = self._separate
             check_log_label(separate, volume.uuid_bytes, volume.name)
         return read_contents(volume.device, separate, fsinfo, volume.geometry, volume.uuid_bytes)
 
-    def _region(self) -> tuple[int, int]:
-        geometry = self._volume.geometry
-        return geometry.nvlog_start << BLOCK_SHIFT, geometry.nvlog_blocks << BLOCK_SHIFT
-
     def _open(self, seq: int) -> None:
         """A consistency point with a new epoch makes every older record invalid, then new ones may be written."""
         volume = self._volume
-        base, size = self._region()
-        device = volume.device
+        device, base, size = log_area(volume.device, self._separate, volume.geometry)
         if self._separate is not None:
             claim_log(self._separate, volume.uuid_bytes, volume.name)
-            device, base, size = self._separate, BLOCK_BYTES, separate_size(self._separate)
             self._place = LogPlace.SEPARATE
         elif size:
             self._place = LogPlace.REGION
@@ -136,11 +127,9 @@ def read_contents(
 ) -> LogContents:
     """What the log has beyond the consistency point of `fsinfo`: on the separate log, or else in the region on the
     volume's `device`.  Raises DamagedRecord, OSError."""
-    if fsinfo["log_place"] == LogPlace.NONE:
-        return LogContents()
-    where, base, size = device, geometry.nvlog_start << BLOCK_SHIFT, geometry.nvlog_blocks << BLOCK_SHIFT
-    if separate is not None:
-        where, base, size = separate, BLOCK_BYTES, separate_size(separate)
+    if fsinfo["log_place"] == LogPlace.NONE or fsinfo["flags"] & FsinfoFlag.CLEAN:
+        return LogContents()  # closed in order: the next mount made another consistency point before its first record
+    where, base, size = log_area(device, separate, geometry)
 
     def read(offset: int, length: int) -> memoryview:
         data = bytearray(length)
@@ -151,6 +140,13 @@ def read_contents(
         read, size, seed=seed_of(uuid, fsinfo["log_epoch"]), seq=fsinfo["log_seq"],
         generation=fsinfo["generation"] + 1, device=device,
     )  # fmt: skip
+
+
+def log_area(device: Device, separate: Device | None, geometry: Geometry) -> tuple[Device, int, int]:
+    """(device, first byte, bytes) of a log: behind the label block of its own device, or in the volume's region."""
+    if separate is not None:
+        return separate, BLOCK_BYTES, separate_size(separate)
+    return device, *geometry.log_region
 
 
 def separate_size(device: Device) -> int:
