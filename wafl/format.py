@@ -435,19 +435,9 @@ class Geometry:
     def second_label(self) -> int:
         return self.blocks - 1
 
-    @property
-    def log_region(self) -> tuple[int, int]:
-        """(first byte, bytes) of the log region."""
-        return self.nvlog_start << BLOCK_SHIFT, self.nvlog_blocks << BLOCK_SHIFT
-
     def fsinfo_vbns(self, generation: int) -> tuple[int, int]:
         slot = generation % RING_SLOTS
         return HEAD_RING_VBN + slot, self.tail_ring + slot
-
-
-def in_its_place(fsinfo: dict[str, Any], vbn: int) -> bool:
-    """Whether a valid fsinfo found in block `vbn` belongs there."""
-    return fsinfo["vbn"] == vbn and vbn in Geometry(fsinfo["volume_blocks"], 0).fsinfo_vbns(fsinfo["generation"])
 
 
 def plan_geometry(size_bytes: int, log_bytes: int | None = None) -> Geometry:

@@ -36,7 +36,6 @@ from wafl.format import (
     Geometry,
     Incompat,
     decode_text,
-    in_its_place,
     seal,
     unseal,
 )
@@ -176,12 +175,22 @@ def _ring_at(device: Device, ring: int) -> list[dict[str, Any] | None]:
     return slots
 
 
+def in_its_place(fsinfo: dict[str, Any], vbn: int) -> bool:
+    """Whether a valid fsinfo found in block `vbn` belongs there."""
+    return fsinfo["vbn"] == vbn and vbn in Geometry(fsinfo["volume_blocks"], 0).fsinfo_vbns(fsinfo["generation"])
+
+
+def log_region(geometry: Geometry) -> tuple[int, int]:
+    """(first byte, bytes) of the log region."""
+    return geometry.nvlog_start << BLOCK_SHIFT, geometry.nvlog_blocks << BLOCK_SHIFT
+
+
 def wipe(device: Device, geometry: Geometry) -> None:
     """Remove every label and fsinfo of an earlier volume, durably, and prepare the log."""
     zeros = bytes(BLOCK_BYTES)
     device.pwrite(0, [zeros] * (HEAD_RING_VBN + RING_SLOTS))
     device.pwrite(geometry.tail_ring << BLOCK_SHIFT, [zeros] * TAIL_BLOCKS)
-    base, size = geometry.log_region
+    base, size = log_region(geometry)
     write_out(lambda offset, data: device.pwrite(base + offset, (data,)), size)
     device.sync()
 

@@ -39,9 +39,9 @@ from wafl.format import (
     EntryState,
     Geometry,
     Record,
-    in_its_place,
     unseal,
 )
+from wafl.labels import in_its_place
 
 Fields = dict[str, Any]
 Vbns = npt.NDArray[np.uint64]

@@ -24,7 +24,7 @@ from wafl.format import (
     seal,
     unseal,
 )
-from wafl.labels import add_feature, read_block_at
+from wafl.labels import add_feature, log_region, read_block_at
 from wafl.nvlog import Log, seed_of, write_out
 from wafl.replay import LogContents, apply, read_log
 
@@ -146,7 +146,7 @@ def log_area(device: Device, separate: Device | None, geometry: Geometry) -> tup
     """(device, first byte, bytes) of a log: behind the label block of its own device, or in the volume's region."""
     if separate is not None:
         return separate, BLOCK_BYTES, separate_size(separate)
-    return device, *geometry.log_region
+    return device, *log_region(geometry)
 
 
 def separate_size(device: Device) -> int:
