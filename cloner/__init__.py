@@ -5,6 +5,7 @@
     manager.start(service, "lun1", limit_bytes_s=50_000_000)
     manager.status(service, "lun1")               # CloneStatus, also for a LUN that has no job (state None)
     manager.show(); manager.show(service)         # CloneStatus of every job, of one volume's jobs
+    manager.estimate(service, "lun1")             # Estimate: blocks to copy, space needed and there, time
     manager.set_limit(service, "lun1", None)      # while it runs
     await manager.wait(service, "lun1")           # CloneStatus once the job has ended
     await manager.stop(service, "lun1")           # returns when the worker is quiet and the stop is durable
@@ -18,6 +19,8 @@ loop's thread but `FillPlan.read`, which runs in a thread.
     states.py    job states, and the table of legal moves
     steps.py     one job as a generator of steps: every decision, no asyncio, no clock
     progress.py  blocks done, rate, time left; never goes back
+    estimate.py  what a clone would take, before it is started
+    room.py      what is left to guests
     throttle.py  the bandwidth limits
     job.py       drives the steps with asyncio
     manager.py   which jobs there are
@@ -31,6 +34,7 @@ completion and `stop` clear it, a failure leaves it, so a failed clone is tried 
 """
 
 from cloner.errors import AlreadyCloning, CloneError, NotBacked, NotCloning
+from cloner.estimate import Estimate, estimate
 from cloner.events import CloneEvent
 from cloner.manager import CloneManager
 from cloner.progress import CloneStatus
@@ -42,7 +46,9 @@ __all__ = [
     "CloneEvent",
     "CloneManager",
     "CloneStatus",
+    "Estimate",
     "JobState",
     "NotBacked",
     "NotCloning",
+    "estimate",
 ]

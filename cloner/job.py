@@ -15,7 +15,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cloner.errors import CloneError
@@ -55,6 +55,8 @@ class Shared:
     threads: Executor
     slots: asyncio.Semaphore
     overall: TokenBucket
+    recent_rates: dict[str, float] = field(default_factory=dict)
+    """Bytes a second of the last job of a volume that copied anything, by the volume's UUID."""
 
 
 class Job:
@@ -99,6 +101,10 @@ class Job:
     def set_limit(self, limit_bytes_s: int | None) -> None:
         self._bucket.set_rate(limit_bytes_s, self._shared.clock())
 
+    def rate_bytes_s(self) -> float:
+        """0 unless it is at work."""
+        return self.progress.rate_bytes_s(self._shared.clock()) if self.state is JobState.RUNNING else 0.0
+
     def status(self) -> CloneStatus:
         now = self._shared.clock()
         running = self.state is JobState.RUNNING
@@ -113,7 +119,7 @@ class Job:
             total_blocks=self.progress.total_blocks,
             copied_blocks=self.progress.copied_blocks,
             percent=self.progress.percent,
-            rate_bytes_s=self.progress.rate_bytes_s(now) if running else 0.0,
+            rate_bytes_s=self.rate_bytes_s(),
             remaining_s=self.progress.remaining_s(now) if running else None,
             limit_bytes_s=self._bucket.rate_bytes_s,
             message=self.message,
@@ -245,6 +251,8 @@ class Job:
         self.message = message
 
     def _end(self, to: JobState, message: str) -> None:
+        if rate := self.rate_bytes_s():
+            self._shared.recent_rates[self.service.volume.uuid] = rate
         self._move(to, message)
         data: dict[str, object] = {
             "blocks_copied": self.progress.copied_blocks,

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from cloner.errors import AlreadyCloning, NotBacked, NotCloning
+from cloner.estimate import Estimate, estimate
 from cloner.events import OnEvent
 from cloner.job import Job, Shared, backing_path
 from cloner.progress import CloneStatus
@@ -147,6 +148,14 @@ class CloneManager:
         """All jobs, ended ones too, in the order of their start."""
         self._drop_destroyed()
         return [job.status() for job in self._jobs.values() if service is None or job.service is service]
+
+    def estimate(self, service: VolumeService, lun_name: str) -> Estimate:
+        """What the clone of a LUN would take, or what is left of it.  Raises NoSuchLun, CorruptVolume, BackingLost,
+        OSError."""
+        lun = service.volume.lun(lun_name)
+        job = self._jobs.get(_key(lun))
+        rate = job.rate_bytes_s() if job is not None else 0.0
+        return estimate(service.volume, lun, rate or self._shared.recent_rates.get(service.volume.uuid))
 
     # -- inside
 

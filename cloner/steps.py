@@ -22,15 +22,11 @@ from typing import Any
 
 from cloner.errors import FillStuck
 from cloner.progress import Progress
+from cloner.room import ROOM_BYTES, guest_reserve_bytes, has_room
 from wafl import BLOCK_BYTES, FillPlan, Lun, NoSpace, NoSuchLun, Volume
 
 UNSYNCED_FILL_BYTES = 64 << 20
 """A consistency point is asked for after this much, so that a guest's flush never pays for more."""
-GUEST_RESERVE_PARTS = 64
-GUEST_RESERVE_MAX_BYTES = 1 << 30
-"""The last 1/64 of the volume, at most 1 GiB, is left to guests: a clone pauses before it."""
-ROOM_BYTES = 1 << 20
-"""One level-1 range: less free space than this is no room for a fill."""
 FRUITLESS_LIMIT = 64
 """Fills in a row, at one place, that changed nothing: guests may win some times, not for ever."""
 
@@ -96,10 +92,6 @@ def clone_steps(work: Work) -> Steps:
     work.progress.detached()
 
 
-def guest_reserve_bytes(volume: Volume) -> int:
-    return min(volume.space().total // GUEST_RESERVE_PARTS, GUEST_RESERVE_MAX_BYTES)
-
-
 def _check_wanted(work: Work) -> None:
     """The LUN may have been destroyed, or its backing dropped, while a step was carried out."""
     if work.volume.lun(work.lun.name) is not work.lun or work.lun.backing is None:
@@ -127,7 +119,7 @@ def _fill_level_one(work: Work, index: int) -> Generator[Step, Any, bool]:
         if plan is None:  # looked at first: a clone that misses nothing needs no room, and its end may make some
             return found
         found = True
-        if not _has_room(work):
+        if not has_room(work.volume, work.lun):
             plan.release()
             yield from _leave_guests_their_room(work)
             filled_bytes = 0
@@ -177,15 +169,10 @@ def _make_room(work: Work) -> Generator[Step, Any, None]:
     _check_wanted(work)
 
 
-def _has_room(work: Work) -> bool:
-    # What a reserved LUN misses is kept back for it: filling it takes nothing from guests.
-    return work.lun.reserved or work.volume.space().available >= guest_reserve_bytes(work.volume) + ROOM_BYTES
-
-
 def _leave_guests_their_room(work: Work) -> Generator[Step, Any, None]:
     yield Commit()
     work.unsynced_bytes = 0
-    if not _has_room(work):
+    if not has_room(work.volume, work.lun):
         # A little more than the line, so that a job does not pause and resume for every block.
         yield WaitForRoom(guest_reserve_bytes(work.volume) + 2 * ROOM_BYTES)
     _check_wanted(work)

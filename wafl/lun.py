@@ -446,10 +446,6 @@ class Lun(Scan):
 
     # --- for the cloner --------------------------------------------------------------------------------------------
 
-    def missing_blocks(self) -> int:
-        """Blocks still to fill: exact from the start, never too low, too high by what guests covered unseen."""
-        return self.missing if self.backing is not None else 0
-
     def plan_fill(self, index: int, first: int = 0, max_blocks: int = POINTERS) -> FillPlan | None:
         """What to copy in level-1 `index` from slot `first` on, at most `max_blocks`; None: nothing is missing.
         The plan keeps its source blocks from being reused until `release`."""

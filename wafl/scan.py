@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from wafl.format import BLOCK_SHIFT, FIRST_DATA_VBN, HOLE, LEVEL_ONE_BYTES, ZERO
-from wafl.tree import span_state
+from wafl.format import BLOCK_SHIFT, FIRST_DATA_VBN, HOLE, LEVEL_ONE_BYTES, POINTERS, ZERO
+from wafl.tree import leaves_at_most, span_state
 from wafl.views import View
 
 SCAN_STEP = 64
@@ -25,6 +25,7 @@ class Scan(View):
     _complete = 0
     """All level-1 indexes below this one are known to miss nothing (they never miss anything again)."""
     _fill_generation = 0
+    missing = 0
 
     @property
     def fills_durable(self) -> bool:
@@ -36,6 +37,10 @@ class Scan(View):
         """Level-1 indexes that a scan has to look at."""
         end = self.backing.limit_bytes if self.backing else self.size_bytes
         return -(-end // LEVEL_ONE_BYTES)
+
+    def missing_blocks(self) -> int:
+        """Blocks still to fill: exact from the start, never too low, too high by what guests covered unseen."""
+        return self.missing if self.backing is not None else 0
 
     def load_level_one_buf(self, index: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]:
         """(vbns, crcs) of the active side's own level-1 buffer: what it really has, holes included."""
@@ -49,6 +54,21 @@ class Scan(View):
         found = self.below().read_map(index)
         assert found is not None
         return found.vector(), found.crc_vector()
+
+    def fill_blocks_at_most(self) -> int:
+        """Blocks that filling all that is missing takes, pointer blocks included.  Raises CorruptVolume, BackingLost,
+        OSError."""
+        missing, leaves = self.missing_blocks(), 0
+        below: View = self
+        while missing and below.backing is not None:
+            below = below.below()
+            leaves += leaves_at_most(self.core, below.inode)
+        leaves = min(leaves, missing, self.level_one_count)
+        total, reach = missing, self.level_one_count
+        for _ in range(self.inode.height):
+            total += min(leaves, reach)
+            reach = -(-reach // POINTERS)
+        return total
 
     def next_missing(self, index: int) -> int | None:
         """The next level-1 index from `index` on where something may be missing, or None.  Whole subtrees that

@@ -23,6 +23,9 @@ from wafl.inode import Inode, grow_height, node_for_writing
 
 Births = npt.NDArray[np.uint32]
 
+COUNT_LOOKS = 1024
+"""Blocks of one level that counting a tree's level-1 blocks reads at most: 256 GiB are counted exactly."""
+
 GraveyardOf = Callable[[Inode, int], Inode]
 """(LUN inode, level of the subtrees) -> the graveyard to use, made if there is none."""
 
@@ -63,6 +66,28 @@ def span_state(core: Core, inode: Inode, index: int) -> tuple[int, int]:
         level -= 1
         slot = (index >> 8 * (level - 1)) & (POINTERS - 1)
         parent = node
+
+
+def leaves_at_most(core: Core, inode: Inode) -> int:
+    """How many level-1 blocks the file has, or somewhat more: a large tree is only read down to where COUNT_LOOKS
+    blocks tell it."""
+    parents: list[Buffer | Inode] = [inode]
+    level = inode.height
+    while True:
+        found = [(node, slot) for node in parents for slot in _data_slots(node)]
+        if level == 1 or len(found) > COUNT_LOOKS:
+            return len(found) << 8 * (level - 1)
+        parents = []
+        for node, slot in found:
+            child = node.children.get(slot) or core.load(node, slot, level)
+            assert child is not None
+            parents.append(child)
+        level -= 1
+
+
+def _data_slots(node: Buffer | Inode) -> list[int]:
+    slots: list[int] = np.flatnonzero(np.array(node.vbns, dtype=np.uint64) >= FIRST_DATA_VBN).tolist()
+    return slots
 
 
 def young_leaf(core: Core, inode: Inode, index: int, since: int) -> tuple[int, Births] | None:
