@@ -33,6 +33,7 @@ from wafl.errors import (
 )
 from wafl.fill import FillPlan
 from wafl.format import BLOCK_BYTES, LEVEL_ONE_BYTES, MAX_CHAIN_DEPTH, MAX_LUNS, MAX_SNAPSHOTS, POINTERS
+from wafl.layout import MAX_STRETCHES, Layout, Stretch, lun_layout
 from wafl.lun import Lun
 from wafl.scrub import BadBlock, Scrub
 from wafl.scrub_driver import Pace, drive_scrub
@@ -49,6 +50,7 @@ __all__ = [
     "MAX_CHAIN_DEPTH",
     "MAX_LUNS",
     "MAX_SNAPSHOTS",
+    "MAX_STRETCHES",
     "POINTERS",
     "Backing",
     "BackingLost",
@@ -64,6 +66,7 @@ __all__ = [
     "Finding",
     "InvalidName",
     "InvalidSize",
+    "Layout",
     "LimitReached",
     "LogMismatch",
     "Lun",
@@ -84,6 +87,7 @@ __all__ = [
     "SnapshotSpace",
     "Space",
     "Step",
+    "Stretch",
     "UnsupportedFeature",
     "View",
     "Volume",
@@ -94,6 +98,7 @@ __all__ = [
     "check",
     "claim_log",
     "drive_scrub",
+    "lun_layout",
     "open_log_device",
     "write_atomic",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from target.cli.client import lun_url
+from target.cli.layout import show_layout
 from target.cli.output import Column, format_time, number, size, text, yes
 from target.cli.root import PATH, Context, command, main
 from target.cli.sizes import SIZE_TYPE, format_size
@@ -74,9 +75,15 @@ def create(
 @command(main, "show")
 @click.option("-v", "verbose", is_flag=True, help="Everything about each LUN.")
 @click.option("-m", "maps", is_flag=True, help="The maps.")
+@click.option("--map", "layout", is_flag=True, help="Draw where the blocks of one LUN live.")
 @click.argument("path", required=False)
-def show(ctx: Context, path: str | None, verbose: bool, maps: bool) -> None:
+def show(ctx: Context, path: str | None, verbose: bool, maps: bool, layout: bool) -> None:
     """List LUNs: all, those of /vol/VOLUME, or one."""
+    if layout:
+        if path is None:
+            raise click.UsageError("--map needs the PATH of a LUN")
+        show_layout(ctx, PATH.convert(path, None, None))
+        return
     luns = _select(ctx, path)
     if maps:
         ctx.out.table([_map_row(lun, entry) for lun in luns for entry in lun["maps"]], MAP_COLUMNS, empty="no maps")

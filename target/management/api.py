@@ -20,6 +20,7 @@ from cloner import CloneError
 from target.management import (
     models,
     routes_access,
+    routes_families,
     routes_iscsi,
     routes_luns,
     routes_policies,
@@ -63,7 +64,9 @@ def make_app(services: Services) -> FastAPI:
         responses={"4XX": {"model": models.ErrorBody}, "5XX": {"model": models.ErrorBody}},
     )
     app.state.services = services
-    for module in (routes_system, routes_volumes, routes_policies, routes_luns, routes_access, routes_iscsi):
+    for module in (
+        routes_system, routes_volumes, routes_policies, routes_luns, routes_families, routes_access, routes_iscsi,
+    ):  # fmt: skip
         app.include_router(module.router)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)

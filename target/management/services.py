@@ -10,6 +10,7 @@ from target.management.clones import Clones
 from target.management.core import Core
 from target.management.data import Data
 from target.management.iscsi import Iscsi
+from target.management.layouts import Layouts
 from target.management.luns import Luns
 from target.management.policy_service import PolicyService
 from target.management.redirects import Redirects
@@ -28,6 +29,7 @@ class Services:
         self.scrubs = Scrubs(core)
         self.volumes = Volumes(core, self.clones, self.scrubs)
         self.luns = Luns(core, self.clones)
+        self.layouts = Layouts(core)
         self.snapshots = Snapshots(core)
         self.restores = Restores(core, self.clones)
         self.policies = PolicyService(core)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +64,6 @@ class DaemonProcess:
 
 
 def _env() -> dict[str, str]:
-    import os
-
     root = Path(__file__).resolve().parents[3]
     return {**os.environ, "PYTHONPATH": str(root)}
 
@@ -89,6 +92,24 @@ class Lun:
         assert result.exit_code == 1, (argv, result.output, result.exception)
         (line,) = result.stderr.splitlines()
         return line
+
+    def on_terminal(self, *argv: str, columns: int = 80) -> tuple[int, str]:
+        """Exit status, and what a person sees on a terminal so wide, without colours."""
+        leader, follower = pty.openpty()
+        try:
+            termios.tcsetwinsize(follower, (24, columns))
+            command = [sys.executable, "-m", "target.cli.main", "--socket", str(self.daemon.socket), *argv]
+            env = {**_env(), "TERM": "xterm"}
+            env.pop("COLUMNS", None)
+            process = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, env=env)
+        finally:
+            os.close(follower)
+        seen = bytearray()
+        with contextlib.suppress(OSError):  # the last one has closed the terminal
+            while piece := os.read(leader, 65536):
+                seen += piece
+        os.close(leader)
+        return process.wait(STOP_LIMIT_S), re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode()).replace("\r\n", "\n")
 
     def path(self, name: str) -> str:
         return f"/vol/{self.volume}/{name}"

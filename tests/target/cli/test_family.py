@@ -1,0 +1,54 @@
+"""Commands on families of LUNs: where their blocks live, and what binds them to snapshots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.target.cli.conftest import Lun
+
+MIB = 1 << 20
+
+
+def import_mib(lun: Lun, path: str, image: Path, mebibytes: int) -> None:
+    image.write_bytes(b"data" * (mebibytes << 18))
+    lun("import", str(image), path)
+
+
+def test_a_map_shows_own_backing_and_zero_blocks(lun: Lun, tmp_path: Path) -> None:
+    golden, copy = lun.path("golden"), lun.path("copy")
+    lun("create", "-s", "4m", golden)
+    import_mib(lun, golden, tmp_path / "image", 2)
+    lun("snap", "create", lun.volume, "s")
+    lun("clone", "create", copy, "-b", golden, "s")
+    (tmp_path / "image").write_bytes(b"new!" * (MIB // 4))
+    lun("import", str(tmp_path / "image"), copy)
+    shown = lun.json("show", "--map", copy)
+    assert (shown["own_bytes"], shown["backing_bytes"], shown["zero_bytes"]) == (MIB, MIB, 2 * MIB)
+    assert shown["backing"] == f"/vol/{lun.volume}/.snapshot/s/golden"
+    rows = [line.split("\t") for line in lun("show", "--map", copy).splitlines()]
+    assert rows[0] == ["0", "65536", "65536", "0"]
+    assert rows[16] == [str(MIB), "65536", "0", "65536"]
+    assert rows[32] == [str(2 * MIB), "65536", "0", "0"]
+    status, seen = lun.on_terminal("show", "--map", copy, columns=73)
+    head, *drawn, legend = seen.splitlines()
+    assert status == 0
+    assert head == f"{copy}: 4m, backed by /vol/{lun.volume}/.snapshot/s/golden"
+    # 64 characters a row, 16 rows, one block a character
+    assert [row[9:] for row in drawn] == ["#" * 64] * 4 + ["+" * 64] * 4 + ["." * 64] * 8
+    assert [row[:7].strip() for row in drawn][::4] == ["0", "1m", "2m", "3m"]
+    assert legend.strip() == "# own 1m  + backing 1m  . reads zeros 2m  (4k a character)"
+
+
+def test_the_map_of_a_large_lun_fits_the_terminal(lun: Lun) -> None:
+    lun("create", "-s", "16t", "-o", "noreserve", lun.path("big"))
+    status, seen = lun.on_terminal("show", "--map", lun.path("big"), columns=40)
+    assert status == 0
+    assert max(map(len, seen.splitlines()[1:-1])) <= 40
+    assert "own" in seen.splitlines()[-1]
+    assert "backing" not in seen
+
+
+def test_a_map_is_of_one_lun(lun: Lun) -> None:
+    assert lun.run("show", "--map").exit_code == 2
+    assert lun.run("show", "--map", f"/vol/{lun.volume}").exit_code == 2
+    assert "no-such-lun" in lun.refused("show", "--map", lun.path("none"))
