@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from target.cli import clones, events, igroups, iscsi, luns, policies, scrubs, snapshots, transfer, volumes
+from target.cli import clones, events, families, igroups, iscsi, luns, policies, scrubs, snapshots, transfer, volumes
 from target.cli.root import main
 
 __all__ = [
-    "clones", "events", "igroups", "iscsi", "luns", "main", "policies", "scrubs", "snapshots", "transfer", "volumes",
+    "clones", "events", "families", "igroups", "iscsi", "luns", "main", "policies", "scrubs", "snapshots", "transfer",
+    "volumes",
 ]  # fmt: skip
 
 if __name__ == "__main__":

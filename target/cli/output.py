@@ -164,15 +164,16 @@ def _field(value: Any) -> str:
     """One field of a line: no tab and no line end can be inside."""
     if isinstance(value, list | tuple):
         value = ",".join(map(str, value))
-    return _printable("" if value is None else str(value))
+    return printable("" if value is None else str(value))
 
 
 def _safe(value: str) -> str:
     """Names come from many places: no control characters, no rich markup."""
     from rich.markup import escape
 
-    return escape(_printable(value))
+    return escape(printable(value))
 
 
-def _printable(value: str) -> str:
+def printable(value: str) -> str:
+    """Names come from many places: nothing in them may move the cursor."""
     return "".join(char if char.isprintable() else "?" for char in value)

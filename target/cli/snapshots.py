@@ -38,12 +38,12 @@ def create(ctx: Context, volume: str, name: str) -> None:
 @click.argument("volume", required=False)
 def list_(ctx: Context, volume: str | None) -> None:
     """List snapshots, oldest first, with what each holds and what deleting it alone would give back."""
-    volumes = [volume] if volume else _online_volumes(ctx)
+    volumes = [volume] if volume else online_volumes(ctx)
     found = [each for name in volumes for each in ctx.client.get(_url(name), space="true")]
     ctx.out.table(found, COLUMNS, empty="no snapshots")
 
 
-def _online_volumes(ctx: Context) -> list[str]:
+def online_volumes(ctx: Context) -> list[str]:
     return [each["name"] for each in ctx.client.get("/v1/volumes") if each["state"] == "online"]
 
 

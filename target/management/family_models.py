@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, Field
 
 
@@ -21,3 +23,37 @@ class LunLayout(BaseModel):
     exact: bool = Field(description="False: a large LUN, of which an even choice of pointer blocks was read")
     backing: str = Field(default="", description="Path of what the LUN reads through")
     stretches: list[Stretch] = Field(description="In order, of about the same length, covering the LUN")
+
+
+class CloneEstimate(BaseModel):
+    path: str
+    backing: str = Field(description="Path of what the LUN reads through")
+    missing_blocks: int = Field(description="Blocks of 4096 bytes to copy")
+    missing_bytes: int
+    needed_bytes: int = Field(description="What the volume will hold more: the blocks and the pointers to them")
+    available_bytes: int = Field(description="What the volume has for it; guests keep the rest")
+    fits: bool
+    rate_bytes_s: float | None = Field(description="Of the clone that runs, or the last of the volume; null: not known")
+    seconds: float | None = Field(description="At that rate; null: not known")
+
+
+class Dependent(BaseModel):
+    path: str
+    kind: Literal["lun", "snapshot"] = Field(description="A LUN, or a LUN as a later snapshot has it")
+    snapshot: str | None = Field(default=None, description="That later snapshot, which has to be deleted")
+    backing: str | None = Field(default=None, description="Of a LUN: path of what it reads through")
+    missing_bytes: int = Field(default=0, description="Of a LUN: what its clone has to copy")
+    clone: str = Field(default="none", description="Of a LUN: state of its clone")
+
+
+class SnapshotFamily(BaseModel):
+    """A snapshot, what depends on it, and what it costs to free it."""
+
+    volume: str
+    snapshot: str
+    id: int
+    created_at: float
+    dependents: list[Dependent]
+    clones_needed: list[str] = Field(description="LUNs to clone before it can go, those on later snapshots too")
+    snapshots_in_the_way: list[str] = Field(description="Later snapshots that have to go before it")
+    missing_bytes: int = Field(description="What all those clones have to copy")

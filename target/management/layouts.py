@@ -7,6 +7,7 @@ from collections.abc import Generator
 
 from target.management import family_models as models
 from target.management.core import Core, Unit
+from target.management.families import backing_path
 from target.management.refusal import Refused
 from target.management.snapshots import in_slices
 from wafl import Layout, Lun, Step, lun_layout
@@ -28,7 +29,6 @@ class Layouts:
             found = await in_slices(_looked_at(unit, lun, stretches))
         own = sum(each.own for each in found.stretches)
         backing = sum(each.backing for each in found.stretches)
-        below = lun.backing
         return models.LunLayout(
             path=f"/vol/{unit.name}/{lun.name}",
             size_bytes=found.size_bytes,
@@ -36,7 +36,7 @@ class Layouts:
             backing_bytes=backing,
             zero_bytes=found.size_bytes - own - backing,
             exact=found.exact,
-            backing=f"/vol/{unit.name}/.snapshot/{below.snapshot_name}/{below.lun_name}" if below else "",
+            backing=backing_path(unit, lun),
             stretches=[
                 models.Stretch(
                     offset=each.offset, length=each.length, own_bytes=each.own, backing_bytes=each.backing

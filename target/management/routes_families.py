@@ -1,4 +1,4 @@
-"""/v1/layouts and what else is about families: LUNs and the snapshots they read through."""
+"""What is about families, LUNs and the snapshots they read through: layouts, estimates, trees."""
 
 from __future__ import annotations
 
@@ -19,3 +19,15 @@ async def layout(
 ) -> models.LunLayout:
     """Where the LUN's blocks live, in at most so many stretches: blocks of its own, its backing's, or none."""
     return await services_of(request).layouts.get(f"/vol/{volume}/{lun}", stretches)
+
+
+@router.get("/estimates/{volume}/{lun:path}", tags=["clones"])
+async def estimate(request: Request, volume: str, lun: str) -> models.CloneEstimate:
+    """What the clone of a LUN takes, or what is left of it: blocks to copy, space, time."""
+    return services_of(request).families.estimate(f"/vol/{volume}/{lun}")
+
+
+@router.get("/volumes/{volume}/families", tags=["clones"])
+async def families(request: Request, volume: str) -> list[models.SnapshotFamily]:
+    """Every snapshot, oldest first, with what depends on it and what it costs to free it."""
+    return services_of(request).families.tree(volume)

@@ -9,6 +9,7 @@ from target.management.access import Igroups, Maps
 from target.management.clones import Clones
 from target.management.core import Core
 from target.management.data import Data
+from target.management.families import Families
 from target.management.iscsi import Iscsi
 from target.management.layouts import Layouts
 from target.management.luns import Luns
@@ -30,6 +31,7 @@ class Services:
         self.volumes = Volumes(core, self.clones, self.scrubs)
         self.luns = Luns(core, self.clones)
         self.layouts = Layouts(core)
+        self.families = Families(core)
         self.snapshots = Snapshots(core)
         self.restores = Restores(core, self.clones)
         self.policies = PolicyService(core)

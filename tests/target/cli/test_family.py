@@ -52,3 +52,52 @@ def test_a_map_is_of_one_lun(lun: Lun) -> None:
     assert lun.run("show", "--map").exit_code == 2
     assert lun.run("show", "--map", f"/vol/{lun.volume}").exit_code == 2
     assert "no-such-lun" in lun.refused("show", "--map", lun.path("none"))
+
+
+def test_an_estimate_says_what_a_clone_takes(lun: Lun, tmp_path: Path) -> None:
+    golden, copy = lun.path("golden"), lun.path("copy")
+    lun("create", "-s", "4m", golden)
+    import_mib(lun, golden, tmp_path / "image", 2)
+    lun("clone", "create", copy, "-b", golden, "-o", "noreserve")
+    found = lun.json("clone", "estimate", copy)
+    assert (found["missing_blocks"], found["missing_bytes"], found["fits"]) == (512, 2 * MIB, True)
+    assert 2 * MIB < found["needed_bytes"] < 3 * MIB < found["available_bytes"]
+    fields = dict(line.split("\t")[1:] for line in lun("clone", "estimate", copy).splitlines())
+    assert (fields["Blocks-to-copy"], fields["Fits"]) == ("512", "yes")
+    assert "not-backed" in lun.refused("clone", "estimate", golden)
+    lun("clone", "start", copy)
+    lun("clone", "status", "-f", copy)
+    assert "not-backed" in lun.refused("clone", "estimate", copy)
+
+
+def test_a_tree_shows_chains_and_free_snapshots(lun: Lun, tmp_path: Path) -> None:
+    golden, copy, grandchild = lun.path("golden"), lun.path("copy"), lun.path("grandchild")
+    lun("create", "-s", "1m", golden)
+    import_mib(lun, golden, tmp_path / "image", 1)
+    lun("snap", "create", lun.volume, "s1")
+    lun("clone", "create", copy, "-b", golden, "s1")
+    lun("snap", "create", lun.volume, "s2")
+    lun("clone", "create", grandchild, "-b", copy, "s2")
+    lun("snap", "create", lun.volume, "s3")
+    v = lun.volume
+    assert [line.split("\t") for line in lun("clone", "tree", v).splitlines()] == [
+        [f"{v}:s1", copy, f"/vol/{v}/.snapshot/s1/golden", str(MIB), "none"],
+        [f"{v}:s1", f"/vol/{v}/.snapshot/s2/copy", "", "0", "none"],
+        [f"{v}:s1", f"/vol/{v}/.snapshot/s3/copy", "", "0", "none"],
+        [f"{v}:s2", grandchild, f"/vol/{v}/.snapshot/s2/copy", str(MIB), "none"],
+        [f"{v}:s2", f"/vol/{v}/.snapshot/s3/grandchild", "", "0", "none"],
+        [f"{v}:s3", "", "", "", ""],
+    ]
+    status, seen = lun.on_terminal("clone", "tree", v)
+    assert status == 0
+    lines = seen.splitlines()
+    assert "to free it: clone 2 LUNs, 2m to copy; delete s2, s3" in lines[0]
+    assert [line.lstrip("│├─└ ") for line in lines[1:5]] == [
+        f"{copy}  1m to copy",
+        f"/vol/{v}/.snapshot/s2/copy  until snapshot s2 goes",
+        f"{grandchild}  1m to copy",
+        f"/vol/{v}/.snapshot/s3/copy  until snapshot s3 goes",
+    ]
+    assert lines[3].startswith("│   └── ")
+    assert lines[-1].endswith("free: nothing depends on it")
+    assert "no-such-volume" in lun.refused("clone", "tree", "nowhere")

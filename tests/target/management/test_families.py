@@ -76,3 +76,45 @@ def test_a_volume_that_goes_offline_ends_a_layout_that_is_being_made(play: Play)
             unit.closing = False
 
     play(scene)
+
+
+def test_a_tree_says_what_frees_each_snapshot(play: Play) -> None:
+    async def scene(api: Api) -> None:
+        await golden(api, copies=2)
+        await api.post("/volumes/vol0/snapshots", {"name": "later"})
+        await api.post("/luns", {"path": "/vol/vol0/third", "backing": {"path": "/vol/vol0/.snapshot/later/copy"}})
+        await api.call("DELETE", "/luns/vol0/copy")
+        await api.post("/volumes/vol0/snapshots", {"name": "last"})
+        base, later, last = await api.get("/volumes/vol0/families")
+        assert [(d["path"], d["kind"], d["snapshot"], d["missing_bytes"]) for d in base["dependents"]] == [
+            ("/vol/vol0/copy1", "lun", None, 65536),
+            ("/vol/vol0/.snapshot/later/copy", "snapshot", "later", 0),
+            ("/vol/vol0/.snapshot/later/copy1", "snapshot", "later", 0),
+            ("/vol/vol0/.snapshot/last/copy1", "snapshot", "last", 0),
+        ]
+        assert base["clones_needed"] == ["/vol/vol0/copy1", "/vol/vol0/third"]
+        assert base["snapshots_in_the_way"] == ["later", "last"]
+        assert base["missing_bytes"] == 2 * 65536
+        assert (later["clones_needed"], later["snapshots_in_the_way"]) == (["/vol/vol0/third"], ["last"])
+        assert later["dependents"][0]["backing"] == "/vol/vol0/.snapshot/later/copy"
+        assert (last["dependents"], last["clones_needed"], last["missing_bytes"]) == ([], [], 0)
+        # and it is true: exactly that frees the base
+        for path in base["clones_needed"]:
+            started = await api.call("PUT", f"/clones/{path.removeprefix('/vol/')}", {})
+            await api.get(f"/operations/{started['operation']}/wait", timeout=60)
+        for name in reversed(base["snapshots_in_the_way"]):
+            await api.call("DELETE", f"/volumes/vol0/snapshots/{name}")
+        await api.call("DELETE", "/volumes/vol0/snapshots/base")
+
+    play(scene)
+
+
+def test_an_estimate_of_a_lun_without_a_backing_is_refused(play: Play) -> None:
+    async def scene(api: Api) -> None:
+        await golden(api)
+        assert (await api.get("/estimates/vol0/copy"))["missing_blocks"] == 16
+        assert (await api.refused("GET", "/estimates/vol0/lun0")).name == "not-backed"
+        assert (await api.refused("GET", "/estimates/vol0/none")).name == "no-such-lun"
+        assert (await api.refused("GET", "/volumes/none/families")).name == "no-such-volume"
+
+    play(scene)

@@ -1,0 +1,98 @@
+"""Which LUN depends on which snapshot, and what it costs to free one.
+
+A snapshot is held by LUNs, which a clone frees, and by later snapshots that have such a LUN in them, which have to go
+first; what holds those comes on top.
+"""
+
+from __future__ import annotations
+
+from cloner import NotBacked
+from target.management import family_models as models
+from target.management.core import Core, Unit
+from target.management.refusal import Refused
+from target.management.snapshots import holder_path
+from wafl import BLOCK_BYTES, Lun, NoSuchLun
+
+SNAPSHOT = ".snapshot/"
+
+
+class Families:
+    def __init__(self, core: Core) -> None:
+        self.core = core
+
+    def estimate(self, text: str) -> models.CloneEstimate:
+        unit, lun, path = self.core.find(text)
+        if lun.backing is None:
+            error = NotBacked(lun.name)
+            raise Refused(error.name, str(error))
+        found = self.core.clones.estimate(unit.service, lun.name)
+        return models.CloneEstimate(
+            path=str(path),
+            backing=backing_path(unit, lun),
+            missing_blocks=found.missing_blocks,
+            missing_bytes=found.missing_blocks * BLOCK_BYTES,
+            needed_bytes=found.needed_bytes,
+            available_bytes=found.available_bytes,
+            fits=found.fits,
+            rate_bytes_s=found.rate_bytes_s,
+            seconds=found.seconds,
+        )
+
+    def tree(self, volume: str) -> list[models.SnapshotFamily]:
+        """Every snapshot, oldest first."""
+        unit = self.core.unit(volume)
+        snapshots = unit.volume.snapshots()
+        states = {job.lun_uuid: str(job.state) for job in self.core.clones.show(unit.service)}
+        dependents = {
+            each.name: [_dependent(unit, holder, states) for holder in each.busy_holders] for each in snapshots
+        }
+        shown = []
+        for each in snapshots:
+            names = _held_up_by(each.name, dependents)
+            luns = {one.path: one for name in names for one in dependents[name] if one.kind == "lun"}
+            shown.append(
+                models.SnapshotFamily(
+                    volume=unit.name,
+                    snapshot=each.name,
+                    id=each.id,
+                    created_at=each.created_at,
+                    dependents=dependents[each.name],
+                    clones_needed=list(luns),
+                    snapshots_in_the_way=names[1:],
+                    missing_bytes=sum(lun.missing_bytes for lun in luns.values()),
+                )
+            )
+        return shown
+
+
+def _dependent(unit: Unit, holder: str, states: dict[str, str]) -> models.Dependent:
+    path = holder_path(unit, holder)
+    if holder.startswith(SNAPSHOT):
+        return models.Dependent(path=path, kind="snapshot", snapshot=holder.split("/")[1])
+    try:
+        lun = unit.volume.lun(holder)
+    except NoSuchLun:  # it has let go, and the next consistency point is to make that durable
+        return models.Dependent(path=path, kind="lun")
+    return models.Dependent(
+        path=path,
+        kind="lun",
+        backing=backing_path(unit, lun) or None,
+        missing_bytes=lun.missing_blocks() * BLOCK_BYTES,
+        clone=states.get(str(lun.uuid), "none"),
+    )
+
+
+def _held_up_by(name: str, dependents: dict[str, list[models.Dependent]]) -> list[str]:
+    """The snapshot, and all later ones that have to go before it, each once."""
+    found = [name]
+    for each in found:
+        for one in dependents.get(each, ()):
+            if one.snapshot is not None and one.snapshot not in found:
+                found.append(one.snapshot)
+    return [each for each in found if each in dependents]
+
+
+def backing_path(unit: Unit, lun: Lun) -> str:
+    """Of what the LUN reads through; empty if it reads through nothing."""
+    below = lun.backing
+    return f"/vol/{unit.name}/.snapshot/{below.snapshot_name}/{below.lun_name}" if below else ""
