@@ -6,6 +6,7 @@ nodename = "iqn.2025-11.net.example:store1"
 nop_interval_s = 30
 nop_timeout_s = 15
 logout_time_s = 0
+spin_us = { "192.0.2.1:3260" = 100 }
 
 [management]
 socket = "/run/lund.sock"
@@ -31,6 +32,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from target.iscsi import limits
+from target.portal.spin import SPIN_MAX_US
 
 
 class Section(BaseModel):
@@ -48,6 +50,8 @@ class IscsiConfig(Section):
     """Silence after that which ends the connection."""
     logout_time_s: Annotated[int, Field(ge=0, le=300)] = 0
     """On stopping, initiators are asked to log out and given so long.  Not for a restart: they would not come back."""
+    spin_us: dict[str, Annotated[int, Field(ge=0, le=SPIN_MAX_US)]] = Field(default={}, max_length=64)
+    """By ADDR:PORT of a portal: how long it looks for more after its last traffic before it sleeps.  Costs CPU time."""
 
 
 class ManagementConfig(Section):

@@ -69,8 +69,7 @@ class Daemon:
         )
         registry = Registry()
         self.directory = Directory(self.core)
-        liveness = PortalConfig(nop_interval_s=config.iscsi.nop_interval_s, nop_timeout_s=config.iscsi.nop_timeout_s)
-        self.portal = Portal(self.directory, registry, liveness)
+        self.portal = Portal(self.directory, registry, portal_config(config))
         self.services = Services(self.core, self.portal, registry)
         self.housekeeping = Housekeeping(self.core)
         self._notices = EventHandler(self.events, "iscsi.warning")
@@ -121,6 +120,17 @@ class Daemon:
         last = self.events.last_seq
         self.store.change_now(lambda cursor: set_setting(cursor, "next_event", str(last + 1)))
         self.store.close()
+
+
+def portal_config(config: Config) -> PortalConfig:
+    """Raises Refused."""
+    iscsi = config.iscsi
+    spin_us = {PortalAddress.parse(text): spin for text, spin in iscsi.spin_us.items()}
+    return PortalConfig(
+        nop_interval_s=iscsi.nop_interval_s,
+        nop_timeout_s=iscsi.nop_timeout_s,
+        spin_us={(address.host, address.port): spin for address, spin in spin_us.items()},
+    )
 
 
 def event_numbers(store: AdminStore) -> Iterator[int]:

@@ -6,7 +6,9 @@ import asyncio
 import logging
 import os
 import socket
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
 from target.iscsi import limits
 from target.iscsi.host import Host
@@ -14,6 +16,7 @@ from target.iscsi.ports import TargetDirectory
 from target.iscsi.registry import Registry
 from target.portal.addresses import WILDCARDS, MachineAddresses, expand
 from target.portal.logs import RateLimited
+from target.portal.spin import Spinner
 from target.portal.transport import IscsiTransport
 
 log = logging.getLogger("target.portal")
@@ -36,6 +39,8 @@ class PortalConfig:
     connections_max: int = limits.CONNECTIONS
     logging_in_max: int = limits.CONNECTIONS_LOGGING_IN
     logging_in_per_source_max: int = limits.CONNECTIONS_LOGGING_IN_PER_SOURCE
+    spin_us: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    """By (address, port) of a listener: how long it keeps looking for more after its last traffic before it sleeps."""
 
 
 class Portal:
@@ -77,8 +82,10 @@ class Portal:
         loop = asyncio.get_running_loop()
         self._notices = self._notices or RateLimited(log, loop.time)
         listener = _bind(address, port)
-        server = await loop.create_server(self._accepted, sock=listener, backlog=BACKLOG)
         bound = (address, int(listener.getsockname()[1]))
+        spin_us = self.config.spin_us.get((address, port), 0)
+        accepted = partial(self._accepted, Spinner(loop, spin_us) if spin_us else None)
+        server = await loop.create_server(accepted, sock=listener, backlog=BACKLOG)
         self._servers[bound] = server
         if address in WILDCARDS and not self._following:
             self._following = True
@@ -127,9 +134,9 @@ class Portal:
                 transport.core.request_logout(int(time_s))
         await self._until_closed(time_s)
 
-    def _accepted(self) -> IscsiTransport:
+    def _accepted(self, spinner: Spinner | None) -> IscsiTransport:
         assert self._notices is not None
-        return IscsiTransport(self._host, asyncio.get_running_loop(), self, self._notices)
+        return IscsiTransport(self._host, asyncio.get_running_loop(), self, self._notices, spinner)
 
     # --- `Gate`
 

@@ -15,6 +15,7 @@ from target.iscsi import limits
 from target.iscsi.connection import Connection
 from target.iscsi.host import Closed, Event, Host, LoggedIn, LoginFailed
 from target.portal.logs import RateLimited
+from target.portal.spin import Spinner
 
 log = logging.getLogger("target.portal")
 
@@ -42,11 +43,15 @@ class IscsiTransport(asyncio.BufferedProtocol):
 
     core: Connection
 
-    def __init__(self, host: Host, loop: asyncio.AbstractEventLoop, gate: Gate, notices: RateLimited) -> None:
+    def __init__(
+        self, host: Host, loop: asyncio.AbstractEventLoop, gate: Gate, notices: RateLimited,
+        spinner: Spinner | None = None,
+    ) -> None:  # fmt: skip
         self._host = host
         self._loop = loop
         self._gate = gate
         self._notices = notices
+        self._spinner = spinner
         self._congested = False
         self._reading = True
         self._kept = False
@@ -128,6 +133,8 @@ class IscsiTransport(asyncio.BufferedProtocol):
                 kept = transport.get_write_buffer_size() > 0
                 self._kept = self._kept or kept
                 core.data_sent(kept)
+                if self._spinner is not None:
+                    self._spinner.touch()
             if not core.blocked or self._congested or core.closing is not None:
                 break
             core.resume(self._loop.time())
