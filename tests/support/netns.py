@@ -63,11 +63,6 @@ class Namespace:
             ns.link("set", index=index, state="up")
         return interface, ours, guests
 
-    def set_link(self, interface: str, *, up: bool) -> None:
-        """Plugs or pulls the cable of one tap."""
-        with NetNS(self.name) as ns:
-            ns.link("set", index=ns.link_lookup(ifname=interface)[0], state="up" if up else "down")
-
     def wrap(self, argv: Sequence[str | Path]) -> list[str]:
         inside = ["nsenter", f"--net=/run/netns/{self.name}", "--", *map(str, argv)]
         return ["setpriv", "--pdeathsig", "KILL", "--", *inside]

@@ -190,6 +190,10 @@ class UmlHost:
     def console(self) -> str:
         return self._log.read_text(errors="replace")
 
+    def set_link(self, number: int, *, up: bool) -> None:
+        """Plugs or pulls the cable of one tap, at this end: the driver does not get over a tap that is down."""
+        self.run("ip", "link", "set", f"vec{number}", "up" if up else "down")
+
     # commands
 
     def spawn(self, *argv: str, limit_s: float = COMMAND_LIMIT_S) -> Job:

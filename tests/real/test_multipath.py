@@ -1,0 +1,106 @@
+"""dm-multipath on a Linux host with two ways to the same LUN: one is cut, the other, both; fio sees nothing of it."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import unavailable
+from tests.real.test_linux_host import fio_verify
+from tests.support.lund import MIB, Lund, wait_until
+from tests.support.multipath import Multipath
+from tests.support.netns import Namespace
+from tests.support.openiscsi import OpenIscsi
+from tests.support.uml import UmlHost
+
+LUN, CLONE = "/vol/vol0/disk", "/vol/vol0/clone"
+# A path that fails is what this is about; the device made of the paths, and what is on it, must not.
+LOST = "dev dm-|ext4-fs (error|warning)|aborting journal|remounting"
+
+
+@pytest.fixture
+def two_ways(lund: Lund, namespace: Namespace, tmp_path: Path) -> Iterator[Multipath]:
+    """A host of its own: with udevd and multipathd it is another kind of host than the rest."""
+    if shutil.which("multipathd") is None:
+        unavailable("no multipathd")
+    with UmlHost(namespace, tmp_path, name="twoways", taps=2) as host:
+        multipath = Multipath(host)
+        multipath.start()
+        yield multipath
+
+
+def serial(lund: Lund, path: str) -> str:
+    found: str = lund.get(f"luns/{path.removeprefix('/vol/')}")["serial"]
+    return found
+
+
+@pytest.mark.timeout(400)
+def test_a_path_that_is_cut_and_comes_back_costs_no_io_error(lund: Lund, two_ways: Multipath) -> None:
+    host = two_ways.host
+    lund.add_lun(LUN, 128 * MIB)
+    two_ways.log_in(lund.target())
+    name = two_ways.wait_for_device(serial(lund, LUN))
+    device = f"/dev/mapper/{name}"
+    first, second = (two_ways.path_over(portal, name) for portal in host.portals)
+    host.sh(f"mkfs.ext4 -q -F {device}; mkdir -p /mnt/disk; mount {device} /mnt/disk; dmesg --clear")
+    # Equally good ways are used both: the target says so (TPGS), and so multipathd groups them.
+    fio = shlex.join(fio_verify("/mnt/disk", "8M"))
+    work = host.spawn("/bin/sh", "-ec", f"until [ -e /tmp/stop ]; do {fio} >/dev/null; done", limit_s=300)
+    carries_on(two_ways, first, second)
+
+    def cut(number: int, states: dict[str, str]) -> None:
+        host.set_link(number, up=False)
+        two_ways.wait_for_states(name, states)
+
+    def restore(*numbers: int) -> None:
+        for number in numbers:
+            host.set_link(number, up=True)
+        two_ways.wait_for_states(name, {first: "active", second: "active"})
+        carries_on(two_ways, first, second)
+
+    cut(0, {first: "failed", second: "active"})
+    carries_on(two_ways, second)
+    restore(0)
+    cut(1, {first: "active", second: "failed"})
+    carries_on(two_ways, first)
+    # With no way left the device keeps what it is asked to do.
+    cut(0, {first: "failed", second: "failed"})
+    restore(0, 1)
+    assert work.running, work.wait(check=False)
+    host.run("touch", "/tmp/stop")
+    work.wait()
+    host.sh("umount /mnt/disk")
+    host.run("e2fsck", "-f", "-n", device)
+    assert host.sh(f"dmesg | grep -iE '{LOST}' || true").out == ""
+
+
+def carries_on(multipath: Multipath, *paths: str) -> None:
+    """Each of these paths carries out further writes."""
+    before = {path: multipath.written(path) for path in paths}
+    wait_until(
+        lambda: all(multipath.written(path) > count for path, count in before.items()), 60, f"writes over {paths}"
+    )
+
+
+def test_a_clone_is_a_device_of_its_own_and_every_path_finds_its_lun(lund: Lund, two_ways: Multipath) -> None:
+    lund.add_lun(LUN, 64 * MIB)
+    two_ways.log_in(lund.target())
+    golden = two_ways.wait_for_device(serial(lund, LUN))
+    two_ways.host.sh(f"mkfs.ext4 -q -F /dev/mapper/{golden}; blockdev --flushbufs /dev/mapper/{golden}")
+    lund.lun("snap", "create", "vol0", "base")
+    lund.lun("create", "-b", "/vol/vol0/.snapshot/base/disk", CLONE)
+    lund.map(CLONE, lun_id=1)
+    OpenIscsi(two_ways.host).rescan()
+    clone = two_ways.wait_for_device(serial(lund, CLONE))
+    assert set(two_ways.devices()) == {golden, clone}
+    two_ways.host.run("e2fsck", "-f", "-n", f"/dev/mapper/{clone}")
+    # Nothing of a host's view changes when the clone is separated from its snapshot.
+    lund.lun("clone", "start", CLONE)
+    lund.wait_for_clone(CLONE)
+    two_ways.host.run("multipathd", "reconfigure")
+    assert two_ways.wait_for_device(serial(lund, CLONE)) == clone
+    two_ways.host.run("e2fsck", "-f", "-n", f"/dev/mapper/{clone}")
