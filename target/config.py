@@ -3,8 +3,8 @@
 [iscsi]
 listen = ["192.0.2.1:3260", "[2001:db8::1]:3260"]
 nodename = "iqn.2025-11.net.example:store1"
-nop_interval_s = 30
-nop_timeout_s = 15
+nop_interval_s = 60
+nop_timeout_s = 30
 logout_time_s = 0
 spin_us = { "192.0.2.1:3260" = 100 }
 

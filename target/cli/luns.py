@@ -21,7 +21,8 @@ DETAILS = (
     STATE, size("Size", "size_bytes"), size("Used", "used_bytes"), number("Block", "block_bytes"),
     text("Ostype", "ostype"), yes("Space reserved", "reserved"),
     size("Kept for it", "kept_bytes"), size("Private", "private_bytes"), yes("Removable", "removable"),
-    yes("Write-protected", "write_protected"), text("Serial", "serial"), text("NAA", "naa"),
+    yes("Write-protected", "write_protected"), yes("Fully provisioned", "fully_provisioned"),
+    yes("Native blocks", "native_blocks"), text("Serial", "serial"), text("NAA", "naa"),
     text("UUID", "uuid"), text("Comment", "comment"), MAPPED, BACKING, CLONE,
     Column("Created", lambda o: o["created_at"], format_time),
 )  # fmt: skip
@@ -188,6 +189,8 @@ def _switch(name: str, field: str, what: str) -> None:
 
 _switch("removable", "removable", "Let hosts see a disk whose medium they can eject, or a fixed one.")
 _switch("write-protect", "write_protected", "Let hosts read only, or write too.")
+_switch("fully-provisioned", "fully_provisioned", "Show hosts a disk that cannot be unmapped, or a thin one.")
+_switch("native-blocks", "native_blocks", "Show hosts physical blocks as large as logical ones (512n), or 4096 bytes.")
 
 
 @command(set_group, "reservation")

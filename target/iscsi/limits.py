@@ -79,9 +79,12 @@ CDB_BYTES = 260
 """SPC-4 4.2.3: variable length CDBs."""
 
 # --- liveness
-NOP_INTERVAL_S = 30.0
-"""Silence after which the target asks with a NOP-In whether the initiator is still there."""
-NOP_TIMEOUT_S = 15.0
+NOP_INTERVAL_S = 60.0
+"""Silence after which the target asks with a NOP-In whether the initiator is still there.  Not less: initiators in user
+space answer only while their program uses the disk, and one that waits a minute for a long command, as libiscsi's suite
+does for SANITIZE, would be dropped and told of a power on each time.  A dead initiator holds little until then: when it
+is back its session is reinstated, and a cluster ends its reservations."""
+NOP_TIMEOUT_S = 30.0
 """Silence after that NOP-In that ends the connection; it also ends a peer that stopped reading."""
 
 # --- the process

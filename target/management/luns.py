@@ -18,7 +18,7 @@ from target.management.events import Severity
 from target.management.lun_values import forget_lun, set_value
 from target.management.names import LunPath, check_ostype
 from target.management.refusal import Refused
-from target.scsi.unit import REMOVABLE, WRITE_PROTECTED
+from target.scsi.unit import SWITCHES
 from wafl import Lun
 
 SECTOR_BYTES = 512
@@ -29,8 +29,6 @@ PROPERTIES: dict[str, serving.Tell | None] = {
     "online": serving.tell_online,
 }
 """Settable as they are -> how sessions are told."""
-SWITCHES = (REMOVABLE, WRITE_PROTECTED)
-"""Kept in the settings, not in the volume: they are about hosts only."""
 SERIAL_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
 SNAPSHOT_NAME_TRIES = 100
 
@@ -240,6 +238,7 @@ class Luns:
                 told.append(tell)
 
     async def _set_switches(self, unit: Unit, lun: Lun, wanted: models.LunPatch) -> None:
+        """Kept in the settings, not in the volume: they are about hosts only."""
         uuid = str(lun.uuid)
         for name in SWITCHES:
             value = getattr(wanted, name)
@@ -321,6 +320,7 @@ def _changes(wanted: models.LunPatch) -> list[str]:
     fields = wanted.model_dump(exclude_none=True, exclude={"force"})
     words = {"path": "renamed to {}", "size_bytes": "size is {} bytes", "reserved": "space reservation is {}",
              "comment": "comment changed", "serial": "serial is {}", "removable": "removable is {}",
-             "write_protected": "write protection is {}"}  # fmt: skip
+             "write_protected": "write protection is {}", "fully_provisioned": "shown as fully provisioned is {}",
+             "native_blocks": "shown with native blocks is {}"}  # fmt: skip
     lines = [words[name].format(value) for name, value in fields.items() if name != "online"]
     return lines if wanted.online is None else [*lines, "online" if wanted.online else "offline"]

@@ -184,6 +184,8 @@ class Lun(BaseModel):
     reserved: bool
     removable: bool = False
     write_protected: bool = False
+    fully_provisioned: bool = False
+    native_blocks: bool = False
     created_at: float
     target: str
     backing: Backing | None = None
@@ -214,6 +216,8 @@ class LunPatch(Request):
     reserved: bool | None = None
     removable: bool | None = Field(default=None, description="Hosts see a disk whose medium they can eject and load")
     write_protected: bool | None = Field(default=None, description="Hosts can read only")
+    fully_provisioned: bool | None = Field(default=None, description="Hosts see no thin provisioning and cannot unmap")
+    native_blocks: bool | None = Field(default=None, description="Hosts see physical blocks as large as logical ones")
     comment: Comment | None = None
     serial: Annotated[str, Field(min_length=1, max_length=31)] | None = None
     force: bool = Field(default=False, description="Allow a resize that cuts data off")

@@ -16,6 +16,7 @@ from target.scsi.limits import (
     MAX_LBA_STATUS_STEPS,
     MAX_UNMAP_BLOCKS,
     MAX_UNMAP_DESCRIPTORS,
+    MAX_WRITE_SAME_BYTES,
     OPTIMAL_TRANSFER_BYTES,
 )
 from target.scsi.sense import Asc, illegal, invalid_field, invalid_parameter, lba_out_of_range
@@ -62,8 +63,8 @@ def read_capacity_16(task: Task) -> Reply:
     built = CAPACITY_16.build({
         "last_lba": lu.blocks - 1,
         "block_length": lu.block_bytes,
-        "physical_exponent": max(lu.store.physical_block_bytes // lu.block_bytes, 1).bit_length() - 1,
-        "provisioning": LBPME | LBPRZ if lu.store.thin else 0,
+        "physical_exponent": (lu.physical_block_bytes // lu.block_bytes).bit_length() - 1,
+        "provisioning": LBPME | LBPRZ if lu.thin else 0,
     })
     return data_in(built, fields["allocation_length"])
 
@@ -88,9 +89,9 @@ def _merged(lu: LogicalUnit, lba: int, limit: int) -> Iterator[dict[str, int]]:
     shift = lu.shift
     start = end = lba << shift
     state: bool | None = None
-    for _, (offset, length, mapped) in zip(
-        range(MAX_LBA_STATUS_STEPS), lu.store.extents(start, lu.store.size_bytes - start), strict=False
-    ):
+    length = lu.store.size_bytes - start
+    extents = lu.store.extents(start, length) if lu.thin else ((start, length, True),)
+    for _, (offset, length, mapped) in zip(range(MAX_LBA_STATUS_STEPS), extents, strict=False):
         if state is not None and mapped is not state:
             yield _descriptor(start, end, state, shift)
             limit -= 1
@@ -113,6 +114,11 @@ def _descriptor(start: int, end: int, mapped: bool, shift: int) -> dict[str, int
 
 
 def is_thin(lu: LogicalUnit) -> bool:
+    return lu.thin
+
+
+def erases_blocks(lu: LogicalUnit) -> bool:
+    """SANITIZE, BLOCK ERASE unmaps every block, whether or not hosts may unmap single ones."""
     return lu.store.thin
 
 
@@ -157,14 +163,13 @@ def write_same_out(fields: Fields, lu: LogicalUnit) -> int:
 
 
 def write_same(task: Task) -> Reply:
-    """SBC-3 5.49, 5.50.  NUMBER OF LOGICAL BLOCKS must be given (WSNZ=1); ANCHOR, PBDATA and LBDATA are refused by the
-    CDB's declaration.  UNMAP with a block that is not zeros writes it: reads must return what was sent."""
+    """SBC-3 5.49, 5.50.  ANCHOR, PBDATA and LBDATA are refused by the CDB's declaration.  UNMAP with a block that is
+    not zeros writes it: reads must return what was sent."""
     lu, fields = task.lu, task.fields
     lba, blocks = task.extent
-    if fields["flags"] & WRITE_SAME_UNMAP and not lu.store.thin:
+    if fields["flags"] & WRITE_SAME_UNMAP and not lu.thin:
         raise invalid_field(1, 3)
-    if not blocks:
-        raise invalid_field(10 if fields["opcode"] == 0x93 else 7)
+    blocks = blocks or _blocks_to_the_end(task)
     lu.counters.writes += 1
     block = bytes(task.data_out)
     if not any(block):
@@ -172,6 +177,18 @@ def write_same(task: Task) -> Reply:
     else:
         _fill(lu, lba << lu.shift, blocks << lu.shift, block)
     return Reply()
+
+
+def _blocks_to_the_end(task: Task) -> int:
+    """NUMBER OF LOGICAL BLOCKS of 0: up to the last one, within the MAXIMUM WRITE SAME LENGTH.  Where blocks can be
+    unmapped it must be given (WSNZ=1): a count that came out as 0 would give back the rest of the disk."""
+    lu, lba = task.lu, task.extent[0]
+    if lba >= lu.blocks:
+        raise lba_out_of_range()
+    blocks = lu.blocks - lba
+    if lu.thin or blocks << lu.shift > MAX_WRITE_SAME_BYTES:
+        raise invalid_field(10 if task.fields["opcode"] == 0x93 else 7)
+    return blocks
 
 
 def _fill(lu: LogicalUnit, offset: int, length: int, block: bytes) -> None:

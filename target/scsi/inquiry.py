@@ -100,7 +100,7 @@ V_SUP = 0x01
 
 # SBC-3 6.6.4
 BLOCK_LIMITS = Struct(
-    "wsnz" / Const(1, Int8ub),
+    "wsnz" / Int8ub,
     "maximum_compare_and_write_length" / Int8ub,
     "optimal_transfer_length_granularity" / Int16ub,
     "maximum_transfer_length" / Int32ub,
@@ -245,10 +245,11 @@ def scsi_ports(nexus: ITNexus, _: LogicalUnit) -> bytes:
 
 def block_limits(_: ITNexus, lu: LogicalUnit) -> bytes:
     size = lu.block_bytes
-    thin = lu.store.thin
+    thin = lu.thin
     built: bytes = BLOCK_LIMITS.build({
+        "wsnz": 1 if thin else 0,
         "maximum_compare_and_write_length": MAX_COMPARE_AND_WRITE_BLOCKS,
-        "optimal_transfer_length_granularity": max(lu.store.physical_block_bytes // size, 1),
+        "optimal_transfer_length_granularity": lu.physical_block_bytes // size,
         "maximum_transfer_length": MAX_TRANSFER_BYTES // size,
         "optimal_transfer_length": OPTIMAL_TRANSFER_BYTES // size,
         "maximum_unmap_lba_count": MAX_UNMAP_BLOCKS if thin else 0,
@@ -269,7 +270,7 @@ def block_device_characteristics(_: ITNexus, __: LogicalUnit) -> bytes:
 
 
 def logical_block_provisioning(_: ITNexus, lu: LogicalUnit) -> bytes:
-    thin = lu.store.thin
+    thin = lu.thin
     built: bytes = LOGICAL_BLOCK_PROVISIONING.build({
         "threshold_exponent": (THRESHOLD_SET_BYTES >> lu.shift).bit_length() - 1 if thin else 0,
         "flags": LBPU | LBPWS | LBPWS10 | LBPRZ if thin else 0,

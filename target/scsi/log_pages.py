@@ -66,7 +66,7 @@ LOG_PAGES: dict[int, Callable[[LogicalUnit], Parameters]] = {
 
 
 def _here(lu: LogicalUnit) -> list[int]:
-    return [0, *(page for page in sorted(LOG_PAGES) if page != THIN_PROVISIONING or lu.store.thin)]
+    return [0, *(page for page in sorted(LOG_PAGES) if page != THIN_PROVISIONING or lu.thin)]
 
 
 LISTS: dict[int, Callable[[LogicalUnit], bytes]] = {

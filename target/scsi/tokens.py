@@ -102,7 +102,7 @@ class Tokens:
             ),
             "bytes_represented": sum(length for _, length in ranges),
             "logical_block_length": lu.block_bytes,
-            "physical_exponent": max(lu.store.physical_block_bytes // lu.block_bytes, 1).bit_length() - 1,
+            "physical_exponent": (lu.physical_block_bytes // lu.block_bytes).bit_length() - 1,
             "secret": lu.platform.random_bytes(32),
         })
         token = self._tokens[name] = Token(encoded, lu, ranges, lu.contents, timeout_s, now)

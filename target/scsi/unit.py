@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 MODES, RESERVATIONS = "mode pages", "reservations"
 REMOVABLE, WRITE_PROTECTED = "removable", "write_protected"
+FULLY_PROVISIONED, NATIVE_BLOCKS = "fully_provisioned", "native_blocks"
 """Names of saved values."""
+SWITCHES = (REMOVABLE, WRITE_PROTECTED, FULLY_PROVISIONED, NATIVE_BLOCKS)
+"""What an administrator turns on and off: it changes what hosts see, not what the store does."""
 
 RESETS = (
     Asc.POWER_ON_RESET_OR_BUS_DEVICE_RESET_OCCURRED,
@@ -48,6 +51,10 @@ class LogicalUnit:
         self.medium = Medium(bool(platform.saved.get(REMOVABLE)))
         self.read_only = bool(platform.saved.get(WRITE_PROTECTED))
         """By the administrator; the store may be it besides."""
+        self.fully_provisioned = bool(platform.saved.get(FULLY_PROVISIONED))
+        """Nothing of thin provisioning is shown: no UNMAP, no map of what is allocated."""
+        self.native_blocks = bool(platform.saved.get(NATIVE_BLOCKS))
+        """Physical blocks are reported as large as logical ones: "512n", for hosts that refuse "512e"."""
         self.itls: list[ITLNexus] = []
         self.counters = Counters()
         self.contents = 0
@@ -69,6 +76,16 @@ class LogicalUnit:
     @property
     def write_protected(self) -> bool:
         return self.store.read_only or self.read_only or self.modes.software_write_protect
+
+    @property
+    def thin(self) -> bool:
+        """Hosts are told that it is thin provisioned, and have the commands for it."""
+        return self.store.thin and not self.fully_provisioned
+
+    @property
+    def physical_block_bytes(self) -> int:
+        """As hosts are told, and never less than a logical block."""
+        return self.block_bytes if self.native_blocks else max(self.store.physical_block_bytes, self.block_bytes)
 
     def failed(self, condition: CheckCondition) -> Reply:
         """CHECK CONDITION in the sense format that the unit is set to (D_SENSE)."""
@@ -111,18 +128,23 @@ class LogicalUnit:
         self.state_changed()
 
     def switch(self, name: str, value: bool) -> None:
-        """REMOVABLE or WRITE_PROTECTED, as the administrator wants and keeps it.  INQUIRY (3F/03) or the mode
-        parameter header (2A/01) says something else then."""
+        """One of SWITCHES, as the administrator wants and keeps it.  INQUIRY (3F/03), the mode parameter header (2A/01)
+        or READ CAPACITY(16) (2A/09) says something else then."""
         if name == REMOVABLE and self.medium.removable is not value:
             self.medium = Medium(value)
             self.establish(Asc.INQUIRY_DATA_HAS_CHANGED)
         elif name == WRITE_PROTECTED and self.read_only is not value:
             self.read_only = value
             self.establish(Asc.MODE_PARAMETERS_CHANGED)
+        elif name in (FULLY_PROVISIONED, NATIVE_BLOCKS) and getattr(self, name) is not value:
+            setattr(self, name, value)
+            self.establish(Asc.INQUIRY_DATA_HAS_CHANGED)
+            self.establish(Asc.CAPACITY_DATA_HAS_CHANGED)
 
     def threshold_reached(self) -> None:
         """Thin provisioning soft threshold (SBC-3 4.7.3.7.3)."""
-        self.establish(Asc.THIN_PROVISIONING_SOFT_THRESHOLD_REACHED)
+        if self.thin:
+            self.establish(Asc.THIN_PROVISIONING_SOFT_THRESHOLD_REACHED)
 
     # --- what commands do ---------------------------------------------------------------------------------------
 

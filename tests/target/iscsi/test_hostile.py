@@ -17,7 +17,7 @@ from target.iscsi.text import format_pairs, parse_binary, parse_number, parse_pa
 from tests.support.fuzzing import assert_bounded, raw_send
 from tests.support.initiator import READ_10, WRITE_10, Initiator, Link, cdb_10, make_host
 from tests.support.memory_target import one_disk
-from tests.target.iscsi.conftest import Bench
+from tests.target.iscsi.conftest import Bench, MakeBench
 
 OPCODES = st.sampled_from([0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x10])
 
@@ -167,16 +167,16 @@ def test_binary_values_in_each_spelling() -> None:
     assert parse_binary("0bAAEC", 10) == b"\0\1\2"
 
 
-def test_a_byte_now_and_then_does_not_keep_a_connection(bench: Bench) -> None:
+def test_a_byte_now_and_then_does_not_keep_a_connection(make_bench: MakeBench) -> None:
     """What counts is whole PDUs."""
-    initiator = bench.logged_in()
+    initiator = make_bench(nop_interval_s=30, nop_timeout_s=15).logged_in()
     pdu = initiator.encode(Opcode.NOP_OUT, itt=5, immediate=True)
-    for at in range(int(limits.NOP_INTERVAL_S)):
+    for at in range(30):
         initiator.link.send(pdu[at : at + 1])
         initiator.link.pass_time(1)
     assert initiator.link.closed is None
-    for at in range(int(limits.NOP_TIMEOUT_S)):
-        initiator.link.send(pdu[30 + at : 31 + at])
+    for at in range(30, 45):
+        initiator.link.send(pdu[at : at + 1])
         initiator.link.pass_time(1)
     assert initiator.link.fault() == "no answer to NOP-In"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from target.scsi.unit import SWITCHES
 from tests.target.management.conftest import HOST, MIB, Api, Play
 
 BACKED = {"path": "/vol/vol0/copy", "backing": {"path": "/vol/vol0/.snapshot/base/lun0"}}
@@ -264,22 +265,24 @@ def test_data_of_a_lun_a_host_uses_is_not_overwritten(play: Play) -> None:
     play(scene)
 
 
-def test_removable_and_write_protected_last_until_the_lun_is_gone(play: Play) -> None:
-    async def set_both(api: Api) -> None:
+def test_what_hosts_are_shown_lasts_until_the_lun_is_gone(play: Play) -> None:
+    async def set_all(api: Api) -> None:
         await api.volume()
         await api.lun()
-        changed = await api.call("PATCH", "/luns/vol0/lun0", {"removable": True, "write_protected": True})
-        assert (changed["removable"], changed["write_protected"]) == (True, True)
+        changed = await api.call("PATCH", "/luns/vol0/lun0", dict.fromkeys(SWITCHES, True))
+        assert all(changed[name] is True for name in SWITCHES)
 
     async def look(api: Api) -> None:
         found = await api.get("/luns/vol0/lun0")
-        assert (found["removable"], found["write_protected"]) == (True, True)
+        assert all(found[name] is True for name in SWITCHES)
         (unit,) = api.core.served["vol0"].luns.values()
         assert unit.medium.removable
         assert unit.write_protected
+        assert not unit.thin
+        assert unit.physical_block_bytes == 512
         await api.call("PATCH", "/luns/vol0/lun0", {"write_protected": False})
         assert not unit.write_protected
         await api.call("DELETE", "/luns/vol0/lun0")
         assert not api.core.state.lun_values
 
-    play(set_both, look)
+    play(set_all, look)

@@ -12,6 +12,7 @@ from target.iscsi.ports import DataInFailed, Response
 from target.scsi.commands import COMMANDS
 from target.scsi.limits import MAX_TRANSFER_BYTES
 from target.scsi.sense import Status
+from target.scsi.unit import SWITCHES
 from tests.support.memory_store import MemoryStore
 from tests.support.scsi_host import Host, one_host, read_16
 
@@ -36,7 +37,7 @@ STORE = st.builds(
     MemoryStore, st.sampled_from((1 << 20, 4096)), st.sampled_from((512, 4096)), thin=st.booleans()
 )
 
-SAVED = st.sampled_from(({}, {}, {"removable": b"1"}, {"write_protected": b"1"}))
+SAVED = st.sampled_from(({}, {}, *({name: b"1"} for name in SWITCHES)))
 
 
 @st.composite

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -268,10 +269,22 @@ def test_anchor_ndob_in_10_and_lbdata_are_refused(cdb: bytes) -> None:
     assert key_asc(host.send(cdb, bytes(512))) == BAD_CDB_FIELD
 
 
-@pytest.mark.parametrize("cdb", [same_10(0, 0), same_16(0, 0)])
+@pytest.mark.parametrize("cdb", [same_10(0, 0), same_16(0, 0), same_16(0, 0, UNMAP)])
 def test_zero_blocks_are_refused_as_wsnz_says(cdb: bytes) -> None:
     host, _ = filled()
     assert key_asc(host.send(cdb, bytes(512))) == BAD_CDB_FIELD
+
+
+@pytest.mark.parametrize("make", [same_10, same_16])
+def test_zero_blocks_reach_to_the_end_of_a_unit_that_is_not_thin(make: Callable[[int, int], bytes]) -> None:
+    size, most = 32 << 20, MAX_WRITE_SAME_BYTES // 512
+    host, _, store = one_host(MemoryStore(size, thin=False))
+    first = size // 512 - most
+    assert host.send(make(first, 0), b"y" * 512).status == 0
+    assert store.contents(first * 512, MAX_WRITE_SAME_BYTES) == b"y" * MAX_WRITE_SAME_BYTES
+    assert not any(store.contents(0, first * 512))
+    assert key_asc(host.send(make(first - 1, 0), bytes(512))) == BAD_CDB_FIELD
+    assert key_asc(host.send(make(size // 512, 0), bytes(512))) == BAD_LBA
 
 
 def test_more_blocks_than_announced_are_refused() -> None:
