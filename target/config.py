@@ -1,7 +1,7 @@
 """`lund`'s configuration file (TOML) and its limits.  What the command line says comes before what the file says.
 
 [iscsi]
-listen = ["192.0.2.1:3260", "[2001:db8::1]:3260"]
+listen = ["192.0.2.1:3260,1", "[2001:db8::1]:3260,2"]
 nodename = "iqn.2025-11.net.example:store1"
 nop_interval_s = 60
 nop_timeout_s = 30
@@ -10,6 +10,7 @@ spin_us = { "192.0.2.1:3260" = 100 }
 
 [management]
 socket = "/run/lund.sock"
+addresses = ["https://store1.example.net/"]
 
 [volumes]
 cache_mib = 64
@@ -34,6 +35,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from target.iscsi import limits
 from target.portal.spin import SPIN_MAX_US
 
+URL = r"^[a-z][a-z0-9+.-]{0,19}://[!-~]{1,220}$"
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -41,7 +44,7 @@ class Section(BaseModel):
 
 class IscsiConfig(Section):
     listen: list[str] = Field(default=[], max_length=64)
-    """ADDR:PORT; none at all (here, on the command line and by `lun iscsi portal add`) means every address."""
+    """ADDR:PORT[,GROUP]; none at all (here, on the command line and by `lun iscsi portal add`) means every address."""
     nodename: str | None = None
     """Used on the first start; later `lun iscsi nodename` changes it."""
     nop_interval_s: Annotated[float, Field(ge=1, le=3600)] = limits.NOP_INTERVAL_S
@@ -57,6 +60,8 @@ class IscsiConfig(Section):
 class ManagementConfig(Section):
     socket: Path | None = None
     """Default: lund.sock in the state directory."""
+    addresses: Annotated[list[Annotated[str, Field(pattern=URL)]], Field(max_length=8)] = []
+    """URLs that hosts are told of (VPD page 85h): where a proxy, or whatever people use, makes the API reachable."""
 
 
 class VolumesConfig(Section):

@@ -34,7 +34,7 @@ from target.management.core import Core
 from target.management.directory import Directory
 from target.management.events import EventHandler, EventLog, Severity
 from target.management.housekeeping import Housekeeping
-from target.management.names import PortalAddress, check_nodename
+from target.management.names import PortalAddress, check_nodename, parse_listen
 from target.management.operations import Operations
 from target.management.refusal import Refused
 from target.management.server import ManagementServer
@@ -51,7 +51,9 @@ MIB = 1 << 20
 
 
 class Daemon:
-    def __init__(self, directory: Path, listen: list[PortalAddress], management: Path, config: Config) -> None:
+    def __init__(
+        self, directory: Path, listen: Sequence[tuple[PortalAddress, int]], management: Path, config: Config
+    ) -> None:
         self.config = config
         self.listen = listen
         self.store = AdminStore(directory / "admin.db")
@@ -66,6 +68,7 @@ class Daemon:
             clones=CloneManager(lambda event: forward_event(self.events, event)),
             cache_bytes=config.volumes.cache_mib * MIB,
             cp_interval_s=config.volumes.checkpoint_s,
+            management_addresses=tuple(config.management.addresses),
         )
         registry = Registry()
         self.directory = Directory(self.core)
@@ -197,12 +200,14 @@ async def serve(daemon: Daemon) -> None:
         await daemon.stop()
 
 
-def run(directory: Path, listen: list[PortalAddress], management: Path, config: Config) -> None:
+def run(directory: Path, listen: Sequence[tuple[PortalAddress, int]], management: Path, config: Config) -> None:
     with locked(directory), asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_main(directory, listen, management, config))
 
 
-async def _main(directory: Path, listen: list[PortalAddress], management: Path, config: Config) -> None:
+async def _main(
+    directory: Path, listen: Sequence[tuple[PortalAddress, int]], management: Path, config: Config
+) -> None:
     await serve(Daemon(directory, listen, management, config))
 
 
@@ -218,7 +223,7 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="lund", description="The lazylun iSCSI target daemon.")
     parser.add_argument("--state", type=Path, required=True, metavar="DIR", help="settings and volume files")
-    parser.add_argument("--listen", action="append", default=[], metavar="ADDR:PORT", help="as often as wanted")
+    parser.add_argument("--listen", action="append", default=[], metavar="ADDR:PORT[,GROUP]", help="as often as wanted")
     parser.add_argument("--socket", type=Path, metavar="PATH", help="management socket (default DIR/lund.sock)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="configuration file, TOML (docs/operating.md)")
     parser.add_argument("--version", action="version", version=f"lund {product_version()}")
@@ -231,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     directory = options.state.absolute()
     try:
         config = read_config(options.config) if options.config is not None else Config()
-        listen = [PortalAddress.parse(text) for text in options.listen or config.iscsi.listen]
+        listen = [parse_listen(text) for text in options.listen or config.iscsi.listen]
         syslog = start_logging(config.log.level, syslog=config.log.syslog)
         try:
             run(directory, listen, options.socket or config.management.socket or directory / "lund.sock", config)

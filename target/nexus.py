@@ -15,6 +15,8 @@ The API that management uses:
     lu.state_changed()                                     the store's online or read_only changed
     lu.contents_changed(resized=…)                         the LUN was restored (28/00, and 2A/09 if resized)
     lu.replace_store(store)                                another store behind the same LUN
+    device.set_target_ports(tags)                          portal groups came or went (2A/06)
+    lu.set_access(states, ChangedBy.TARGET)                target port groups are in other access states (2A/06)
     lu.threshold_reached()                                 thin provisioning soft threshold (38/07)
     lu.counters                                            .reads .writes .read_bytes .write_bytes
     lu.reservations                                        .keys .type .holder .unit_holder, to show
@@ -96,6 +98,10 @@ class TargetDevice:
         self.name = name
         self.nexuses: list[Nexus] = []
         self.tokens = Tokens()
+        self.target_ports: tuple[int, ...] = (1,)
+        """The tags of the portal groups."""
+        self.management_addresses: tuple[str, ...] = ()
+        """URLs, for VPD page 85h."""
         self.before_answers: Callable[[], None] = lambda: None
         """What must have happened before any answer of this device leaves."""
 
@@ -107,6 +113,13 @@ class TargetDevice:
         nexus.set_map(lun_map)
         self.nexuses.append(nexus)
         return nexus
+
+    def set_target_ports(self, ports: tuple[int, ...]) -> None:
+        """Portal groups came or went."""
+        if ports != self.target_ports:
+            self.target_ports = ports
+            for nexus in self.nexuses:
+                nexus.set_target_ports(ports)
 
     def refresh(self, lun_map_of: Callable[[str], LunMap]) -> None:
         """Give every nexus the map that its initiator has now."""
@@ -122,6 +135,8 @@ class Nexus(ITNexus):
     ) -> None:
         super().__init__(initiator, isid, device.name, tpgt)
         self.tokens = device.tokens
+        self.management_addresses = device.management_addresses
+        self.set_target_ports(device.target_ports)
         self.device = device
         self._on_close = on_close
         self.on_abort: Aborted | None = None

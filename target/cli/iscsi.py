@@ -73,10 +73,12 @@ def portal_show(ctx: Context) -> None:
 
 
 @command(portal, "add")
+@click.option("--group", type=click.IntRange(1, 65535), default=1, show_default=True, help="Its portal group tag.")
 @click.argument("address", metavar="ADDR[:PORT]")
-def portal_add(ctx: Context, address: str) -> None:
-    """Listen on one more address."""
-    ctx.out.done(ctx.client.post("/v1/iscsi/portals", {"address": address}), f"listening on {address}")
+def portal_add(ctx: Context, address: str, group: int) -> None:
+    """Listen on one more address.  Portals of one group are one target port for multipath, groups are paths apart."""
+    added = ctx.client.post("/v1/iscsi/portals", {"address": address, "group": group})
+    ctx.out.done(added, f"listening on {address} in portal group {group}")
 
 
 @command(portal, "remove")

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from target.cli import clones, events, families, igroups, iscsi, luns, policies, scrubs, snapshots, transfer, volumes
+from target.cli import (
+    alua,
+    clones,
+    events,
+    families,
+    igroups,
+    iscsi,
+    luns,
+    policies,
+    scrubs,
+    snapshots,
+    transfer,
+    volumes,
+)
 from target.cli.root import main
 
 __all__ = [
-    "clones", "events", "families", "igroups", "iscsi", "luns", "main", "policies", "scrubs", "snapshots", "transfer",
-    "volumes",
+    "alua", "clones", "events", "families", "igroups", "iscsi", "luns", "main", "policies", "scrubs", "snapshots",
+    "transfer", "volumes",
 ]  # fmt: skip
 
 if __name__ == "__main__":

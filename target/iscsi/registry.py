@@ -101,6 +101,9 @@ class Registry:
         who = (identity.initiator, identity.isid)
         if session is None or (session.identity.initiator, session.identity.isid) != who:
             raise LoginFailure(LoginStatus.SESSION_DOES_NOT_EXIST, f"no session with TSIH {tsih}")
+        if session.identity.tpgt != identity.tpgt:
+            # 4.4.4: a session's connections are within one portal group
+            raise LoginFailure(LoginStatus.CANNOT_INCLUDE_IN_SESSION, f"TSIH {tsih} is of another portal group")
         return session
 
     def reinstate(self, identity: Identity) -> None:

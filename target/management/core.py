@@ -64,6 +64,10 @@ class Core:
     units: dict[str, Unit] = field(default_factory=dict)
     served: dict[str, Served] = field(default_factory=dict)
     """What hosts see; outlives a mount."""
+    port_groups: tuple[int, ...] = (1,)
+    """Tags of the portal groups: the target ports of every device."""
+    management_addresses: tuple[str, ...] = ()
+    """URLs that hosts are told of (VPD page 85h)."""
     problems: dict[str, str] = field(default_factory=dict)
     started_at: float = field(default_factory=time.time)
     clock: Callable[[], float] = time.time

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from target.iscsi.registry import Registry
 from target.iscsi.session import SessionInfo
-from target.management import models
+from target.management import models, serving
 from target.management.core import Core
 from target.management.directory import DISCOVERY_SETTING
 from target.management.events import Severity
@@ -26,7 +27,6 @@ from target.portal import Portal
 
 log = logging.getLogger("lund.iscsi")
 
-PORTAL_GROUP = 1
 EVERYWHERE = (PortalAddress("0.0.0.0"), PortalAddress("::"))
 DISCOVERY_SESSION = "_discovery"
 """Stands where a session's id has its volume; no volume can be called so."""
@@ -35,6 +35,7 @@ DISCOVERY_SESSION = "_discovery"
 @dataclass
 class Listener:
     wanted: PortalAddress
+    group: int
     fixed: bool
     actual: PortalAddress | None = None
     """With the real port; None while it cannot listen."""
@@ -50,16 +51,18 @@ class Iscsi:
 
     # -- portals -----------------------------------------------------------------------------------------
 
-    async def start(self, fixed: list[PortalAddress]) -> None:
-        """Listen.  An address from the command line that cannot be bound is fatal, one from the settings is not."""
-        for address in fixed:
-            await self._listen(Listener(address, True))
-        for address in self.core.state.portals:
+    async def start(self, fixed: Sequence[tuple[PortalAddress, int]]) -> None:
+        """Listen on addresses with their portal groups.  One from the command line that cannot be bound is fatal, one
+        from the settings is not."""
+        for address, group in fixed:
+            await self._listen(Listener(address, group, True))
+        for address, group in self.core.state.portals.items():
             if address not in self.listeners:
                 try:
-                    await self._listen(Listener(address, False))
+                    await self._listen(Listener(address, group, False))
                 except Refused as refused:
-                    self.listeners[address] = Listener(address, False, problem=refused.message)
+                    self.listeners[address] = Listener(address, group, False, problem=refused.message)
+                    self._groups_changed()
                     self.core.events.emit(
                         "iscsi.portal.failed", refused.message, subject=str(address), severity=Severity.ERROR
                     )
@@ -67,9 +70,9 @@ class Iscsi:
             await self._listen_everywhere()
 
     async def _listen_everywhere(self) -> None:
-        await self._listen(Listener(EVERYWHERE[0], True))
+        await self._listen(Listener(EVERYWHERE[0], 1, True))
         try:
-            await self._listen(Listener(EVERYWHERE[1], True))
+            await self._listen(Listener(EVERYWHERE[1], 1, True))
         except Refused as refused:
             # A machine without IPv6 is no reason not to start.
             log.info("%s", refused.message)
@@ -77,14 +80,19 @@ class Iscsi:
     async def _listen(self, listener: Listener) -> None:
         wanted = listener.wanted
         try:
-            _host, port = await self.portal.start(wanted.host, wanted.port)
+            _host, port = await self.portal.start(wanted.host, wanted.port, listener.group)
         except OSError as error:
             raise Refused(
                 "address-unavailable", f"cannot listen on {wanted}: {error.strerror or error}; choose another address"
             ) from None
         listener.actual = PortalAddress(wanted.host, port)
         self.listeners[wanted] = listener
+        self._groups_changed()
         self.core.events.emit("iscsi.portal.started", f"listening on {listener.actual}", subject=str(listener.actual))
+
+    def _groups_changed(self) -> None:
+        """Every group with a portal is a target port, whether it can listen now or not."""
+        serving.tell_port_groups(self.core, tuple(sorted({each.group for each in self.listeners.values()})) or (1,))
 
     def portals(self) -> list[models.Portal]:
         return [self._portal_model(listener) for listener in self.listeners.values()]
@@ -93,13 +101,13 @@ class Iscsi:
         origin: Literal["command line", "administrator"] = "command line" if listener.fixed else "administrator"
         return models.Portal(
             address=str(listener.actual or listener.wanted),
-            group=PORTAL_GROUP,
+            group=listener.group,
             listening=listener.actual is not None,
             configured_by=origin,
             problem=listener.problem,
         )
 
-    async def add_portal(self, text: str) -> models.Portal:
+    async def add_portal(self, text: str, group: int) -> models.Portal:
         address = PortalAddress.parse(text)
         async with self.core.changing:
             known = self._find(address)
@@ -107,10 +115,10 @@ class Iscsi:
                 raise Refused("name-taken", f"the target listens on {address} already")
             if len(self.listeners) >= PORTAL_LIMIT:
                 raise Refused("limit-reached", f"{PORTAL_LIMIT} portals are the limit")
-            listener = Listener(address, False)
+            listener = Listener(address, group, False)
             await self._listen(listener)
-            insert = "INSERT OR IGNORE INTO portal VALUES (?, ?)"
-            await self.core.store.change(lambda cursor: cursor.execute(insert, (address.host, address.port)))
+            insert = "INSERT OR REPLACE INTO portal VALUES (?, ?, ?)"
+            await self.core.store.change(lambda cursor: cursor.execute(insert, (address.host, address.port, group)))
         return self._portal_model(listener)
 
     async def remove_portal(self, text: str) -> None:
@@ -129,6 +137,7 @@ class Iscsi:
             if listener.actual is not None:
                 await self.portal.close_listener(listener.actual.host, listener.actual.port)
             del self.listeners[wanted]
+            self._groups_changed()
         self.core.events.emit("iscsi.portal.stopped", f"not listening on {address} any more", subject=str(address))
 
     def _find(self, address: PortalAddress) -> Listener | None:

@@ -81,10 +81,10 @@ class LunPlatform:
         else:
             done(None)
 
-    def note(self, what: str) -> None:
-        """A host erases a LUN: the only thing hosts do that administrators want to hear of."""
+    def note(self, kind: str, what: str) -> None:
+        """The few things hosts do that administrators want to hear of: a LUN is erased, a path closed."""
         lun = self.core.lun_name(self.volume, self.uuid)
-        self.core.events.emit("lun.erasure", f"{lun}: {what}", subject=lun, severity=Severity.NOTICE)
+        self.core.events.emit(f"lun.{kind}", f"{lun}: {what}", subject=lun, severity=Severity.NOTICE)
 
     def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
         asyncio.get_running_loop().call_later(delay_s, call)

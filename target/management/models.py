@@ -346,6 +346,23 @@ class Portal(BaseModel):
 
 class PortalCreate(Request):
     address: Annotated[str, Field(min_length=1, max_length=100, examples=["192.0.2.1:3260"])]
+    group: Annotated[int, Field(ge=1, le=65535, description="Target portal group tag")] = 1
+
+
+AccessState = Literal["active-optimized", "active-non-optimized", "standby", "unavailable"]
+ChangedBy = Literal["nobody", "host", "administrator"]
+
+
+class PortGroupAccess(BaseModel):
+    group: int = Field(description="Target portal group tag, which is the target port group's number")
+    state: AccessState
+    changed_by: ChangedBy = Field(description="Whoever set it last; nobody: as it is from the start")
+    portals: list[str]
+
+
+class PortGroupPut(Request):
+    group: Annotated[int, Field(ge=1, le=65535)]
+    state: AccessState
 
 
 class Connection(BaseModel):

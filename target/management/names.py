@@ -20,6 +20,7 @@ IGROUP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,95}\Z")
 # RFC 7143 4.2.7: iqn. date . reversed domain [: string], eui. 16 hex, naa. 16 or 32 hex.
 IQN = re.compile(r"iqn\.\d{4}-(0[1-9]|1[0-2])\.[a-z0-9.-]*[a-z0-9](:[^\s:/][^\s/]*)?\Z")
 EUI = re.compile(r"eui\.[0-9a-f]{16}\Z")
+TAG = re.compile(r"[0-9]{1,5}\Z")
 NAA = re.compile(r"naa\.([0-9a-f]{16}|[0-9a-f]{32})\Z")
 
 ISCSI_NAME_BYTES = 223
@@ -29,6 +30,8 @@ NODENAME_BYTES = ISCSI_NAME_BYTES - 1 - 64
 ANY_INITIATOR = "*"
 """In an igroup: every initiator that no igroup names."""
 ISCSI_PORT = 3260
+MAX_PORTAL_GROUP = 65535
+"""RFC 7143 13.9; 0 would be no relative target port identifier (SPC-4 4.3.4)."""
 OSTYPES = (
     "linux", "windows", "vmware", "hyper_v", "xen", "kvm", "aix", "hpux", "solaris", "freebsd", "image",
 )  # fmt: skip
@@ -139,6 +142,14 @@ class PortalAddress:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_listen(text: str) -> tuple[PortalAddress, int]:
+    """`ADDR[:PORT][,TAG]`, as TargetAddress has it (RFC 7143 13.8): a portal and its portal group."""
+    address, comma, tag = text.partition(",")
+    if comma and not (TAG.match(tag) and 1 <= int(tag) <= MAX_PORTAL_GROUP):
+        raise Refused("invalid-argument", f"{tag[:20]!r} is no portal group; write ADDRESS:PORT,TAG, TAG from 1 on")
+    return PortalAddress.parse(address), int(tag) if comma else 1
 
 
 def _split_port(text: str) -> tuple[str, str]:

@@ -23,6 +23,7 @@ STATUS = {
     "no-such-operation": HTTPStatus.NOT_FOUND,
     "no-such-session": HTTPStatus.NOT_FOUND,
     "no-such-portal": HTTPStatus.NOT_FOUND,
+    "no-such-portal-group": HTTPStatus.NOT_FOUND,
     "no-such-account": HTTPStatus.NOT_FOUND,
     "no-scrub": HTTPStatus.NOT_FOUND,
     "no-such-resource": HTTPStatus.NOT_FOUND,

@@ -28,7 +28,7 @@ async def portals(request: Request) -> list[models.Portal]:
 
 @router.post("/portals", status_code=201)
 async def add_portal(request: Request, wanted: models.PortalCreate) -> models.Portal:
-    return await services_of(request).iscsi.add_portal(wanted.address)
+    return await services_of(request).iscsi.add_portal(wanted.address, wanted.group)
 
 
 @router.delete("/portals/{address}", status_code=204)

@@ -1,4 +1,4 @@
-"""/v1/luns, /v1/clones and /v1/data.  In URLs a LUN is `VOLUME/LUN`: /vol/vol0/lun0 is /v1/luns/vol0/lun0."""
+"""/v1/luns, /v1/clones, /v1/alua and /v1/data.  In URLs a LUN is `VOLUME/LUN`: /vol/vol0/lun0 is /v1/luns/vol0/lun0."""
 
 from __future__ import annotations
 
@@ -73,6 +73,23 @@ async def start(request: Request, volume: str, lun: str, wanted: models.CloneSta
 async def stop(request: Request, volume: str, lun: str) -> models.CloneStatus:
     """Stop it; what is filled stays filled."""
     return await services_of(request).clones.stop(_path(volume, lun))
+
+
+# -- paths -------------------------------------------------------------------------------------------------
+
+
+@router.get("/alua/{volume}/{lun:path}", tags=["luns"])
+async def access_states(request: Request, volume: str, lun: str) -> list[models.PortGroupAccess]:
+    """The asymmetric access state of every portal group."""
+    return services_of(request).alua.get(_path(volume, lun))
+
+
+@router.put("/alua/{volume}/{lun:path}", tags=["luns"])
+async def set_access_state(
+    request: Request, volume: str, lun: str, wanted: models.PortGroupPut
+) -> list[models.PortGroupAccess]:
+    """Hosts are told (2A/06), and it outlives a restart."""
+    return await services_of(request).alua.put(_path(volume, lun), wanted)
 
 
 # -- data --------------------------------------------------------------------------------------------------

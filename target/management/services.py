@@ -6,6 +6,7 @@ from fastapi import Request
 
 from target.iscsi.registry import Registry
 from target.management.access import Igroups, Maps
+from target.management.alua import Alua
 from target.management.clones import Clones
 from target.management.core import Core
 from target.management.data import Data
@@ -39,6 +40,7 @@ class Services:
         self.maps = Maps(core)
         self.security = Security(core)
         self.iscsi = Iscsi(core, portal, registry)
+        self.alua = Alua(core, self.iscsi)
         self.redirects = Redirects(core, portal)
         self.data = Data(core)
 

@@ -147,6 +147,21 @@ def open_nexus(core: Core, volume: str, initiator: str, isid: bytes, tpgt: int) 
     return device.open_nexus(initiator, isid, seen, _noted_close(core), tpgt)
 
 
+def new_device(core: Core, volume: str) -> TargetDevice:
+    """The target device of a volume."""
+    device = TargetDevice(core.target_name(volume))
+    device.management_addresses = core.management_addresses
+    device.set_target_ports(core.port_groups)
+    return device
+
+
+def tell_port_groups(core: Core, groups: tuple[int, ...]) -> None:
+    """Portal groups came or went: they are the target ports of every volume's device."""
+    core.port_groups = groups
+    for served in core.served.values():
+        served.device.set_target_ports(groups)
+
+
 def _noted_close(core: Core) -> Callable[[OpenNexus], None]:
     def closed(nexus: OpenNexus) -> None:
         text = f"the session of {nexus.initiator} with {nexus.target_name} ended"

@@ -104,7 +104,8 @@ class AdminState:
     policies: Mapping[str, Policies] = field(default_factory=dict)
     lun_values: LunValues = field(default_factory=dict)
     accounts: Mapping[str, ChapAccount] = field(default_factory=dict)
-    portals: tuple[PortalAddress, ...] = ()
+    portals: Mapping[PortalAddress, int] = field(default_factory=dict)
+    """With their portal groups."""
     redirects: Mapping[str, Redirect] = field(default_factory=dict)
     """By volume."""
 

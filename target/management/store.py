@@ -75,6 +75,9 @@ MIGRATIONS = (
         permanent INTEGER NOT NULL
     ) STRICT;
     """,
+    """
+    ALTER TABLE portal ADD COLUMN portal_group INTEGER NOT NULL DEFAULT 1;
+    """,
 )
 
 
@@ -191,9 +194,10 @@ def read_state(cursor: sqlite3.Cursor) -> AdminState:
             name: ChapAccount(name, AuthMethod(method), user, secret, out_user, out_secret, tuple(networks.split()))
             for name, method, user, secret, out_user, out_secret, networks in accounts
         },
-        portals=tuple(
-            PortalAddress(*row) for row in cursor.execute("SELECT host, port FROM portal ORDER BY host, port")
-        ),
+        portals={
+            PortalAddress(host, port): group
+            for host, port, group in cursor.execute("SELECT host, port, portal_group FROM portal ORDER BY host, port")
+        },
         redirects={
             volume: Redirect(volume, PortalAddress(host, port), bool(permanent))
             for volume, host, port, permanent in cursor.execute("SELECT volume, host, port, permanent FROM redirect")

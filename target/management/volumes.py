@@ -28,7 +28,6 @@ from target.management.refusal import Refused, one_line, refusal_of
 from target.management.scrubs import Scrubs
 from target.management.space_watch import percent_full
 from target.management.state import VOLUME_LIMIT, VolumeRecord
-from target.nexus import TargetDevice
 
 log = logging.getLogger("lund.volume")
 
@@ -110,7 +109,7 @@ class Volumes:
         volume = await asyncio.to_thread(images.open_volume, record, self.core.cache_bytes)
         unit = Unit(record.name, volume, wafl.VolumeService(volume, cp_interval_s=self.core.cp_interval_s))
         if record.name not in self.core.served:
-            self.core.served[record.name] = serving.Served(TargetDevice(self.core.target_name(record.name)))
+            self.core.served[record.name] = serving.Served(serving.new_device(self.core, record.name))
         # From here on records go into the log once a batch, before the answers.
         self.core.served[record.name].device.before_answers = volume.push_log
         volume.batch_log()

@@ -7,7 +7,7 @@ For whoever puts a daemon together::
 
     registry = Registry()                               # target.iscsi.registry: targets, sessions, counters
     portal = Portal(directory, registry, config=PortalConfig(...))
-    await portal.start("0.0.0.0", 3260)                 # as often as wanted; "::" too; port 0 takes a free one
+    await portal.start("0.0.0.0", 3260, tpgt=1)         # as often as wanted; "::" too; port 0 takes a free one
     portal.listening                                    # [("0.0.0.0", 3260)], with the real port
     portal.addresses()                                  # ["192.0.2.7:3260,1", "[2001:db8::7]:3260,1"]: TargetAddress
     await portal.stop(logout_time_s=0)                  # closes listeners and connections; sessions end

@@ -28,11 +28,11 @@ def format_address(host: str, port: int, tpgt: int) -> str:
     return f"[{host}]:{port},{tpgt}" if ":" in host else f"{host}:{port},{tpgt}"
 
 
-def expand(listening: list[tuple[str, int]], machine: set[str], tpgt: int, local: str = "") -> list[str]:
-    """TargetAddress values of listeners, wildcards replaced by the machine's addresses of the family.  `local`: the
-    address by which the one who asks has come."""
+def expand(listening: list[tuple[str, int, int]], machine: set[str], local: str = "") -> list[str]:
+    """TargetAddress values of listeners (address, port, portal group), wildcards replaced by the machine's addresses
+    of the family.  `local`: the address by which the one who asks has come."""
     found: list[str] = []
-    for host, port in listening:
+    for host, port, tpgt in listening:
         family = WILDCARDS.get(host)
         hosts = [host] if family is None else _useful(machine, family, local)
         found += [format_address(h, port, tpgt) for h in hosts]

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from target.iscsi import limits
@@ -31,8 +31,6 @@ LAST_WORDS_S = 1.0
 class PortalConfig:
     """What an operator may set."""
 
-    tpgt: int = 1
-    """Target portal group tag: one group, whatever the number of listeners."""
     login_timeout_s: float = limits.LOGIN_TIMEOUT_S
     nop_interval_s: float = limits.NOP_INTERVAL_S
     nop_timeout_s: float = limits.NOP_TIMEOUT_S
@@ -44,7 +42,7 @@ class PortalConfig:
 
 
 class Portal:
-    """The portal group of one process: any number of listeners, and their connections."""
+    """The portals of one process: any number of listeners, each of a portal group, and their connections."""
 
     def __init__(self, directory: TargetDirectory, registry: Registry, config: PortalConfig | None = None) -> None:
         self.registry = registry
@@ -57,12 +55,13 @@ class Portal:
             registry=registry,
             entropy=os.urandom,
             addresses=self.addresses,
-            tpgt=self.config.tpgt,
             login_timeout_s=self.config.login_timeout_s,
             nop_interval_s=self.config.nop_interval_s,
             nop_timeout_s=self.config.nop_timeout_s,
         )
         self._servers: dict[tuple[str, int], asyncio.Server] = {}
+        self._groups: dict[tuple[str, int], int] = {}
+        """Target portal group tag of each listener."""
         self._machine = MachineAddresses(self._addresses_changed)
         self._following = False
         self._stopping = False
@@ -75,27 +74,31 @@ class Portal:
 
     def addresses(self, local: str = "") -> list[str]:
         """TargetAddress values: every address that the listeners answer on, for one who has come by `local`."""
-        return expand(self.listening, self._machine.current, self.config.tpgt, local)
+        portals = [(*each, self._groups[each]) for each in self._servers]
+        return expand(portals, self._machine.current, local)
 
-    async def start(self, address: str, port: int) -> tuple[str, int]:
-        """Listen on one numeric address (or a wildcard).  (address, real port).  Raises OSError."""
+    async def start(self, address: str, port: int, tpgt: int = 1) -> tuple[str, int]:
+        """Listen on one numeric address (or a wildcard) as a portal of the group `tpgt`.  (address, real port).
+        Raises OSError."""
         loop = asyncio.get_running_loop()
         self._notices = self._notices or RateLimited(log, loop.time)
         listener = _bind(address, port)
         bound = (address, int(listener.getsockname()[1]))
         spin_us = self.config.spin_us.get((address, port), 0)
-        accepted = partial(self._accepted, Spinner(loop, spin_us) if spin_us else None)
+        accepted = partial(self._accepted, replace(self._host, tpgt=tpgt), Spinner(loop, spin_us) if spin_us else None)
         server = await loop.create_server(accepted, sock=listener, backlog=BACKLOG)
         self._servers[bound] = server
+        self._groups[bound] = tpgt
         if address in WILDCARDS and not self._following:
             self._following = True
             await self._machine.start()
-        log.info("listening on %s port %d", *bound)
+        log.info("listening on %s port %d, portal group %d", *bound, tpgt)
         return bound
 
     async def close_listener(self, address: str, port: int) -> None:
         """Stop listening on one address; connections that came by it stay."""
         server = self._servers.pop((address, port))
+        del self._groups[address, port]
         server.close()
 
     async def stop(self, logout_time_s: float = 0) -> None:
@@ -105,6 +108,7 @@ class Portal:
         for server in self._servers.values():
             server.close()
         self._servers.clear()
+        self._groups.clear()
         if self._following:
             await self._machine.stop()
             self._following = False
@@ -134,9 +138,9 @@ class Portal:
                 transport.core.request_logout(int(time_s))
         await self._until_closed(time_s)
 
-    def _accepted(self, spinner: Spinner | None) -> IscsiTransport:
+    def _accepted(self, host: Host, spinner: Spinner | None) -> IscsiTransport:
         assert self._notices is not None
-        return IscsiTransport(self._host, asyncio.get_running_loop(), self, self._notices, spinner)
+        return IscsiTransport(host, asyncio.get_running_loop(), self, self._notices, spinner)
 
     # --- `Gate`
 

@@ -127,6 +127,14 @@ REPORT_TIMESTAMP = Cdb(
     reserved(1),
     service_action=0x0F,
 )
+SET_TARGET_PORT_GROUPS = Cdb(
+    0xA4,
+    "service_action" / service_action_byte(0x0A),
+    reserved(4),
+    "parameter_list_length" / Int32ub,
+    reserved(1),
+    service_action=0x0A,
+)
 REPORT_SUPPORTED_OPERATION_CODES = Cdb(
     0xA3,
     "service_action" / service_action_byte(0x0C),

@@ -23,6 +23,7 @@ from target.scsi import (
     reserve,
     supported,
 )
+from target.scsi.access_state import AccessState
 from target.scsi.cdb import Cdb, Fields
 from target.scsi.limits import (
     MAX_ATOMIC_WRITE_BYTES,
@@ -34,6 +35,8 @@ from target.scsi.task import Access, Command, DataOut, Handler, Reply, Task
 from target.scsi.unit import LogicalUnit
 
 FREE, UNIT, READ, WRITE, RESERVATION = Access.FREE, Access.UNIT, Access.READ, Access.WRITE, Access.RESERVATION
+
+ACTIVE, STANDBY, UNAVAILABLE = AccessState.ACTIVE_NON_OPTIMIZED, AccessState.STANDBY, AccessState.UNAVAILABLE
 
 
 def parameter_list(fields: Fields, _: LogicalUnit) -> int:
@@ -82,20 +85,23 @@ def _sanitize(name: str, cdb: Cdb, handler: Handler, supported: Callable[[Logica
 
 def _always(name: str, cdb: Cdb, handler: Handler) -> Command:
     """INQUIRY, REPORT LUNS, REQUEST SENSE: no unit attention stands in their way."""
-    return Command(name, cdb, handler, FREE, blocked_by_attention=False, needs_ready=False, while_erasing=True)
+    return Command(
+        name, cdb, handler, FREE, blocked_by_attention=False, needs_ready=False, while_erasing=True,
+        worst_access=UNAVAILABLE,
+    )  # fmt: skip
 
 
-def _in(name: str, cdb: Cdb, handler: Handler, access: Access = WRITE) -> Command:
+def _in(name: str, cdb: Cdb, handler: Handler, access: Access = WRITE, worst: AccessState = ACTIVE) -> Command:
     """About the device server, not the medium."""
-    return Command(name, cdb, handler, access, needs_ready=False)
+    return Command(name, cdb, handler, access, needs_ready=False, worst_access=worst)
 
 
-def _always_in(name: str, cdb: Cdb, handler: Handler, access: Access = WRITE) -> Command:
-    return Command(name, cdb, handler, access, needs_ready=False, while_erasing=True)
+def _always_in(name: str, cdb: Cdb, handler: Handler, access: Access = WRITE, worst: AccessState = STANDBY) -> Command:
+    return Command(name, cdb, handler, access, needs_ready=False, while_erasing=True, worst_access=worst)
 
 
-def _out(name: str, cdb: Cdb, handler: Handler, access: Access = WRITE) -> Command:
-    return Command(name, cdb, handler, access, data_out=parameter_list, needs_ready=False)
+def _out(name: str, cdb: Cdb, handler: Handler, access: Access = WRITE, worst: AccessState = ACTIVE) -> Command:
+    return Command(name, cdb, handler, access, data_out=parameter_list, needs_ready=False, worst_access=worst)
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -103,10 +109,10 @@ COMMANDS: tuple[Command, ...] = (
     _always("REQUEST SENSE", cdbs.REQUEST_SENSE, primary.request_sense),
     _always("INQUIRY", cdbs.INQUIRY, inquiry.inquiry),
     _always("REPORT LUNS", cdbs.REPORT_LUNS, primary.report_luns),
-    _in("MODE SENSE(6)", cdbs.MODE_SENSE_6, mode.mode_sense_6),
-    _in("MODE SENSE(10)", cdbs.MODE_SENSE_10, mode.mode_sense_10),
-    _out("MODE SELECT(6)", cdbs.MODE_SELECT_6, mode.mode_select_6),
-    _out("MODE SELECT(10)", cdbs.MODE_SELECT_10, mode.mode_select_10),
+    _in("MODE SENSE(6)", cdbs.MODE_SENSE_6, mode.mode_sense_6, worst=STANDBY),
+    _in("MODE SENSE(10)", cdbs.MODE_SENSE_10, mode.mode_sense_10, worst=STANDBY),
+    _out("MODE SELECT(6)", cdbs.MODE_SELECT_6, mode.mode_select_6, worst=STANDBY),
+    _out("MODE SELECT(10)", cdbs.MODE_SELECT_10, mode.mode_select_10, worst=STANDBY),
     _always_in("LOG SENSE", cdbs.LOG_SENSE, log_pages.log_sense, FREE),
     Command(
         "PREVENT ALLOW MEDIUM REMOVAL",
@@ -127,7 +133,7 @@ COMMANDS: tuple[Command, ...] = (
     _in("RESERVE(10)", cdbs.RESERVE_10, reserve.reserve_unit, RESERVATION),
     _in("RELEASE(10)", cdbs.RELEASE_10, reserve.release_unit, RESERVATION),
     *(
-        _in(f"PERSISTENT RESERVE IN, {name}", cdbs.PERSISTENT_RESERVE_IN[action], handler, RESERVATION)
+        _in(f"PERSISTENT RESERVE IN, {name}", cdbs.PERSISTENT_RESERVE_IN[action], handler, RESERVATION, STANDBY)
         for action, name, handler in (
             (0, "READ KEYS", reserve.read_keys),
             (1, "READ RESERVATION", reserve.read_reservation),
@@ -136,7 +142,7 @@ COMMANDS: tuple[Command, ...] = (
         )
     ),
     *(
-        _out(f"PERSISTENT RESERVE OUT, {name}", cdbs.PERSISTENT_RESERVE_OUT[action], handler, RESERVATION)
+        _out(f"PERSISTENT RESERVE OUT, {name}", cdbs.PERSISTENT_RESERVE_OUT[action], handler, RESERVATION, STANDBY)
         for action, name, handler in (
             (0, "REGISTER", reserve.register),
             (1, "RESERVE", reserve.reserve),
@@ -149,7 +155,17 @@ COMMANDS: tuple[Command, ...] = (
         )
     ),
     _always_in(
-        "REPORT TARGET PORT GROUPS", cdbs.REPORT_TARGET_PORT_GROUPS, port_groups.report_target_port_groups, FREE
+        "REPORT TARGET PORT GROUPS",
+        cdbs.REPORT_TARGET_PORT_GROUPS,
+        port_groups.report_target_port_groups,
+        FREE,
+        UNAVAILABLE,
+    ),
+    _out(
+        "SET TARGET PORT GROUPS",
+        cdbs.SET_TARGET_PORT_GROUPS,
+        port_groups.set_target_port_groups,
+        worst=UNAVAILABLE,
     ),
     _always_in("REPORT TIMESTAMP", cdbs.REPORT_TIMESTAMP, primary.report_timestamp, FREE),
     _always_in("REPORT SUPPORTED OPERATION CODES", cdbs.REPORT_SUPPORTED_OPERATION_CODES, report_opcodes),
@@ -158,8 +174,13 @@ COMMANDS: tuple[Command, ...] = (
         cdbs.REPORT_SUPPORTED_TASK_MANAGEMENT_FUNCTIONS,
         supported.report_tmfs,
     ),
-    Command("READ CAPACITY(10)", cdbs.READ_CAPACITY_10, capacity.read_capacity_10, FREE),
-    Command("READ CAPACITY(16)", cdbs.READ_CAPACITY_16, capacity.read_capacity_16, FREE),
+    # Not in the list of SPC-4 5.15.2.4.4; without it Linux makes no disk of a path that is in standby.
+    Command(
+        "READ CAPACITY(10)", cdbs.READ_CAPACITY_10, capacity.read_capacity_10, FREE, worst_access=STANDBY
+    ),
+    Command(
+        "READ CAPACITY(16)", cdbs.READ_CAPACITY_16, capacity.read_capacity_16, FREE, worst_access=STANDBY
+    ),
     Command("GET LBA STATUS", cdbs.GET_LBA_STATUS, capacity.get_lba_status, READ),
     _read("READ(6)", cdbs.READ_6),
     _read("READ(10)", cdbs.READ_10),

@@ -115,7 +115,7 @@ class Erasure:
 
     def _begin(self) -> None:
         assert self.plan is not None
-        self.lu.platform.note(f"{self.plan.what} begins")
+        self.lu.platform.note("erasure", f"{self.plan.what} begins")
         self._offset = self._pass = 0
         self.lu.platform.call_later(ERASE_PAUSE_S, self._step)
 
@@ -162,13 +162,14 @@ class Erasure:
     def _over(self, _: BaseException | None) -> None:
         # Not saved as over, it would only be done once more after a crash.
         assert self.plan is not None
-        self.lu.platform.note(f"{self.plan.what} is complete")
+        self.lu.platform.note("erasure", f"{self.plan.what} is complete")
         self._settle(None)
 
     def _fail(self) -> None:
         assert self.plan is not None
         self.plan = self.plan._replace(failed=True)
-        self.lu.platform.note(f"{self.plan.what} failed: hosts cannot use it until it is repeated or given up")
+        what = self.plan.what
+        self.lu.platform.note("erasure", f"{what} failed: hosts cannot use it until it is repeated or given up")
         self._save(self.plan, lambda _: None)
         condition = self.condition
         self._answer(condition)

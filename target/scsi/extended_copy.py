@@ -223,7 +223,8 @@ def _usable(targets: list[ITLNexus | None], index: int, access: Access) -> ITLNe
     itl = targets[index]
     if itl is None:
         raise aborted(Asc.COPY_TARGET_DEVICE_NOT_REACHABLE)
-    if not itl.allows(access) or (access is Access.WRITE and itl.lu.write_protected) or itl.lu.not_ready() is not None:
+    protected = access is Access.WRITE and itl.lu.write_protected
+    if not itl.allows(access) or protected or (itl.not_accessible() or itl.lu.not_ready()) is not None:
         raise aborted(Asc.THIRD_PARTY_DEVICE_FAILURE)
     return itl
 

@@ -22,6 +22,7 @@ from construct import (
     Struct,
 )
 
+from target.scsi.access_state import AccessState
 from target.scsi.it_nexus import ITNexus
 from target.scsi.limits import (
     ATOMIC_GRANULARITY_BYTES,
@@ -46,13 +47,15 @@ PRODUCT = "LUN"
 REVISION = "0001"
 
 DIRECT_ACCESS = 0x00
+NOT_CONNECTED = 0x20
+"""PERIPHERAL QUALIFIER 1: through a port in the unavailable state (SPC-4 5.15.2.4.5)."""
 NO_LOGICAL_UNIT = 0x7F
 """PERIPHERAL QUALIFIER 3, PERIPHERAL DEVICE TYPE 1Fh."""
 
 RMB = 0x80
 VERSION_SPC_4 = 0x06
 HISUP_FORMAT_2 = 0x12
-THIRD_PARTY_COPY, TPGS_IMPLICIT = 0x08, 0x10
+THIRD_PARTY_COPY, TPGS_IMPLICIT_AND_EXPLICIT = 0x08, 0x30
 CMDQUE = 0x02
 # SAM-5, SPC-4, SBC-3, iSCSI (SPC-4 table 145): without a version
 VERSION_DESCRIPTORS = (0x00A0, 0x0460, 0x04C0, 0x0960)
@@ -63,7 +66,7 @@ STANDARD = Struct(
     "version" / Const(VERSION_SPC_4, Int8ub),
     "response_data_format" / Const(HISUP_FORMAT_2, Int8ub),
     "additional_length" / Const(96 - 5, Int8ub),
-    "flags_5" / Const(TPGS_IMPLICIT | THIRD_PARTY_COPY, Int8ub),  # no protection information
+    "flags_5" / Const(TPGS_IMPLICIT_AND_EXPLICIT | THIRD_PARTY_COPY, Int8ub),  # no protection information
     "flags_6" / Const(0, Int8ub),
     "flags_7" / Const(CMDQUE, Int8ub),
     "vendor" / Bytes(8),
@@ -87,6 +90,14 @@ BINARY, ASCII, UTF8 = 1, 2, 3
 PROTOCOL_ISCSI, PIV = 0x50, 0x80
 LOGICAL_UNIT, TARGET_PORT, TARGET_DEVICE = 0x00, 0x10, 0x20
 T10_VENDOR_ID, NAA, RELATIVE_TARGET_PORT, TARGET_PORT_GROUP, SCSI_NAME = 1, 3, 4, 5, 8
+
+STORAGE_CONFIGURATION_SERVICE = 0x01
+# SPC-4 7.8.8.2: association of the target device
+NETWORK_SERVICE = Struct(
+    "association_service_type" / Const(TARGET_DEVICE << 1 | STORAGE_CONFIGURATION_SERVICE, Int8ub),
+    Padding(1),
+    "network_address" / Prefixed(Int16ub, GreedyBytes),
+)
 
 # SPC-4 7.8.7: what the target does with task attributes and its cache
 EXTENDED_INQUIRY = Struct(
@@ -149,7 +160,11 @@ def inquiry(task: Task) -> Reply:
         return data_in(vpd(task, fields["page_code"]), fields["allocation_length"])
     if fields["page_code"]:
         raise invalid_field(2)
-    return data_in(standard_data(DIRECT_ACCESS, task.lu.medium.removable), fields["allocation_length"])
+    return data_in(standard_data(_peripheral(task), task.lu.medium.removable), fields["allocation_length"])
+
+
+def _peripheral(task: Task) -> int:
+    return DIRECT_ACCESS | (NOT_CONNECTED if task.itl.access_state is AccessState.UNAVAILABLE else 0)
 
 
 def standard_data(peripheral: int, removable: bool = False) -> bytes:
@@ -173,7 +188,7 @@ def vpd(task: Task, page_code: int) -> bytes:
     fill = VPD_PAGES.get(page_code)
     if fill is None:
         raise invalid_field(2)
-    return vpd_page(DIRECT_ACCESS, page_code, fill(task.nexus, task.lu))
+    return vpd_page(_peripheral(task), page_code, fill(task.nexus, task.lu))
 
 
 def vpd_page(peripheral: int, page_code: int, page: bytes) -> bytes:
@@ -215,9 +230,21 @@ def designator(protocol_code_set: int, piv_association_type: int, value: bytes) 
 
 
 def scsi_name(name: str) -> bytes:
-    """Null-terminated and padded to a multiple of four (SPC-4 7.8.6.11)."""
-    encoded = name.encode()[:247] + b"\0"
+    """SPC-4 7.8.6.11."""
+    return padded_string(name)
+
+
+def padded_string(text: str) -> bytes:
+    """Null-terminated and padded to a multiple of four."""
+    encoded = text.encode() + b"\0"
     return encoded + bytes(-len(encoded) % 4)
+
+
+def management_network_addresses(nexus: ITNexus, _: LogicalUnit) -> bytes:
+    """SPC-4 7.8.8: where the administrator has said that the management is to be found."""
+    return b"".join(
+        NETWORK_SERVICE.build({"network_address": padded_string(address)}) for address in nexus.management_addresses
+    )
 
 
 def extended_inquiry(_: ITNexus, __: LogicalUnit) -> bytes:
@@ -283,6 +310,7 @@ VPD_PAGES: dict[int, Callable[[ITNexus, LogicalUnit], bytes]] = {
     0x00: supported_pages,
     0x80: unit_serial_number,
     0x83: device_identification,
+    0x85: management_network_addresses,
     0x86: extended_inquiry,
     0x87: mode_page_policy,
     0x88: scsi_ports,

@@ -45,6 +45,8 @@ class ITNexus:
         """Target portal group tag, which names the target port (RFC 7143 4.4.4)."""
         self.target_ports: tuple[int, ...] = (target_port,)
         """Every port of the target device: what ALL_TG_PT and REPORT TARGET PORT GROUPS mean."""
+        self.management_addresses: tuple[str, ...] = ()
+        """URLs for VPD page 85h."""
         self.tokens = Tokens()
         """Of the target device; replaced by whoever knows it."""
         self.itls: dict[int, ITLNexus] = {}
@@ -93,6 +95,12 @@ class ITNexus:
         itl = self.itls.pop(field)
         itl.detach()
         self.itl_changed(itl)
+
+    def set_target_ports(self, ports: Iterable[int]) -> None:
+        """Ports come and go; its own stays as long as the nexus.  Hosts look at the groups again (2A/06)."""
+        self.target_ports = tuple(sorted({*ports, self.target_port}))
+        for itl in self.itls.values():
+            itl.establish(Asc.ASYMMETRIC_ACCESS_STATE_CHANGED)
 
     def luns_reported(self) -> None:
         """REPORT LUNS was answered: 3F/0E has nothing more to say on any logical unit (SPC-4 6.33)."""

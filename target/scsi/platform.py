@@ -24,8 +24,8 @@ class Platform(Protocol):
         """Keep a value; `done` is called once it would survive a power cut, or with the error.  Never calls it before
         returning; values saved later are never durable earlier.  An empty value is as good as none."""
 
-    def note(self, what: str) -> None:
-        """Something that an administrator should know of."""
+    def note(self, kind: str, what: str) -> None:
+        """Something that a host did and an administrator should know of; `kind` is one word."""
 
     def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
         """Call once, not before returning, after other things have had their turn."""

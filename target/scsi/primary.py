@@ -27,10 +27,10 @@ def ready(_: Task) -> Reply:
 
 
 def request_sense(task: Task) -> Reply:
-    """SPC-4 6.39: reports (and clears) a unit attention, else says whether the unit is ready, always with GOOD."""
+    """SPC-4 6.39: reports (and clears) a unit attention, else says whether the unit can be used, always with GOOD."""
     condition = task.itl.take_attention()
     if condition is None:
-        condition = task.lu.not_ready() or NO_SENSE
+        condition = task.itl.not_accessible() or task.lu.not_ready() or NO_SENSE
     return data_in(condition.encode(bool(task.fields["flags"] & DESC)), task.fields["allocation_length"])
 
 

@@ -1,11 +1,13 @@
 """The task router and device server: one command from its CDB to its Reply, through the command table.
 
-The order of the checks is: logical unit there, unit attention, command known, CDB good, reservation, write
-protection, ready, range, then the handler.  Whatever a host sends ends in a Reply, at once or by `done`.
+The order of the checks is: logical unit there, unit attention, command known, CDB good, access state of the port,
+reservation, write protection, ready, range, then the handler.  Whatever a host sends ends in a Reply, at once or by
+`done`.
 """
 
 from __future__ import annotations
 
+from target.scsi.access_state import NOT_ACCESSIBLE
 from target.scsi.cdb import CDB_BYTES, Fields
 from target.scsi.commands import COMMANDS
 from target.scsi.it_nexus import ITNexus
@@ -105,6 +107,8 @@ def _absent(nexus: ITNexus, field: int, cdb: bytes) -> Reply:
 def _checked(task: Task, cdb: bytes) -> Reply | None:
     command, lu = task.command, task.lu
     fields = task.fields = command.cdb.parse(cdb)
+    if task.itl.access_state > command.worst_access:
+        raise NOT_ACCESSIBLE[task.itl.access_state]
     access = command.access
     if not isinstance(access, Access):
         access = access(fields)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from target.scsi.access_state import AccessState
 from target.scsi.cdb import Cdb, Fields
 from target.scsi.sense import Asc, CheckCondition, SenseKey, Status, illegal
 from target.scsi.store import MediumError, SpaceExhausted, StoreError, StoreOffline
@@ -82,6 +83,8 @@ class Command:
     """False: executed while the medium of a removable unit is out, too."""
     while_erasing: bool = False
     """Executed while SANITIZE or FORMAT UNIT goes on (SBC-3 4.11.3)."""
+    worst_access: AccessState = AccessState.ACTIVE_NON_OPTIMIZED
+    """Through ports in a worse asymmetric access state it is not executed (SPC-4 5.15.2.4)."""
     writes: bool = False
     """Changes the medium: refused on a write-protected unit."""
     supported: Callable[[LogicalUnit], bool] | None = None

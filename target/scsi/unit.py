@@ -7,8 +7,10 @@ straight to the store?" ends in `ITLNexus.changed()`, because the fast path asks
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from target.scsi.access_state import NOT_ACCESSIBLE, AccessState, AccessStates, ChangedBy
 from target.scsi.erasure import Erasure
 from target.scsi.limits import MAX_UNIT_ATTENTIONS
 from target.scsi.medium import NOT_PRESENT, Medium
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from target.scsi.it_nexus import ITNexus
     from target.scsi.offload import Outcome
 
-MODES, RESERVATIONS = "mode pages", "reservations"
+MODES, RESERVATIONS, ACCESS_STATES = "mode pages", "reservations", "access states"
 REMOVABLE, WRITE_PROTECTED = "removable", "write_protected"
 FULLY_PROVISIONED, NATIVE_BLOCKS = "fully_provisioned", "native_blocks"
 """Names of saved values."""
@@ -60,6 +62,7 @@ class LogicalUnit:
         self.contents = 0
         """Changes when the medium holds something else than before."""
         self.erasure = Erasure(self)
+        self.access = AccessStates(platform.saved.get(ACCESS_STATES, b""))
 
     @property
     def block_bytes(self) -> int:
@@ -141,6 +144,15 @@ class LogicalUnit:
             self.establish(Asc.INQUIRY_DATA_HAS_CHANGED)
             self.establish(Asc.CAPACITY_DATA_HAS_CHANGED)
 
+    def set_access(self, wanted: Mapping[int, AccessState], by: ChangedBy, besides: ITLNexus | None = None) -> bool:
+        """Target port groups have other states (SPC-4 5.15.2.7): everybody but the one who asked is told, by 2A/06.
+        False if nothing changed.  Keeping the states (`ACCESS_STATES`) is the caller's business."""
+        if not self.access.change(wanted, by):
+            return False
+        self.establish(Asc.ASYMMETRIC_ACCESS_STATE_CHANGED, besides)
+        self.state_changed()
+        return True
+
     def threshold_reached(self) -> None:
         """Thin provisioning soft threshold (SBC-3 4.7.3.7.3)."""
         if self.thin:
@@ -214,6 +226,15 @@ class ITLNexus:
         self.changed()
         return CheckCondition(SenseKey.UNIT_ATTENTION, attention)
 
+    @property
+    def access_state(self) -> AccessState:
+        """Of the way that leads through this nexus."""
+        return self.lu.access.of(self.nexus.target_port)
+
+    def not_accessible(self) -> CheckCondition | None:
+        """Why this way to the logical unit cannot be used now."""
+        return NOT_ACCESSIBLE.get(self.access_state)
+
     def allows(self, access: Access) -> bool:
         """No reservation of another nexus stands against it."""
         return self.lu.reservations.allows(self, access)
@@ -223,6 +244,7 @@ class ITLNexus:
         lu = self.lu
         return (
             not self.attentions
+            and self.not_accessible() is None
             and lu.not_ready() is None
             and not (access is Access.WRITE and lu.write_protected)
             and self.allows(access)

@@ -33,7 +33,7 @@ class ManualPlatform:
                 self.saved[name] = value
             done(error)
 
-    def note(self, what: str) -> None:
+    def note(self, kind: str, what: str) -> None:
         self.notes.append(what)
 
     def call_later(self, delay_s: float, call: Callable[[], None]) -> None:

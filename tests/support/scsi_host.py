@@ -23,8 +23,9 @@ class Host:
         lun_map: dict[int, LogicalUnit],
         name: str = "iqn.host:a",
         isid: bytes = b"\x80abcde",
+        tpgt: int = 1,
     ) -> None:
-        self.nexus: Nexus = device.open_nexus(name, isid, lun_map)
+        self.nexus: Nexus = device.open_nexus(name, isid, lun_map, tpgt=tpgt)
         self.tag = 0
         self.late: dict[int, Response] = {}
 

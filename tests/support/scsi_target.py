@@ -42,7 +42,7 @@ class LoopPlatform:
         self.saved[name] = value
         asyncio.get_running_loop().call_soon(done, None)
 
-    def note(self, what: str) -> None:
+    def note(self, kind: str, what: str) -> None:
         print(what, flush=True)
 
     def call_later(self, delay_s: float, call: Callable[[], None]) -> None:

@@ -85,7 +85,7 @@ def play(tmp_path: Path) -> Play:
 
 async def _one(scene: Scene, directory: Path) -> None:
     directory.mkdir(exist_ok=True)
-    daemon = Daemon(directory, [PortalAddress("127.0.0.1", 0)], directory / "lund.sock", Config())
+    daemon = Daemon(directory, [(PortalAddress("127.0.0.1", 0), 1)], directory / "lund.sock", Config())
     try:
         await daemon.start()
         transport = httpx.ASGITransport(daemon.app, raise_app_exceptions=False)

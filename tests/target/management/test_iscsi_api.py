@@ -237,7 +237,7 @@ def test_keepalive_times_are_settings(tmp_path: Path) -> None:
     config = Config.model_validate({"iscsi": {"nop_interval_s": 7, "nop_timeout_s": 3}})
 
     async def scene() -> None:
-        daemon = Daemon(tmp_path, [PortalAddress("127.0.0.1", 0)], tmp_path / "lund.sock", config)
+        daemon = Daemon(tmp_path, [(PortalAddress("127.0.0.1", 0), 1)], tmp_path / "lund.sock", config)
         try:
             await daemon.start()
             assert (daemon.portal.config.nop_interval_s, daemon.portal.config.nop_timeout_s) == (7, 3)

@@ -17,20 +17,21 @@ MACHINE = {"127.0.0.1", "192.0.2.9", "192.0.2.10", "::1", "fe80::1", "2001:db8::
 @pytest.mark.parametrize(
     ("listening", "expected"),
     [
-        ([("192.0.2.9", 3260)], ["192.0.2.9:3260,1"]),
-        ([("0.0.0.0", 3260)], ["192.0.2.9:3260,1", "192.0.2.10:3260,1"]),
-        ([("::", 860)], ["[2001:db8::7]:860,1"]),
-        ([("127.0.0.1", 3260)], ["127.0.0.1:3260,1"]),
-        ([("0.0.0.0", 3260), ("192.0.2.9", 3260)], ["192.0.2.9:3260,1", "192.0.2.10:3260,1"]),
+        ([("192.0.2.9", 3260, 1)], ["192.0.2.9:3260,1"]),
+        ([("0.0.0.0", 3260, 1)], ["192.0.2.9:3260,1", "192.0.2.10:3260,1"]),
+        ([("::", 860, 1)], ["[2001:db8::7]:860,1"]),
+        ([("127.0.0.1", 3260, 1)], ["127.0.0.1:3260,1"]),
+        ([("0.0.0.0", 3260, 1), ("192.0.2.9", 3260, 1)], ["192.0.2.9:3260,1", "192.0.2.10:3260,1"]),
+        ([("192.0.2.9", 3260, 1), ("192.0.2.10", 3260, 7)], ["192.0.2.9:3260,1", "192.0.2.10:3260,7"]),
         ([], []),
     ],
 )
-def test_wildcards_become_the_machines_addresses(listening: list[tuple[str, int]], expected: list[str]) -> None:
-    assert expand(listening, MACHINE, 1) == expected
+def test_wildcards_become_the_machines_addresses(listening: list[tuple[str, int, int]], expected: list[str]) -> None:
+    assert expand(listening, MACHINE) == expected
 
 
 def test_loopback_is_given_out_when_there_is_nothing_else() -> None:
-    assert expand([("0.0.0.0", 1), ("::", 1)], {"127.0.0.1", "::1", "fe80::2"}, 2) == ["127.0.0.1:1,2", "[::1]:1,2"]
+    assert expand([("0.0.0.0", 1, 2), ("::", 1, 2)], {"127.0.0.1", "::1", "fe80::2"}) == ["127.0.0.1:1,2", "[::1]:1,2"]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_loopback_is_given_out_when_there_is_nothing_else() -> None:
     ],
 )
 def test_who_came_over_loopback_is_told_of_that_address(local: str, expected: list[str]) -> None:
-    assert expand([("0.0.0.0", 1), ("::", 1)], MACHINE, 1, local) == expected
+    assert expand([("0.0.0.0", 1, 1), ("::", 1, 1)], MACHINE, local) == expected
 
 
 def test_the_kernel_tells_the_addresses() -> None:

@@ -58,7 +58,7 @@ def test_every_page_gives_its_code_and_length(number: int) -> None:
 
 
 def test_page_00_lists_the_pages_in_ascending_order() -> None:
-    assert list(page(0x00)[4:]) == [0x00, 0x80, 0x83, 0x86, 0x87, 0x88, 0x8F, 0xB0, 0xB1, 0xB2]
+    assert list(page(0x00)[4:]) == [0x00, 0x80, 0x83, 0x85, 0x86, 0x87, 0x88, 0x8F, 0xB0, 0xB1, 0xB2]
 
 
 def test_page_80_is_the_serial_of_the_lun() -> None:
@@ -97,9 +97,21 @@ def test_page_88_names_every_port() -> None:
     assert f"{TARGET},t,0x0002".encode() in data[size:]
 
 
-def test_tpgs_says_that_access_is_implicit() -> None:
+def test_tpgs_says_that_access_is_implicit_and_explicit() -> None:
     host, _, _ = one_host()
-    assert host.data(host.send(inquiry()))[5] & 0x30 == 0x10
+    assert host.data(host.send(inquiry()))[5] & 0x30 == 0x30
+
+
+def test_page_85_tells_the_addresses_of_the_management() -> None:
+    host, _, _ = one_host()
+    assert host.data(host.send(inquiry(0x85)))[2:] == bytes(2)
+    host.nexus.management_addresses = ("https://store1.example/", "ssh://store1")
+    data = host.data(host.send(inquiry(0x85)))[4:]
+    first = 4 + int.from_bytes(data[2:4], "big")
+    assert (data[0], data[4:first].rstrip(b"\0")) == (0x41, b"https://store1.example/")
+    assert (data[first], data[first + 4 :].rstrip(b"\0")) == (0x41, b"ssh://store1")
+    assert first % 4 == len(data) % 4 == 0
+    assert data[first - 1] == data[-1] == 0
 
 
 def test_page_83_takes_a_16_byte_naa() -> None:
