@@ -58,33 +58,56 @@ def check_volumes(lund: Lund) -> None:
 
 
 @pytest.fixture(scope="session")
-def _booted(namespace: Namespace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[UmlHost]]:
-    hosts: list[UmlHost] = []
+def _booted() -> Iterator[dict[str, UmlHost]]:
+    """Guests by name."""
+    hosts: dict[str, UmlHost] = {}
     try:
         yield hosts
     finally:
-        for host in hosts:
+        for host in hosts.values():
             host.close()
 
 
 @pytest.fixture
 def guest(
-    _booted: list[UmlHost], namespace: Namespace, tmp_path_factory: pytest.TempPathFactory
+    _booted: dict[str, UmlHost], namespace: Namespace, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[UmlHost]:
     """A Linux host, logged in nowhere.  One guest serves many tests; one that cannot be tidied up is replaced."""
-    if not _booted:
-        _booted.append(UmlHost(namespace, tmp_path_factory.mktemp("guest")).start())
-    yield _booted[0]
+    with lent(_booted, "first", namespace, tmp_path_factory) as host:
+        yield host
+
+
+@pytest.fixture
+def other_guest(
+    _booted: dict[str, UmlHost], namespace: Namespace, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[UmlHost]:
+    """A second one."""
+    with lent(_booted, "second", namespace, tmp_path_factory) as host:
+        yield host
+
+
+@contextlib.contextmanager
+def lent(
+    booted: dict[str, UmlHost], name: str, namespace: Namespace, factory: pytest.TempPathFactory
+) -> Iterator[UmlHost]:
+    if name not in booted:
+        booted[name] = UmlHost(namespace, factory.mktemp("guest")).start()
+    yield booted[name]
     with contextlib.suppress(HostError):
-        tidy_up(_booted[0])
+        tidy_up(booted[name])
         return
-    _booted.pop().close()
+    booted.pop(name).close()
 
 
 @pytest.fixture
 def host(lund: Lund, guest: UmlHost) -> UmlHost:
     """A host to use a daemon with; it is tidied up while the daemon still answers."""
     return guest
+
+
+@pytest.fixture
+def other_host(lund: Lund, other_guest: UmlHost) -> UmlHost:
+    return other_guest
 
 
 def tidy_up(host: UmlHost) -> None:

@@ -80,9 +80,9 @@ def test_a_path_that_is_cut_and_comes_back_costs_no_io_error(lund: Lund, two_way
 
 def carries_on(multipath: Multipath, *paths: str) -> None:
     """Each of these paths carries out further writes."""
-    before = {path: multipath.written(path) for path in paths}
+    before = {path: multipath.host.writes(path) for path in paths}
     wait_until(
-        lambda: all(multipath.written(path) > count for path, count in before.items()), 60, f"writes over {paths}"
+        lambda: all(multipath.host.writes(path) > count for path, count in before.items()), 60, f"writes over {paths}"
     )
 
 

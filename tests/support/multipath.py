@@ -99,7 +99,3 @@ class Multipath:
         lines = (line.split() for line in self.host.sh(script).out.splitlines())
         (path,) = (path for path, address in lines if address == portal)
         return path
-
-    def written(self, path: str) -> int:
-        """Write requests that this disk has carried out (Documentation/block/stat: the fifth field)."""
-        return int(self.host.run("cat", f"/sys/block/{path}/stat").out.split()[4])

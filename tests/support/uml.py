@@ -194,6 +194,10 @@ class UmlHost:
         """Plugs or pulls the cable of one tap, at this end: the driver does not get over a tap that is down."""
         self.run("ip", "link", "set", f"vec{number}", "up" if up else "down")
 
+    def writes(self, disk: str) -> int:
+        """Write requests that a disk (`/dev/sda`) has carried out (Documentation/block/stat: the fifth field)."""
+        return int(self.run("cat", f"/sys/block/{disk.rpartition('/')[2]}/stat").out.split()[4])
+
     # commands
 
     def spawn(self, *argv: str, limit_s: float = COMMAND_LIMIT_S) -> Job:
