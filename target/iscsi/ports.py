@@ -56,6 +56,9 @@ class Nexus(Protocol):
     """Set by the session: what it still holds for the logical unit ends too.  Called for every function of `manage`
     and every command (PREEMPT AND ABORT) that ends tasks, whoever sent it; never for what `execute` is doing."""
 
+    protocol_level: int
+    """Set by the session: iSCSIProtocolLevel."""
+
     def fast_read(self, lun: int, buf: memoryview, cdb_at: int, edtl: int, out: memoryview) -> int:
         """Hot path.  If `buf[cdb_at:]` is a plain in-range READ of exactly `edtl` bytes that fit `out`, nothing
         (unit attention, reservation, offline) stands in its way and the data needs no disk wait: fill `out` and

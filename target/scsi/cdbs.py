@@ -87,6 +87,11 @@ def _receive_copy_results(action: int) -> Cdb:
     )
 
 
+RECEIVE_COPY_STATUS, RECEIVE_COPY_DATA, RECEIVE_OPERATING_PARAMETERS, RECEIVE_COPY_FAILURE_DETAILS = map(
+    _receive_copy_results, (0x00, 0x01, 0x03, 0x04)
+)
+
+
 def _token(action: int) -> Cdb:
     return Cdb(
         0x83,
@@ -100,16 +105,28 @@ def _token(action: int) -> Cdb:
 
 
 POPULATE_TOKEN, WRITE_USING_TOKEN = map(_token, (0x10, 0x11))
-RECEIVE_ROD_TOKEN_INFORMATION = Cdb(
-    0x84,
-    "service_action" / service_action_byte(0x07),
+COPY_OPERATION_ABORT = Cdb(
+    0x83,
+    "service_action" / service_action_byte(0x1C),
     "list_identifier" / Int32ub,
-    reserved(4),
-    "allocation_length" / Int32ub,
-    reserved(1),
-    service_action=0x07,
+    reserved(9),
+    service_action=0x1C,
 )
-RECEIVE_COPY_STATUS, RECEIVE_OPERATING_PARAMETERS = map(_receive_copy_results, (0x00, 0x03))
+
+
+def _copy_information(action: int) -> Cdb:
+    return Cdb(
+        0x84,
+        "service_action" / service_action_byte(action),
+        "list_identifier" / Int32ub,
+        reserved(4),
+        "allocation_length" / Int32ub,
+        reserved(1),
+        service_action=action,
+    )
+
+
+RECEIVE_COPY_STATUS_LID4, RECEIVE_ROD_TOKEN_INFORMATION = map(_copy_information, (0x05, 0x07))
 
 REPORT_TARGET_PORT_GROUPS = Cdb(
     0xA3,

@@ -11,6 +11,7 @@ from target.scsi import (
     block,
     capacity,
     cdbs,
+    copy_control,
     extended_copy,
     format,
     inquiry,
@@ -252,6 +253,14 @@ COMMANDS: tuple[Command, ...] = (
     ),
     _out("EXTENDED COPY(LID1)", cdbs.EXTENDED_COPY, extended_copy.extended_copy),
     _in("RECEIVE COPY RESULTS, COPY STATUS", cdbs.RECEIVE_COPY_STATUS, extended_copy.copy_status),
+    _in("RECEIVE COPY RESULTS, RECEIVE DATA", cdbs.RECEIVE_COPY_DATA, extended_copy.copy_data),
+    _in(
+        "RECEIVE COPY RESULTS, FAILED SEGMENT DETAILS",
+        cdbs.RECEIVE_COPY_FAILURE_DETAILS,
+        extended_copy.failure_details,
+    ),
+    _in("RECEIVE COPY STATUS(LID4)", cdbs.RECEIVE_COPY_STATUS_LID4, copy_control.receive_copy_status),
+    _in("COPY OPERATION ABORT", cdbs.COPY_OPERATION_ABORT, copy_control.copy_operation_abort),
     _in(
         "RECEIVE COPY RESULTS, OPERATING PARAMETERS",
         cdbs.RECEIVE_OPERATING_PARAMETERS,

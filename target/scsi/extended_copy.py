@@ -1,4 +1,4 @@
-"""EXTENDED COPY(LID1) and RECEIVE COPY RESULTS (SPC-4 6.4, 6.17 - 6.21): block to block, inside one target.
+"""EXTENDED COPY(LID1) and RECEIVE COPY RESULTS (SPC-4 6.4, 6.17 - 6.22): block to block, inside one target.
 
 A copy source or destination is named by a designator of page 83h and looked up among the logical units that the nexus
 sees.  The command ends when the data is written (in the cache, like any write); its outcome is kept per I_T_L nexus
@@ -7,10 +7,23 @@ and list identifier.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
-from construct import Bytes, Const, Int8ub, Int16ub, Int32ub, Int64ub, Padding, PrefixedArray, Struct
+from construct import (
+    Bytes,
+    Const,
+    GreedyBytes,
+    Int8ub,
+    Int16ub,
+    Int32ub,
+    Int64ub,
+    Padding,
+    Prefixed,
+    PrefixedArray,
+    Struct,
+)
 
 from target.scsi.copying import Copier, Segment
 from target.scsi.inquiry import ASCII, BINARY, NAA, T10_VENDOR_ID, t10_vendor_id
@@ -21,7 +34,7 @@ from target.scsi.limits import (
     MAX_COPY_TARGETS,
     MAX_DESCRIPTOR_LIST_BYTES,
 )
-from target.scsi.sense import Asc, CheckCondition, SenseKey, illegal, invalid_field, invalid_parameter
+from target.scsi.sense import Asc, CheckCondition, SenseKey, Status, illegal, invalid_field, invalid_parameter
 from target.scsi.task import Access, Reply, Task, data_in
 from target.scsi.third_party import BLOCK_TO_BLOCK, IDENTIFICATION
 from target.scsi.unit import ITLNexus
@@ -100,12 +113,30 @@ OPERATING_PARAMETERS = Struct(
 )
 
 
-class CopyOutcome(NamedTuple):
+# SPC-4 6.22
+FAILURE_DETAILS = Struct(
+    Padding(52),
+    "extended_copy_command_status" / Int8ub,
+    Padding(1),
+    "sense_data" / Prefixed(Int16ub, GreedyBytes),
+)
+
+
+@dataclass
+class CopyOutcome:
     """What RECEIVE COPY RESULTS tells of a list identifier."""
 
     status: int = IN_PROGRESS
     segments: int = 0
     bytes_copied: int = 0
+    sense: bytes = b""
+    """Of a segment that failed, until it has been told."""
+    cancel: Callable[[], None] | None = None
+    """Ends the copy while it goes on."""
+
+    @property
+    def going_on(self) -> bool:
+        return self.status == IN_PROGRESS
 
 
 def aborted(asc: Asc = Asc.NO_ADDITIONAL_SENSE) -> CheckCondition:
@@ -129,10 +160,19 @@ def extended_copy(task: Task) -> Reply | None:
     segments = [_segment(each, targets) for each in descriptors]
     if not segments:
         return Reply()
+    outcome = CopyOutcome()
+
+    def wanted() -> bool:
+        if not task.waiting and outcome.going_on:  # aborted by task management: nobody is answered
+            outcome.status = DONE_WITH_ERRORS
+        return outcome.going_on
+
+    copier = Copier(segments, wanted, lambda ended, condition: _ended(task, outcome, ended, condition))
+    outcome.cancel = lambda: _ended(task, outcome, copier, aborted())
     if list_id is not None:
-        task.itl.copies[list_id] = CopyOutcome()
+        task.itl.copies[list_id] = outcome
     task.put_aside()
-    Copier(segments, lambda: task.waiting, lambda copier, condition: _ended(task, list_id, copier, condition)).start()
+    copier.start()
     return None
 
 
@@ -155,12 +195,9 @@ def _list_identifier(task: Task, head: Any) -> int | None:
         if head.list_identifier:
             raise invalid_parameter(0)
         return None
-    if task.itl.copies.get(head.list_identifier, DONE_BEFORE).status == IN_PROGRESS:
+    if (known := task.itl.copies.get(head.list_identifier)) is not None and known.going_on:
         raise illegal(Asc.OPERATION_IN_PROGRESS)
     return None if usage == DISCARD else int(head.list_identifier)
-
-
-DONE_BEFORE = CopyOutcome(DONE)
 
 
 def _targets(task: Task, descriptors: memoryview) -> list[ITLNexus | None]:
@@ -229,24 +266,46 @@ def _usable(targets: list[ITLNexus | None], index: int, access: Access) -> ITLNe
     return itl
 
 
-def _ended(task: Task, list_id: int | None, copier: Copier, condition: CheckCondition | None) -> None:
-    if list_id is not None:
-        status = DONE if condition is None else DONE_WITH_ERRORS
-        task.itl.copies[list_id] = CopyOutcome(status, copier.segments_done, copier.bytes_done)
+def _ended(task: Task, outcome: CopyOutcome, copier: Copier, condition: CheckCondition | None) -> None:
+    outcome.segments, outcome.bytes_copied = copier.segments_done, copier.bytes_done
+    outcome.status = DONE if condition is None else DONE_WITH_ERRORS
     if condition is None:
         task.finish(Reply())
-    else:
-        # The error of the segment, as the copy manager's own
-        task.finish(task.lu.failed(CheckCondition(SenseKey.COPY_ABORTED, condition.asc, copier.segments_done)))
+        return
+    # The error of the segment, as the copy manager's own
+    reply = task.lu.failed(CheckCondition(SenseKey.COPY_ABORTED, condition.asc, copier.segments_done))
+    outcome.sense = reply.sense
+    task.finish(reply)
 
 
 # --- RECEIVE COPY RESULTS ---------------------------------------------------------------------------------------------
 
 
-def copy_status(task: Task) -> Reply:
+def _outcome(task: Task) -> CopyOutcome:
     outcome = task.itl.copies.get(task.fields["list_identifier"])
     if outcome is None:
         raise invalid_field(2)
+    return outcome
+
+
+def copy_data(task: Task) -> Reply:
+    """SPC-4 6.19: no segment type that is supported holds data for the host."""
+    _outcome(task)
+    return data_in(bytes(4), task.fields["allocation_length"])
+
+
+def failure_details(task: Task) -> Reply:
+    """SPC-4 6.22.  Told once, as the standard has it."""
+    outcome = _outcome(task)
+    sense, outcome.sense = outcome.sense, b""
+    details = b""
+    if sense:
+        details = FAILURE_DETAILS.build({"extended_copy_command_status": Status.CHECK_CONDITION, "sense_data": sense})
+    return data_in(len(details).to_bytes(4, "big") + details, task.fields["allocation_length"])
+
+
+def copy_status(task: Task) -> Reply:
+    outcome = _outcome(task)
     built = COPY_STATUS.build({
         "status": outcome.status,
         "segments_processed": outcome.segments,

@@ -45,6 +45,8 @@ class ITNexus:
         """Target portal group tag, which names the target port (RFC 7143 4.4.4)."""
         self.target_ports: tuple[int, ...] = (target_port,)
         """Every port of the target device: what ALL_TG_PT and REPORT TARGET PORT GROUPS mean."""
+        self.protocol_level = 1
+        """What the session has agreed on (RFC 7144 7.1.1); from 2 on there are more task management functions."""
         self.management_addresses: tuple[str, ...] = ()
         """URLs for VPD page 85h."""
         self.tokens = Tokens()

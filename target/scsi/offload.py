@@ -6,7 +6,7 @@ I_T_L nexus and list identifier.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +65,10 @@ ROD_TOKEN_INFORMATION = Struct(
     Padding(6),
 )
 LOGICAL_BLOCKS = 0xF1
-DONE, DONE_WITH_ERRORS, IN_BACKGROUND = 0x01, 0x02, 0x11
+DONE, DONE_WITH_ERRORS, IN_FOREGROUND, IN_BACKGROUND, TERMINATED = 0x01, 0x02, 0x11, 0x12, 0x60
 UPDATE_DELAY_MS = 100
 TOKEN_DESCRIPTORS = Prefixed(Int32ub, GreedyBytes)
+ABORTED_BY_COMMAND = CheckCondition(SenseKey.COPY_ABORTED, Asc.NO_ADDITIONAL_SENSE)
 POPULATE_TOKEN_ACTION, WRITE_USING_TOKEN_ACTION = 0x10, 0x11
 
 
@@ -80,6 +81,12 @@ class Outcome:
     blocks: int = 0
     condition: CheckCondition | None = None
     token: bytes = b""
+    cancel: Callable[[], None] | None = None
+    """Ends the copy while it goes on."""
+
+    @property
+    def going_on(self) -> bool:
+        return self.status in (IN_FOREGROUND, IN_BACKGROUND)
 
 
 def _remember(task: Task, outcome: Outcome) -> Outcome:
@@ -93,7 +100,7 @@ def _remember(task: Task, outcome: Outcome) -> Outcome:
 
 def _check_identifier(task: Task) -> None:
     known = task.itl.token_outcomes.get(task.fields["list_identifier"])
-    if known is not None and known.status == IN_BACKGROUND:
+    if known is not None and known.going_on:
         raise illegal(Asc.OPERATION_IN_PROGRESS)
 
 
@@ -193,41 +200,44 @@ def _segments(lu: LogicalUnit, token: Token, offset_into_rod: int, ranges: Seque
 
 
 def _copy(task: Task, segments: list[Segment], immediately: bool) -> Reply | None:
-    outcome = _remember(task, Outcome(WRITE_USING_TOKEN_ACTION, IN_BACKGROUND if segments else DONE))
     if not segments:
+        _remember(task, Outcome(WRITE_USING_TOKEN_ACTION))
         return Reply()
+    outcome = _remember(task, Outcome(WRITE_USING_TOKEN_ACTION, IN_BACKGROUND if immediately else IN_FOREGROUND))
     lu, itl = task.lu, task.itl
 
-    def over(copier: Copier, condition: CheckCondition | None) -> None:
+    def over(copier: Copier, condition: CheckCondition | None, status: int = DONE_WITH_ERRORS) -> None:
         outcome.blocks = copier.bytes_done >> lu.shift
-        outcome.status = DONE if condition is None else DONE_WITH_ERRORS
+        outcome.status = DONE if condition is None else status
         outcome.condition = condition and CheckCondition(SenseKey.COPY_ABORTED, condition.asc)
         if not immediately:
             task.finish(Reply() if outcome.condition is None else lu.failed(outcome.condition))
 
     def wanted() -> bool:
-        going_on = itl in lu.itls if immediately else task.waiting
-        if not going_on:
-            outcome.status = DONE_WITH_ERRORS
-        return going_on
+        if outcome.going_on and not (itl in lu.itls if immediately else task.waiting):
+            outcome.status = TERMINATED
+        return outcome.going_on
 
-    Copier(segments, wanted, over).start()
+    copier = Copier(segments, wanted, over)
+    outcome.cancel = lambda: over(copier, ABORTED_BY_COMMAND, TERMINATED)
+    copier.start()
     if immediately:
         return Reply()
     task.put_aside()
     return None
 
 
-def rod_token_information(task: Task) -> Reply:
+def copy_information(task: Task) -> bytes:
+    """What RECEIVE COPY STATUS(LID4) and RECEIVE ROD TOKEN INFORMATION begin with, after the length."""
     outcome = task.itl.token_outcomes.get(task.fields["list_identifier"])
     if outcome is None:
         raise invalid_field(2)
     sense = b"" if outcome.condition is None else outcome.condition.encode(task.lu.modes.descriptor_sense)
-    body = ROD_TOKEN_INFORMATION.build({
+    body: bytes = ROD_TOKEN_INFORMATION.build({
         "service_action": outcome.service_action,
         "copy_operation_status": outcome.status,
         "operation_counter": 1,
-        "estimated_status_update_delay": UPDATE_DELAY_MS if outcome.status == IN_BACKGROUND else 0,
+        "estimated_status_update_delay": UPDATE_DELAY_MS if outcome.going_on else 0,
         "extended_copy_completion_status": 0x02 if sense else 0,
         "length_of_sense_data_field": len(sense),
         "sense_data_length": len(sense),
@@ -235,6 +245,12 @@ def rod_token_information(task: Task) -> Reply:
         "transfer_count": outcome.blocks,
         "segments_processed": 0,
     })
+    return body + sense
+
+
+def rod_token_information(task: Task) -> Reply:
+    body = copy_information(task)
+    token = task.itl.token_outcomes[task.fields["list_identifier"]].token
     # SPC-4 6.29.6: ID FOR CREATING ROD CSCD DESCRIPTOR is not for a token that was made this way
-    body += sense + TOKEN_DESCRIPTORS.build(bytes(2) + outcome.token if outcome.token else b"")
+    body += TOKEN_DESCRIPTORS.build(bytes(2) + token if token else b"")
     return data_in(len(body).to_bytes(4, "big") + body, task.fields["allocation_length"])

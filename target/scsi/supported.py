@@ -37,6 +37,9 @@ RCTD = 0x80
 
 # SPC-4 6.36: ABORT TASK, ABORT TASK SET, CLEAR TASK SET, LOGICAL UNIT RESET
 ATS_ATSS_CTSS_LURS = 0xD8
+# QUERY TASK; QUERY ASYNCHRONOUS EVENT, QUERY TASK SET, I_T NEXUS RESET
+QTS, QAES_QTSS_ITNRS = 0x04, 0x07
+RFC_7144 = 2
 REPD = 0x80
 
 
@@ -107,7 +110,9 @@ REPORTING_OPTIONS: dict[int, Callable[[Task, list[Command], bool], bytes]] = {
 
 def report_tmfs(task: Task) -> Reply:
     extended = bool(task.fields["options"] & REPD)
-    data = bytes((ATS_ATSS_CTSS_LURS, 0, 0, 12 if extended else 0))
+    more = task.nexus.protocol_level >= RFC_7144
+    functions = (ATS_ATSS_CTSS_LURS | QTS, QAES_QTSS_ITNRS) if more else (ATS_ATSS_CTSS_LURS, 0)
+    data = bytes((*functions, 0, 12 if extended else 0))
     return data_in(data + bytes(12) if extended else data, task.fields["allocation_length"])
 
 

@@ -102,7 +102,10 @@ def third_party_copy_page(block_bytes: int) -> bytes:
             "maximum_token_transfer_size": MAX_TOKEN_BYTES // block_bytes,
             "optimal_transfer_count": OPTIMAL_TOKEN_BYTES // block_bytes,
         })),
-        supported_commands({EXTENDED_COPY: [0x00, 0x10, 0x11], RECEIVE_COPY_RESULTS: [0x00, 0x03, 0x07]}),
+        supported_commands({
+            EXTENDED_COPY: [0x00, 0x10, 0x11, 0x1C],
+            RECEIVE_COPY_RESULTS: [0x00, 0x01, 0x03, 0x04, 0x05, 0x07],
+        }),
         descriptor(PARAMETER_DATA, COPY_PARAMETERS.build({})),
         descriptor(SUPPORTED_DESCRIPTORS, bytes((2, BLOCK_TO_BLOCK, IDENTIFICATION))),
         descriptor(SUPPORTED_CSCD_IDS, bytes(2)),

@@ -171,6 +171,8 @@ class LogicalUnit:
         self.modes.reset()
         self.medium.reset()
         self.reservations.release_unit()
+        for itl in self.itls:
+            itl.cancel_copies()
         self.establish(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
 
 
@@ -204,6 +206,13 @@ class ITLNexus:
         self.lu.medium.allow(self)
         if self.lu.reservations.release_unit(self):
             self.lu.state_changed()
+
+    def cancel_copies(self) -> None:
+        """A reset ends copies that go on in the background, too (SPC-4 5.16.4.4)."""
+        operations: list[CopyOutcome | Outcome] = [*self.copies.values(), *self.token_outcomes.values()]
+        for operation in operations:
+            if operation.going_on and operation.cancel is not None:
+                operation.cancel()
 
     def establish(self, attention: Asc) -> None:
         if attention in RESETS:

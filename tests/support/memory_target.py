@@ -63,6 +63,7 @@ class MemoryNexus:
         self._view = disk.view
         self._size = len(disk.data)
         self.on_abort: Aborted | None = None
+        self.protocol_level = 1
         disk.nexuses.append(self)
 
     def fast_read(self, lun: int, buf: memoryview, cdb_at: int, edtl: int, out: memoryview) -> int:

@@ -173,6 +173,12 @@ def test_the_level_is_the_lower_one(bench: Bench, offered: str, agreed: str) -> 
     assert session.agreed["iSCSIProtocolLevel"] == agreed
 
 
+@pytest.mark.parametrize("level", [1, 2])
+def test_the_device_server_knows_the_level(bench: Bench, level: int) -> None:
+    bench.logged_in(keys={"iSCSIProtocolLevel": str(level)})
+    assert bench.disk.nexuses[0].protocol_level == level
+
+
 def test_query_task(bench: Bench) -> None:
     session = bench.logged_in(keys=LEVEL_2)
     tag = flush(session)

@@ -282,8 +282,8 @@ def test_page_8f_names_the_commands() -> None:
         found[kind] = data[at + 4 : at + 4 + length]
         assert length % 4 == 0
         at += 4 + length
-    assert bytes((0x83, 3, 0, 0x10, 0x11)) in found[1]
-    assert bytes((0x84, 3, 0, 3, 7)) in found[1]
+    assert bytes((0x83, 4, 0, 0x10, 0x11, 0x1C)) in found[1]
+    assert bytes((0x84, 6, 0, 1, 3, 4, 5, 7)) in found[1]
 
 
 def test_inquiry_says_that_there_is_third_party_copy() -> None:

@@ -30,7 +30,7 @@ from tests.support.scsi_host import (
 MIB = 1 << 20
 COPY_ABORTED = 0x0A
 DEL_TKN, IMMED, RTV = 0x02, 0x01, 0x02
-DONE, DONE_WITH_ERRORS, IN_BACKGROUND = 1, 2, 0x11
+DONE, DONE_WITH_ERRORS, IN_BACKGROUND = 1, 2, 0x12
 ZERO_TOKEN = bytes.fromhex("ffff0001 0000 01f8").ljust(512, b"\0")
 
 
@@ -329,7 +329,7 @@ def test_page_8f_tells_the_limits_and_the_kind_of_token() -> None:
         kind, length = struct.unpack(">HH", data[at : at + 4])
         found[kind] = data[at + 4 : at + 4 + length]
         at += 4 + length
-    assert bytes((0x83, 3, 0, 0x10, 0x11)) in found[1]
+    assert bytes((0x83, 4, 0, 0x10, 0x11, 0x1C)) in found[1]
     assert struct.unpack(">6xHIIQQ", found[0]) == (64, 3600, 60, 1 << 21, 1 << 17)
     assert found[0x108][4:8] == bytes.fromhex("00010000")
     assert list(found) == sorted(found)

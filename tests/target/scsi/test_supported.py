@@ -76,6 +76,13 @@ def test_supported_task_management_functions_are_told() -> None:
     assert host.data(host.send(cdb)) == bytes((0xD8, 0, 0, 0))
 
 
+def test_those_of_rfc_7144_are_told_where_the_session_has_them() -> None:
+    host, _, _ = one_host()
+    host.nexus.protocol_level = 2
+    cdb = bytes((0xA3, 0x0D, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0))
+    assert host.data(host.send(cdb)) == bytes((0xDC, 0x07, 0, 0))
+
+
 def test_the_extended_form_has_16_bytes() -> None:
     host, _, _ = one_host()
     cdb = bytes((0xA3, 0x0D, 0x80, 0, 0, 0, 0, 0, 0, 64, 0, 0))
