@@ -16,7 +16,7 @@ RUN_READY = $(VENV)/.ready-to-run
 TEST_READY = $(VENV)/.ready-to-test
 FUZZ_READY = $(VENV)/.ready-to-fuzz
 
-.PHONY: help run test crash fuzz demo bench bench-flush bench-scale lint unit debian clean
+.PHONY: help run test crash fuzz demo bench bench-flush bench-rollout bench-scale lint unit debian clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo 'make demo    the whole story in three minutes (root: it boots Linux hosts)'
 	@echo 'make bench   4 KiB random reads beside tgt'
 	@echo 'make bench-flush   writes and flushes beside tgt, with and without the log; BENCH_ARGS="--rounds N …"'
+	@echo 'make bench-rollout  a golden image rolled out as 10, 100 and 250 LUNs; BENCH_ARGS="--rounds N …"'
 	@echo 'make bench-scale   a volume of 1 TiB with 1,000 LUNs and 255 snapshots; BENCH_ARGS="--json FILE …"'
 	@echo 'make lint    ruff, mypy, compileall'
 	@echo 'make clean   remove what the targets above made (never $(STATE)/)'
@@ -77,6 +78,9 @@ bench: debian $(RUN_READY)
 
 bench-flush: debian $(RUN_READY)
 	@exec $(BIN)/python scripts/bench_flush.py $(BENCH_ARGS)
+
+bench-rollout: $(RUN_READY)
+	@exec $(BIN)/python scripts/bench_rollout.py $(BENCH_ARGS)
 
 bench-scale: $(RUN_READY)
 	@exec $(BIN)/python scripts/bench_scale.py $(BENCH_ARGS)

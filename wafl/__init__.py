@@ -35,6 +35,7 @@ from wafl.fill import FillPlan
 from wafl.format import BLOCK_BYTES, LEVEL_ONE_BYTES, MAX_CHAIN_DEPTH, MAX_LUNS, MAX_SNAPSHOTS, POINTERS
 from wafl.layout import MAX_STRETCHES, Layout, Stretch, lun_layout
 from wafl.lun import Lun
+from wafl.making import create_luns
 from wafl.scrub import BadBlock, Scrub
 from wafl.scrub_driver import Pace, drive_scrub
 from wafl.service import VolumeService
@@ -97,6 +98,7 @@ __all__ = [
     "WaflError",
     "check",
     "claim_log",
+    "create_luns",
     "drive_scrub",
     "lun_layout",
     "open_log_device",

@@ -146,9 +146,11 @@ class FileSystem:
         check_lun_name(name)
         if name in self.luns:
             raise NameTaken(f"there is a LUN {name} already")
-        for other in self.luns:
-            if other.startswith(name + "/") or name.startswith(other + "/"):
-                raise NameTaken(f"{name} and the LUN {other} cannot both exist: a LUN is not a directory")
+        above = [name[:at] for at, char in enumerate(name) if char == "/"]
+        below = name + "/"
+        clash = [each for each in above if each in self.luns] or [each for each in self.luns if each.startswith(below)]
+        if clash:
+            raise NameTaken(f"{name} and the LUN {clash[0]} cannot both exist: a LUN is not a directory")
 
     def create_lun(self, name: str, size_bytes: int, *, uuid: uuids.UUID, serial: str, naa: bytes, ostype: str,
                    reserved: bool, comment: str, block_bytes: int, created_us: int, backing: Backing | None,

@@ -11,14 +11,19 @@ from wafl.errors import NameTaken
 from wafl.lun import Lun
 
 
-def new_identity(luns: Iterable[Lun], uuid: uuids.UUID | None) -> tuple[uuids.UUID, str, bytes]:
-    """UUID (the given one, or a new one), serial number and NAA designator unlike those of all `luns`.
+def identities(luns: Iterable[Lun]) -> set[str | bytes]:
+    """What none of another LUN may be."""
+    return {value for lun in luns for value in (lun.uuid, lun.serial, lun.naa)}
+
+
+def new_identity(taken: set[str | bytes], uuid: uuids.UUID | None) -> tuple[uuids.UUID, str, bytes]:
+    """UUID (the given one, or a new one), serial number and NAA designator, none of them `taken`; they are then.
     Raises NameTaken."""
-    taken = {value for lun in luns for value in (lun.uuid, lun.serial, lun.naa)}
     while True:
         chosen = uuid or uuids.uuid4()
         serial, naa = serial_of(chosen), naa_of(chosen)
-        if not taken & {str(chosen), serial, naa}:
+        if taken.isdisjoint((str(chosen), serial, naa)):
+            taken.update((str(chosen), serial, naa))
             return chosen, serial, naa
         if uuid is not None:
             raise NameTaken(f"a LUN with the UUID {uuid} exists")

@@ -149,7 +149,7 @@ class Reserve:
             self.refresh()
             self._core.ensure(NEW_LUN_BLOCKS, self._core.allocator.floor_guest)
             return
-        blocks = NEW_LUN_BLOCKS + self.needed_by_new(size_bytes) + self._first_working_room()
+        blocks = NEW_LUN_BLOCKS + self.needed_by_new(size_bytes) + self.first_working_room()
         self.check_room(
             blocks, f"space for all of LUN {name}",
             "make it with -o noreserve, delete a snapshot or a LUN, or grow the volume",
@@ -158,7 +158,7 @@ class Reserve:
     def check_enabled(self, lun: Lun) -> None:
         """Room for a LUN to become a reserved one.  Raises NoSpace."""
         self.check_room(
-            self.needed_by(lun) + self._first_working_room(), f"space for all of LUN {lun.name}",
+            self.needed_by(lun) + self.first_working_room(), f"space for all of LUN {lun.name}",
             "delete a snapshot or a LUN, or grow the volume",
         )  # fmt: skip
 
@@ -197,7 +197,7 @@ class Reserve:
             have = allocator.free + allocator.end - allocator.next - allocator.floor_guest
             raise NoSpace(f"{what} needs {size_text(blocks - have)} more than there is: {advice}") from None
 
-    def _first_working_room(self) -> int:
+    def first_working_room(self) -> int:
         """The first reserved LUN of a volume brings it."""
         return 0 if self._any() else self._core.allocator.margin
 

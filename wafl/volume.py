@@ -21,11 +21,10 @@ from wafl.bits import Vbns, set_range
 from wafl.buffers import VOLUME, Core
 from wafl.checkpoint import Checkpoint
 from wafl.device import Device
-from wafl.errors import ChainTooDeep, CorruptVolume, DamagedRecord, InvalidSize, LunBusy
+from wafl.errors import CorruptVolume, DamagedRecord, LunBusy
 from wafl.filesystem import FileSystem, check_lun_size
 from wafl.format import (
     BLOCK_BYTES,
-    MAX_CHAIN_DEPTH,
     TAIL_BLOCKS,
     Geometry,
     InodeType,
@@ -33,10 +32,10 @@ from wafl.format import (
     plan_geometry,
 )
 from wafl.grow import grow
-from wafl.identity import new_identity
 from wafl.inode import Inode
 from wafl.labels import Superblock, read_superblock, wipe, write_labels
 from wafl.lun import Lun
+from wafl.making import find_parent, make_lun
 from wafl.maps import MapFile
 from wafl.reclaim import Reclaim
 from wafl.snapshots import Snapshot, SnapshotTable
@@ -354,34 +353,9 @@ class Volume:
         `reserved` a LUN has its parent's setting, and one without a parent is not reserved.
         Raises InvalidName, NameTaken, InvalidSize, LimitReached, NoSpace, NoSuchSnapshot, NoSuchLun, ChainTooDeep."""
         self._check_writable()
-        self.files.check_new_name(name)
-        found, missing, parent_bytes = None, 0, 0
-        if backing is not None:
-            found, parent, missing = self.snapshots_table.backing_for(*backing)
-            if self.snapshots_table.depth(found) > MAX_CHAIN_DEPTH:
-                raise ChainTooDeep(name, MAX_CHAIN_DEPTH)
-            parent_bytes = parent.size_bytes
-            size_bytes = parent_bytes if size_bytes is None else size_bytes
-            block_bytes = block_bytes or parent.block_bytes
-            reserved = parent.reserved if reserved is None else reserved
-        if size_bytes is None:
-            raise InvalidSize("a LUN without a backing needs a size")
-        block_bytes = block_bytes or 512
-        check_lun_size(size_bytes, block_bytes)
-        # A smaller clone: its last block must end in zeros, so it is made full size and shrunk.
-        full = found.limit_bytes if found is not None and size_bytes < parent_bytes else size_bytes
-        uuid, serial, naa = new_identity(self.files.luns.values(), uuid)
-        lun = self.files.create_lun(
-            name, full, uuid=uuid, serial=serial, naa=naa, ostype=ostype, reserved=bool(reserved), comment=comment,
-            block_bytes=block_bytes, created_us=self.now_us(), backing=found, missing=missing,
-        )  # fmt: skip
-        if full != size_bytes:
-            try:
-                lun.resize(size_bytes)
-            except Exception:
-                self.files.destroy_lun(name)
-                raise
-        return lun
+        parent = None if backing is None else find_parent(self, name, backing)
+        return make_lun(self, name, size_bytes, parent=parent, ostype=ostype, reserved=reserved, comment=comment,
+                        block_bytes=block_bytes, uuid=uuid)  # fmt: skip
 
     def destroy_lun(self, name: str) -> None:
         """Gone at once; its blocks come back in the background."""

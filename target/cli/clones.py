@@ -79,22 +79,43 @@ def _follow(ctx: Context, path: str, job: dict[str, Any]) -> dict[str, Any]:
     return job
 
 
-def create(ctx: Context, path: str, parent: str, snapshot: str | None, options: tuple[str, ...]) -> None:
-    """Create a LUN from PARENT as it is now, or as it was in SNAP; instantly.  Its space is reserved if PARENT's is."""
+def create(
+    ctx: Context, path: str, parent: str, snapshot: str | None, options: tuple[str, ...], count: int | None, first: int,
+    igroup: str | None,
+) -> None:  # fmt: skip
+    """Create a LUN from PARENT as it is now, or as it was in SNAP; instantly.  Its space is reserved if PARENT's is.
+
+    With --count N so many LUNs, all of them or none; PATH then has %d or %03d where their number goes."""
     backing = {"path": parent, "snapshot": snapshot}
+    if count is not None:
+        body = {
+            "pattern": path, "count": count, "first": first, "backing": backing, "igroup": igroup,
+            "reserved": reserved_by(options),
+        }  # fmt: skip
+        luns = ctx.client.post("/v1/rollouts", body)
+        mapped = f", mapped to {igroup}" if igroup else ""
+        ctx.out.done(luns, f"{luns[0]['path']} to {luns[-1]['path']}: {len(luns)} LUNs{mapped}")
+        return
+    if igroup is not None:
+        raise click.UsageError("--igroup goes with --count; use 'lun map' for one LUN")
     lun = ctx.client.post("/v1/luns", {"path": path, "backing": backing, "reserved": reserved_by(options)})
     ctx.out.done(lun, f"{path}: {format_size(lun['size_bytes'])}, backed by {lun['backing']['path']}")
 
 
 _PATH = click.argument("path", type=PATH)
 _LIMIT = click.option("--limit", type=RATE_TYPE, metavar="RATE", help="Bytes a second at most: 100m, 1g.")
+_COUNT = click.option("--count", type=click.IntRange(1), metavar="N", help="So many LUNs at once: PATH has %d in it.")
+_FIRST = click.option("--first", type=click.IntRange(0), default=1, show_default=True, help="Number of the first.")
+_IGROUP = click.option("--igroup", help="Map all of them to this igroup.")
 _FOLLOW = click.option("-f", "--follow", is_flag=True, help="Follow it with a progress bar.")
 
 command(clone, "show")(click.argument("path", type=PATH, required=False)(show))
 command(clone, "create")(
     _PATH(
         click.option("-b", "--backing", "parent", type=PATH, required=True, metavar="PARENT")(
-            click.argument("snapshot", metavar="[SNAP]", required=False)(NORESERVE(create))
+            click.argument("snapshot", metavar="[SNAP]", required=False)(
+                _COUNT(_FIRST(_IGROUP(NORESERVE(create))))
+            )
         )
     )
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 
 from target.management import models, serving
@@ -182,11 +183,7 @@ def map_path(core: Core, entry: LunMap) -> str:
 def choose_lun_id(state: AdminState, igroup: str, volume: str, wanted: int | None) -> int:
     """The id asked for, if it is free for everybody in the igroup, or the lowest that hides nothing from anybody."""
     if wanted is None:
-        seen = state.lun_ids_seen(igroup, volume)
-        free = next((number for number in range(LUN_ID_LIMIT) if number not in seen), None)
-        if free is None:
-            raise Refused("limit-reached", f"all {LUN_ID_LIMIT} LUN ids of igroup {igroup} are in use")
-        return free
+        return free_lun_ids(state, igroup, volume, 1)[0]
     if wanted in state.lun_ids_taken(igroup, volume):
         raise Refused(
             "lun-id-taken",
@@ -194,3 +191,13 @@ def choose_lun_id(state: AdminState, igroup: str, volume: str, wanted: int | Non
             "or leave it out for the lowest free one",
         )
     return wanted
+
+
+def free_lun_ids(state: AdminState, igroup: str, volume: str, count: int) -> list[int]:
+    """The lowest ids that hide nothing from anybody."""
+    seen = state.lun_ids_seen(igroup, volume)
+    free = list(itertools.islice((number for number in range(LUN_ID_LIMIT) if number not in seen), count))
+    if len(free) < count:
+        few = f"only {len(free)}" if free else "none"
+        raise Refused("limit-reached", f"{few} of the {LUN_ID_LIMIT} LUN ids of igroup {igroup} are free, not {count}")
+    return free

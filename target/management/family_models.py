@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
+
+from target.management.models import Comment, LunBacking, Name, Path, Request
+
+MAX_NUMBER = 10**9
+MAX_ROLLOUT = 250
+"""LUNs made in one go: hosts wait meanwhile, about a millisecond a LUN on a volume that has the most."""
 
 
 class Stretch(BaseModel):
@@ -57,3 +63,16 @@ class SnapshotFamily(BaseModel):
     clones_needed: list[str] = Field(description="LUNs to clone before it can go, those on later snapshots too")
     snapshots_in_the_way: list[str] = Field(description="Later snapshots that have to go before it")
     missing_bytes: int = Field(description="What all those clones have to copy")
+
+
+class Rollout(Request):
+    pattern: Path = Field(
+        description="Path of the LUNs, with %d or %03d where their number goes", examples=["/vol/vol0/vm%03d"]
+    )
+    count: Annotated[int, Field(ge=1, le=MAX_ROLLOUT)]
+    first: Annotated[int, Field(ge=0, le=MAX_NUMBER)] = Field(default=1, description="Number of the first LUN")
+    backing: LunBacking
+    igroup: Name | None = Field(default=None, description="Map all of them to it, under the lowest ids that are free")
+    ostype: str | None = Field(default=None, description="Default: the parent's")
+    reserved: bool | None = Field(default=None, description="Default: what the parent is")
+    comment: Comment = ""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 import sqlite3
-import time
 from collections.abc import Callable, Mapping
 
 from target.management import models, serving
+from target.management.backings import drop_made, find_parent
 from target.management.clones import Clones
 from target.management.core import Core, Unit
 from target.management.events import Severity
@@ -30,7 +30,6 @@ PROPERTIES: dict[str, serving.Tell | None] = {
 }
 """Settable as they are -> how sessions are told."""
 SERIAL_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
-SNAPSHOT_NAME_TRIES = 100
 
 
 class Luns:
@@ -45,14 +44,14 @@ class Luns:
         found = []
         for unit in units:
             jobs = self.clones.jobs(unit)
-            found += [self._model(unit, lun, jobs) for lun in unit.volume.luns()]
+            found += [self.model(unit, lun, jobs) for lun in unit.volume.luns()]
         return found
 
     def get(self, text: str) -> models.Lun:
         unit, lun, _path = self.core.find(text)
-        return self._model(unit, lun)
+        return self.model(unit, lun)
 
-    def _model(self, unit: Unit, lun: Lun, jobs: Mapping[str, models.CloneStatus] | None = None) -> models.Lun:
+    def model(self, unit: Unit, lun: Lun, jobs: Mapping[str, models.CloneStatus] | None = None) -> models.Lun:
         backing = lun.backing
         jobs = self.clones.jobs(unit) if jobs is None else jobs
         return models.Lun(
@@ -96,7 +95,7 @@ class Luns:
             check_ostype(wanted.ostype)
         async with self.core.changing:
             unit = self.core.unit(path.volume)
-            self._check_free(unit, path)
+            self.check_free(unit, path)
             if wanted.backing is not None:
                 lun = await self._create_backed(unit, path, wanted)
             else:
@@ -105,9 +104,9 @@ class Luns:
             serving.serve_lun(self.core, unit, lun)
         origin = f", backed by snapshot {lun.backing.snapshot_name}" if lun.backing else ""
         self.core.events.emit("lun.created", f"{path} has {lun.size_bytes} bytes{origin}", subject=str(path))
-        return self._model(unit, lun)
+        return self.model(unit, lun)
 
-    def _check_free(self, unit: Unit, path: LunPath) -> None:
+    def check_free(self, unit: Unit, path: LunPath) -> None:
         if any(lun.name == path.lun for lun in unit.volume.luns()):
             raise Refused("name-taken", f"there is a LUN {path} already; choose another name")
 
@@ -128,36 +127,19 @@ class Luns:
         assert wanted.backing is not None
         if wanted.size_bytes is not None:
             raise Refused("invalid-argument", f"the size of {path} is its parent's; leave out the size")
-        snapshot, parent = await self._backing(unit, path, wanted.backing)
-        found = next((lun for lun in unit.volume.snapshot_luns(snapshot) if lun.name == parent), None)
-        if found is None:
-            raise Refused(
-                "no-such-lun", f"snapshot {snapshot} of volume {unit.name} has no LUN {parent!r}; see 'lun snap list'"
+        parent = await find_parent(self.core, unit, path, wanted.backing)
+        try:
+            return unit.volume.create_lun(
+                path.lun,
+                None,
+                ostype=wanted.ostype or parent.ostype,
+                reserved=wanted.reserved,
+                comment=wanted.comment,
+                backing=parent.backing,
             )
-        return unit.volume.create_lun(
-            path.lun,
-            None,
-            ostype=wanted.ostype or found.ostype,
-            reserved=wanted.reserved,
-            comment=wanted.comment,
-            backing=(snapshot, parent),
-        )
-
-    async def _backing(self, unit: Unit, path: LunPath, backing: models.LunBacking) -> tuple[str, str]:
-        """(snapshot, LUN in it); a parent without a snapshot gets one made."""
-        parent = LunPath.parse(backing.path)
-        if parent.volume != unit.name:
-            raise Refused("other-volume", f"{path} and {parent} are on different volumes; blocks are shared within one")
-        if parent.snapshot is not None:
-            if backing.snapshot not in (None, parent.snapshot):
-                raise Refused("invalid-argument", f"{parent} names one snapshot and the request another")
-            return unit.snapshot(parent.snapshot).name, parent.lun
-        if backing.snapshot is not None:
-            return unit.snapshot(backing.snapshot).name, parent.lun
-        unit.lun(parent)
-        name = _free_snapshot_name(unit, parent.lun)
-        await unit.service.create_snapshot(name)
-        return name, parent.lun
+        except BaseException:
+            await drop_made(unit, parent)
+            raise
 
     # -- changing ----------------------------------------------------------------------------------------
 
@@ -177,7 +159,7 @@ class Luns:
                     tell(self.core, unit, lun)
         for line in _changes(wanted):
             self.core.events.emit("lun.changed", f"/vol/{unit.name}/{lun.name}: {line}", subject=str(path))
-        return self._model(unit, lun)
+        return self.model(unit, lun)
 
     def _check_patch(self, unit: Unit, lun: Lun, path: LunPath, wanted: models.LunPatch) -> None:
         """Everything that can be refused, before anything is changed."""
@@ -193,7 +175,7 @@ class Luns:
             if new.volume != path.volume:
                 raise Refused("other-volume", f"a LUN stays in its volume; {new} is on another one")
             if new.lun != path.lun:
-                self._check_free(unit, new)
+                self.check_free(unit, new)
         if wanted.serial is not None and wanted.serial != lun.serial:
             self._check_serial(unit, lun, path, wanted.serial)
 
@@ -304,16 +286,6 @@ def check_size(size_bytes: int, block_bytes: int) -> None:
         raise Refused(
             "invalid-size", f"{size_bytes} bytes is not a LUN's size; it must be a multiple of {block_bytes} and not 0"
         )
-
-
-def _free_snapshot_name(unit: Unit, parent: str) -> str:
-    taken = unit.volume.snapshot_names()
-    stem = f"clone_{parent.replace('/', '_')[:80]}_{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}"
-    names = [stem, *(f"{stem}_{number}" for number in range(2, SNAPSHOT_NAME_TRIES))]
-    try:
-        return next(name for name in names if name not in taken)
-    except StopIteration:
-        raise Refused("name-taken", f"no free snapshot name like {stem}; name one yourself") from None
 
 
 def _changes(wanted: models.LunPatch) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from target.management import family_models as models
+from target.management.models import Lun
 from target.management.services import services_of
 from wafl import MAX_STRETCHES
 
@@ -31,3 +32,9 @@ async def estimate(request: Request, volume: str, lun: str) -> models.CloneEstim
 async def families(request: Request, volume: str) -> list[models.SnapshotFamily]:
     """Every snapshot, oldest first, with what depends on it and what it costs to free it."""
     return services_of(request).families.tree(volume)
+
+
+@router.post("/rollouts", tags=["luns"], status_code=201)
+async def rollout(request: Request, wanted: models.Rollout) -> list[Lun]:
+    """Many LUNs of one parent at once, all or none, and their maps if an igroup is named."""
+    return await services_of(request).rollouts.create(wanted)

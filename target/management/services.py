@@ -17,6 +17,7 @@ from target.management.luns import Luns
 from target.management.policy_service import PolicyService
 from target.management.redirects import Redirects
 from target.management.restore import Restores
+from target.management.rollouts import Rollouts
 from target.management.scrubs import Scrubs
 from target.management.security import Security
 from target.management.snapshots import Snapshots
@@ -31,6 +32,7 @@ class Services:
         self.scrubs = Scrubs(core)
         self.volumes = Volumes(core, self.clones, self.scrubs)
         self.luns = Luns(core, self.clones)
+        self.rollouts = Rollouts(core, self.luns)
         self.layouts = Layouts(core)
         self.families = Families(core)
         self.snapshots = Snapshots(core)

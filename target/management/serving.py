@@ -86,14 +86,26 @@ class GoneStore:
 
 def serve_lun(core: Core, unit: Unit, lun: Lun) -> None:
     """A LUN is there: new, or back after its volume was offline."""
+    if _enlist(core, unit, lun):
+        refresh(core, unit.name)
+
+
+def serve_new(core: Core, unit: Unit, luns: list[Lun]) -> None:
+    """New LUNs that nobody has a map of: no session sees anything of it."""
+    for lun in luns:
+        _enlist(core, unit, lun)
+
+
+def _enlist(core: Core, unit: Unit, lun: Lun) -> bool:
+    """Whether it was not known before."""
     served = core.served[unit.name]
     store = LunStore(lun, unit.service)
     known = served.luns.get(str(lun.uuid))
     if known is not None:
         known.replace_store(store)
-        return
+        return False
     served.luns[str(lun.uuid)] = LogicalUnit(store, LunPlatform(core, unit.name, str(lun.uuid)))
-    refresh(core, unit.name)
+    return True
 
 
 def withdraw_lun(core: Core, unit: Unit, lun: Lun) -> None:

@@ -101,3 +101,21 @@ def test_a_tree_shows_chains_and_free_snapshots(lun: Lun, tmp_path: Path) -> Non
     assert lines[3].startswith("│   └── ")
     assert lines[-1].endswith("free: nothing depends on it")
     assert "no-such-volume" in lun.refused("clone", "tree", "nowhere")
+
+
+def test_a_golden_image_is_rolled_out(lun: Lun) -> None:
+    golden, igroup = lun.path("golden"), f"g-{lun.volume}"
+    lun("create", "-s", "1m", "-o", "noreserve", golden)
+    lun("igroup", "create", igroup)
+    made = lun.json("clone", "create", "--count", "12", "--first", "95", "--igroup", igroup, lun.path("vm%02d"),
+                    "-b", golden)  # fmt: skip
+    assert [each["path"] for each in made] == [lun.path(f"vm{number}") for number in range(95, 107)]
+    assert [each["maps"] for each in made] == [[{"igroup": igroup, "lun_id": number}] for number in range(12)]
+    twice = ("clone", "create", "--count", "2", "-b", golden)
+    assert "name-taken" in lun.refused(*twice, "--first", "106", lun.path("vm%d"))
+    assert "invalid-argument" in lun.refused(*twice, lun.path("vm"))
+    assert lun.run("clone", "create", "--count", "0", lun.path("vm%d"), "-b", golden).exit_code == 2
+    assert lun.run("clone", "create", "--igroup", igroup, lun.path("vm"), "-b", golden).exit_code == 2
+    status, seen = lun.on_terminal("clone", "create", "--count", "3", lun.path("again%d"), "-b", golden)
+    assert (status, seen) == (0, f"{lun.path('again1')} to {lun.path('again3')}: 3 LUNs\n")
+    lun("igroup", "destroy", "-f", igroup)
