@@ -74,7 +74,7 @@ class Daemon:
         self.directory = Directory(self.core)
         self.portal = Portal(self.directory, registry, portal_config(config))
         self.services = Services(self.core, self.portal, registry)
-        self.housekeeping = Housekeeping(self.core)
+        self.housekeeping = Housekeeping(self.core, self.services.departures)
         self._notices = EventHandler(self.events, "iscsi.warning")
         logging.getLogger(target.portal.__name__).addHandler(self._notices)
         self.app = make_app(self.services)

@@ -77,6 +77,8 @@ def _children(dependent: dict[str, Any], families: list[dict[str, Any]]) -> list
 
 def _title(family: dict[str, Any]) -> str:
     head = printable(f"{family['volume']}:{family['snapshot']}") + f"  {format_time(family['created_at'])}"
+    if family["leaving"]:
+        head += "  on its way out"
     if not family["dependents"]:
         return f"{head}  free: nothing depends on it"
     ways = [f"clone {len(family['clones_needed'])} LUNs, {format_size(family['missing_bytes'])} to copy"]

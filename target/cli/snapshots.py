@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from target.cli.client import segment
-from target.cli.output import number, size, text, when, yes
+from target.cli.output import Column, number, size, text, when
 from target.cli.root import PATH, Context, command, main
 from target.cli.sizes import format_size
 
 COLUMNS = (
     text("Volume", "volume"), text("Snapshot", "name"), when("Created", "created_at"),
-    yes("Busy", "busy", ("busy", "-")), number("Id", "id"), size("Holds", "referenced_bytes"),
+    Column("Busy", lambda o: _state(o)), number("Id", "id"), size("Holds", "referenced_bytes"),
     size("Reclaimable", "reclaimable_bytes"),
 )  # fmt: skip
+
+
+WAITS = (text("Held by", "path"), text("Waits for", "why"))
+
+
+def _state(snapshot: Mapping[str, Any]) -> str:
+    if snapshot["departure"]:
+        return "leaving"
+    return "busy" if snapshot["busy"] else "-"
 
 
 @main.group()
@@ -48,11 +60,23 @@ def online_volumes(ctx: Context) -> list[str]:
 
 
 @command(snap, "delete")
+@click.option("--detach", is_flag=True, help="Clone the LUNs that hold it, and delete it when they are done.")
+@click.option("--cancel", is_flag=True, help="Keep one that was to go with --detach; clones that run go on.")
 @click.argument("volume")
 @click.argument("name", metavar="SNAP")
-def delete(ctx: Context, volume: str, name: str) -> None:
+def delete(ctx: Context, volume: str, name: str, detach: bool, cancel: bool) -> None:
     """Delete a snapshot that nothing depends on; its space comes back in the background."""
-    ctx.out.done(ctx.client.delete(_url(volume, name)), f"snapshot {name} of volume {volume} is gone")
+    if detach and cancel:
+        raise click.UsageError("--detach or --cancel, not both")
+    if cancel:
+        ctx.out.done(ctx.client.delete(f"{_url(volume, name)}/departure"), f"snapshot {name} of volume {volume} stays")
+        return
+    waiting = ctx.client.put(f"{_url(volume, name)}/departure") if detach else ctx.client.delete(_url(volume, name))
+    if waiting is None:
+        ctx.out.done(waiting, f"snapshot {name} of volume {volume} is gone")
+        return
+    ctx.out.done(waiting, f"snapshot {name} of volume {volume} goes when nothing depends on it any more; "
+                          f"'lun snap usage {volume} {name}' says what it waits for")  # fmt: skip
 
 
 @command(snap, "rename")
@@ -112,5 +136,9 @@ def usage(ctx: Context, volume: str, name: str) -> None:
     ctx.out.note(
         f"snapshot {name} refers to {format_size(snapshot['referenced_bytes'])}; deleting it gives back {back}"
     )
+    if snapshot["departure"] is not None:
+        ctx.out.note(f"it is on its way out: {format_size(snapshot['departure']['missing_bytes'])} to copy before")
+        ctx.out.table(snapshot["departure"]["waits_for"], WAITS, empty=f"nothing depends on snapshot {name} any more")
+        return
     rows = [{"path": holder} for holder in snapshot["holders"]]
     ctx.out.table(rows, (text("Held by", "path"),), empty=f"nothing depends on snapshot {name}")

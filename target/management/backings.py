@@ -9,6 +9,7 @@ from target.management import models
 from target.management.core import Core, Unit
 from target.management.names import LunPath
 from target.management.refusal import Refused
+from target.management.wishes import check_staying
 
 SNAPSHOT_NAME_TRIES = 100
 
@@ -41,6 +42,7 @@ async def find_parent(core: Core, unit: Unit, path: LunPath, backing: models.Lun
         await unit.service.create_snapshot(snapshot)
         return Parent(snapshot, parent.lun, ostype, made=True)
     snapshot = unit.snapshot(named).name
+    check_staying(core, unit, snapshot)
     for lun in unit.volume.snapshot_luns(snapshot):
         if lun.name == parent.lun:
             return Parent(snapshot, lun.name, lun.ostype, made=False)

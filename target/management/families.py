@@ -11,6 +11,7 @@ from target.management import family_models as models
 from target.management.core import Core, Unit
 from target.management.refusal import Refused
 from target.management.snapshots import holder_path
+from target.management.wishes import wish_for
 from wafl import BLOCK_BYTES, Lun, NoSuchLun
 
 SNAPSHOT = ".snapshot/"
@@ -56,6 +57,7 @@ class Families:
                     snapshot=each.name,
                     id=each.id,
                     created_at=each.created_at,
+                    leaving=wish_for(self.core.state, unit.volume.uuid, each) is not None,
                     dependents=dependents[each.name],
                     clones_needed=list(luns),
                     snapshots_in_the_way=names[1:],

@@ -59,6 +59,7 @@ class SnapshotFamily(BaseModel):
     snapshot: str
     id: int
     created_at: float
+    leaving: bool = Field(description="It goes as soon as nothing depends on it")
     dependents: list[Dependent]
     clones_needed: list[str] = Field(description="LUNs to clone before it can go, those on later snapshots too")
     snapshots_in_the_way: list[str] = Field(description="Later snapshots that have to go before it")

@@ -1,4 +1,5 @@
-"""What the daemon does by itself for its volumes, once a second: scheduled snapshots, thresholds, autodelete.
+"""What the daemon does by itself for its volumes, once a second: scheduled snapshots, snapshots on their way out,
+thresholds, autodelete.
 
 Nothing here is done per command.  A volume's space is looked at after each of its consistency points, every second
 while autodelete is at work, and once a minute in any case.
@@ -12,6 +13,7 @@ import logging
 
 from target.management.autodelete import Autodeletion
 from target.management.core import Core, Unit
+from target.management.departures import Departures
 from target.management.policies import Policies
 from target.management.refusal import one_line
 from target.management.schedules import Schedules
@@ -25,8 +27,9 @@ SLOW_TICKS = 60
 
 
 class Housekeeping:
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, departures: Departures) -> None:
         self.core = core
+        self.departures = departures
         self.watch = SpaceWatch(core)
         self.autodeletion = Autodeletion(core)
         self.schedules = Schedules(core)
@@ -66,6 +69,7 @@ class Housekeeping:
 
     async def _look(self, unit: Unit) -> None:
         await self.schedules.look(unit)
+        await self.departures.look(unit)
         seen = unit.volume.generation, self.core.state.policies_of(unit.name)
         idle = self._seen.get(unit.name) == seen and not self.autodeletion.busy(unit.name)
         if idle and self._ticks % SLOW_TICKS:

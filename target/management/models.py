@@ -226,6 +226,20 @@ class LunPatch(Request):
 # -- snapshots ---------------------------------------------------------------------------------------------
 
 
+class DepartureWait(BaseModel):
+    path: str
+    why: str
+    stuck: bool = Field(description="It does not end by itself")
+
+
+class Departure(BaseModel):
+    """A snapshot that goes as soon as nothing holds it any more."""
+
+    asked_at: float
+    missing_bytes: int = Field(description="What the clones of its LUNs still have to copy")
+    waits_for: list[DepartureWait]
+
+
 class Snapshot(BaseModel):
     volume: str
     name: str
@@ -236,6 +250,7 @@ class Snapshot(BaseModel):
     holders: list[str] = []
     referenced_bytes: int | None = Field(default=None, description="In all its blocks; null in lists without `space`")
     reclaimable_bytes: int | None = Field(default=None, description="What deleting it would give back; null likewise")
+    departure: Departure | None = Field(default=None, description="It is on its way out, and what it waits for")
 
 
 class Reclaimable(BaseModel):

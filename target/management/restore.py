@@ -16,6 +16,7 @@ from target.management.core import Core, Unit
 from target.management.events import Severity
 from target.management.names import LunPath
 from target.management.refusal import Refused
+from target.management.wishes import check_staying
 from wafl import Lun, RestorePlan
 
 NAMED = 5
@@ -30,7 +31,7 @@ class Restores:
     async def restore(self, volume: str, snapshot: str, wanted: models.SnapshotRestore) -> models.Restored:
         async with self.core.changing:
             unit = self.core.unit(volume)
-            unit.snapshot(snapshot)
+            check_staying(self.core, unit, snapshot)
             name = None if wanted.path is None else self._lun(unit, wanted.path).name
             plan = unit.volume.plan_restore(snapshot, name)
             self._check(unit, snapshot, plan, wanted)

@@ -106,6 +106,19 @@ async def delete(request: Request, volume: str, snapshot: str) -> None:
     await services_of(request).snapshots.delete(volume, snapshot)
 
 
+@router.put("/{volume}/snapshots/{snapshot}/departure", tags=["snapshots"])
+async def depart(request: Request, volume: str, snapshot: str) -> models.Snapshot | None:
+    """Clone the LUNs that hold it, and delete it when they are done; null: nothing holds it, and it is gone.  Asked for
+    once more it starts again the clones that failed or were stopped."""
+    return await services_of(request).departures.ask(volume, snapshot)
+
+
+@router.delete("/{volume}/snapshots/{snapshot}/departure", tags=["snapshots"])
+async def stay(request: Request, volume: str, snapshot: str) -> models.Snapshot:
+    """It stays after all; clones that run go on."""
+    return await services_of(request).departures.cancel(volume, snapshot)
+
+
 @router.post("/{volume}/snapshots/{snapshot}/restore", tags=["snapshots"])
 async def restore(request: Request, volume: str, snapshot: str, wanted: models.SnapshotRestore) -> models.Restored:
     """Put one LUN, or the whole volume, back to what the snapshot has.  At once, whatever the size; a clone then

@@ -10,6 +10,7 @@ from target.management.alua import Alua
 from target.management.clones import Clones
 from target.management.core import Core
 from target.management.data import Data
+from target.management.departures import Departures
 from target.management.families import Families
 from target.management.iscsi import Iscsi
 from target.management.layouts import Layouts
@@ -30,12 +31,13 @@ class Services:
         self.core = core
         self.clones = Clones(core)
         self.scrubs = Scrubs(core)
-        self.volumes = Volumes(core, self.clones, self.scrubs)
+        self.snapshots = Snapshots(core)
+        self.departures = Departures(core, self.clones, self.snapshots)
+        self.volumes = Volumes(core, self.clones, self.scrubs, self.departures)
         self.luns = Luns(core, self.clones)
         self.rollouts = Rollouts(core, self.luns)
         self.layouts = Layouts(core)
         self.families = Families(core)
-        self.snapshots = Snapshots(core)
         self.restores = Restores(core, self.clones)
         self.policies = PolicyService(core)
         self.igroups = Igroups(core)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TypeVar
 
 from target.management import models
@@ -17,6 +17,8 @@ T = TypeVar("T")
 class Snapshots:
     def __init__(self, core: Core) -> None:
         self.core = core
+        self.departure: Callable[[Unit, SnapshotInfo], models.Departure | None] = lambda unit, snapshot: None
+        """What one that is on its way out waits for; set by target.management.departures."""
 
     def all(self, volume: str) -> list[models.Snapshot]:
         unit = self.core.unit(volume)
@@ -56,6 +58,7 @@ class Snapshots:
             generation=snapshot.generation,
             busy=bool(snapshot.busy_holders),
             holders=[holder_path(unit, holder) for holder in snapshot.busy_holders],
+            departure=self.departure(unit, snapshot),
         )
 
     def luns(self, volume: str, name: str) -> list[models.SnapshotLun]:
@@ -101,12 +104,17 @@ class Snapshots:
                     f"snapshot {name} of volume {volume} is in use by {', '.join(holders)}; {advice(holders)}",
                     holders,
                 )
-            unit.volume.delete_snapshot(name)
-            await unit.service.durable()
-            unit.service.kick_reclaim()
-        self.core.events.emit(
-            "snapshot.deleted", f"snapshot {name} of volume {volume} is gone", subject=f"{volume}:{name}"
-        )
+            await delete_snapshot(self.core, unit, name)
+
+
+async def delete_snapshot(core: Core, unit: Unit, name: str) -> None:
+    """Of one that nothing holds.  Call with `core.changing` held."""
+    unit.volume.delete_snapshot(name)
+    await unit.service.durable()
+    unit.service.kick_reclaim()
+    core.events.emit(
+        "snapshot.deleted", f"snapshot {name} of volume {unit.name} is gone", subject=f"{unit.name}:{name}"
+    )
 
 
 async def in_slices(work: Generator[Step, None, T]) -> T:
@@ -124,7 +132,7 @@ def advice(holders: list[str]) -> str:
     """What frees a snapshot from its holders."""
     ways = []
     if any("/.snapshot/" not in holder for holder in holders):
-        ways.append("'lun clone start LUN' separates a LUN from it")
+        ways.append("'lun clone start LUN' separates a LUN from it, 'lun snap delete --detach' all of them")
     if any("/.snapshot/" in holder for holder in holders):
         ways.append("a LUN inside a later snapshot holds it until that snapshot is deleted")
     return "; ".join(ways)

@@ -20,6 +20,7 @@ import wafl
 from target.management import images, models, serving
 from target.management.clones import Clones
 from target.management.core import Core, Unit
+from target.management.departures import Departures
 from target.management.events import Severity
 from target.management.names import check_volume_name
 from target.management.operations import Operation
@@ -35,10 +36,11 @@ FINDINGS_SHOWN = 1000
 
 
 class Volumes:
-    def __init__(self, core: Core, clones: Clones, scrubs: Scrubs) -> None:
+    def __init__(self, core: Core, clones: Clones, scrubs: Scrubs, departures: Departures) -> None:
         self.core = core
         self.clones = clones
         self.scrubs = scrubs
+        self.departures = departures
 
     # -- looking -----------------------------------------------------------------------------------------
 
@@ -300,6 +302,7 @@ class Volumes:
                 await self._unmount(unit)
             await self.core.store.change(lambda cursor: cursor.execute("DELETE FROM volume WHERE name = ?", (name,)))
             await self.scrubs.destroyed(record.uuid)
+            await self.departures.destroyed(record.uuid)
             self.core.problems.pop(name, None)
             await asyncio.to_thread(images.remove_file, Path(record.path))
             if record.nvlog:

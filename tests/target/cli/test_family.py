@@ -119,3 +119,32 @@ def test_a_golden_image_is_rolled_out(lun: Lun) -> None:
     status, seen = lun.on_terminal("clone", "create", "--count", "3", lun.path("again%d"), "-b", golden)
     assert (status, seen) == (0, f"{lun.path('again1')} to {lun.path('again3')}: 3 LUNs\n")
     lun("igroup", "destroy", "-f", igroup)
+
+
+def test_a_snapshot_goes_with_its_last_lun(lun: Lun, tmp_path: Path) -> None:
+    golden, copy, v = lun.path("golden"), lun.path("copy"), lun.volume
+    lun("create", "-s", "1m", golden)
+    import_mib(lun, golden, tmp_path / "image", 1)
+    lun("snap", "create", v, "s")
+    lun("clone", "create", copy, "-b", golden, "s")
+    # slow enough to look at
+    lun("clone", "start", "--limit", "1", copy)
+    assert "snapshot-busy" in lun.refused("snap", "delete", v, "s")
+    assert lun("snap", "delete", "--detach", v, "s") == ""
+    assert lun("snap", "list", v).split("\t")[3] == "leaving"
+    path, why = lun("snap", "usage", v, "s").rstrip("\n").split("\t")
+    assert path == copy
+    assert why.startswith("its clone is ")
+    assert "snapshot-leaving" in lun.refused("create", "-b", f"/vol/{v}/.snapshot/s/golden", lun.path("third"))
+    assert lun.json("snap", "delete", "--cancel", v, "s")["departure"] is None
+    assert lun("snap", "usage", v, "s") == f"{copy}\n"
+    assert "not-leaving" in lun.refused("snap", "delete", "--cancel", v, "s")
+    assert lun.run("snap", "delete", "--cancel", "--detach", v, "s").exit_code == 2
+    lun("clone", "stop", copy)
+    lun("snap", "delete", "--detach", v, "s")
+    lun("clone", "status", "-f", copy)
+    while lun("snap", "list", v):  # housekeeping looks once a second
+        pass
+    lun("snap", "create", v, "free")
+    assert lun.json("snap", "delete", "--detach", v, "free") is None
+    assert lun("snap", "list", v) == ""
