@@ -8,6 +8,7 @@ LISTEN ?= 127.0.0.1:3260
 PYTEST_ARGS ?=
 CRASH_ARGS ?=
 BENCH_ARGS ?=
+CC ?= cc
 FUZZ_ARGS ?=
 
 BIN = $(VENV)/bin
@@ -15,8 +16,12 @@ SOURCES = wafl cloner target tests scripts
 RUN_READY = $(VENV)/.ready-to-run
 TEST_READY = $(VENV)/.ready-to-test
 FUZZ_READY = $(VENV)/.ready-to-fuzz
+BENCH_READY = $(VENV)/.ready-to-bench
+BENCH_TOOLS = $(addprefix build/bench/,lean_client libiscsi_client bare_target)
+BENCH_CFLAGS = -O2 -std=gnu11 -Wall -Wextra -Wconversion
 
-.PHONY: help run test crash fuzz demo bench bench-flush bench-rollout bench-scale lint unit debian clean
+.PHONY: help run test crash fuzz demo bench bench-tools bench-guard bench-flush bench-rollout bench-scale \
+        lint unit debian clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,7 +31,8 @@ help:
 	@echo 'make crash   every kind of crash, for about an hour (root); CRASH_ARGS="--seed N --states N …"'
 	@echo 'make fuzz    a coverage-guided fuzzer on the iSCSI side, ten minutes; FUZZ_ARGS="--seconds N session …"'
 	@echo 'make demo    the whole story in three minutes (root: it boots Linux hosts)'
-	@echo 'make bench   4 KiB random reads beside tgt'
+	@echo 'make bench   everything side by side with tgt; BENCH_ARGS="--only read-4k-qd32 --rounds 5 …", or --list'
+	@echo 'make bench-guard   the hot path counted in instructions: no measurement of time, the same on every machine'
 	@echo 'make bench-flush   writes and flushes beside tgt, with and without the log; BENCH_ARGS="--rounds N …"'
 	@echo 'make bench-rollout  a golden image rolled out as 10, 100 and 250 LUNs; BENCH_ARGS="--rounds N …"'
 	@echo 'make bench-scale   a volume of 1 TiB with 1,000 LUNs and 255 snapshots; BENCH_ARGS="--json FILE …"'
@@ -73,8 +79,28 @@ fuzz: $(FUZZ_READY)
 demo: debian $(RUN_READY)
 	@exec $(BIN)/python scripts/demo.py
 
-bench: debian $(RUN_READY)
-	@exec $(BIN)/python scripts/bench.py
+# The clients and the limit, in C so that they do not hide what the target costs.
+build/bench/%: scripts/bench/%.c scripts/bench/common.c scripts/bench/common.h scripts/bench/crc32c.c scripts/bench/wire.h
+	@mkdir -p build/bench
+	$(CC) $(BENCH_CFLAGS) -o $@ $< $(BENCH_PARTS) $(BENCH_LIBS)
+
+build/bench/lean_client: BENCH_PARTS = scripts/bench/common.c scripts/bench/crc32c.c
+build/bench/libiscsi_client: BENCH_PARTS = scripts/bench/common.c
+build/bench/libiscsi_client: BENCH_LIBS = -liscsi
+
+bench-tools: debian $(BENCH_TOOLS)
+
+# matplotlib draws the plot; nothing else needs it.
+$(BENCH_READY): setup.cfg pyproject.toml
+	PYTHON="$(PYTHON)" sh scripts/make_venv.sh "$(VENV)" '.[bench]'
+	@touch $@ $(RUN_READY)
+
+bench: bench-tools $(BENCH_READY)
+	@exec $(BIN)/python -m scripts.bench $(BENCH_ARGS)
+
+bench-guard: $(TEST_READY)
+	@sh scripts/install_debian.sh valgrind
+	@exec $(BIN)/python -m scripts.bench.guard
 
 bench-flush: debian $(RUN_READY)
 	@exec $(BIN)/python scripts/bench_flush.py $(BENCH_ARGS)

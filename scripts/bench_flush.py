@@ -31,7 +31,7 @@ import numpy.typing as npt  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from scripts.bench import make_image  # noqa: E402
+from scripts.bench.rivals import make_image  # noqa: E402
 from tests.support.initiators import tool, upload, url  # noqa: E402
 from tests.support.lund import MIB, Lund  # noqa: E402
 from tests.support.netns import Namespace  # noqa: E402

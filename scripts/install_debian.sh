@@ -6,7 +6,7 @@ set -eu
 # The kernel and initiator of the test hosts, their tools, libiscsi's and QEMU's initiators, and tgt for comparison.
 [ $# -gt 0 ] || set -- \
     user-mode-linux open-iscsi kmod iproute2 util-linux e2fsprogs fio sg3-utils \
-    multipath-tools libiscsi-bin qemu-utils qemu-block-extra tgt
+    multipath-tools gcc libc6-dev libiscsi-dev libiscsi-bin qemu-utils qemu-block-extra tgt
 
 missing=
 for package in "$@"; do

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import time
@@ -13,6 +14,7 @@ from tests.support.netns import Namespace, stop_group
 TGTD = "/usr/sbin/tgtd"
 TGTADM = "/usr/sbin/tgtadm"
 START_LIMIT_S = 20.0
+_serial = itertools.count()
 
 
 class Tgt:
@@ -22,9 +24,10 @@ class Tgt:
     lun = 1
 
     def __init__(self, namespace: Namespace, backing: Path, *, address: str = "0.0.0.0", port: int = 3260) -> None:
-        self._namespace, self._backing = namespace, backing
+        self._namespace, self.backing = namespace, backing
         self._portal = f"portal={address}:{port}"
-        self._control = str(os.getpid())  # tgtd's control socket is /run/tgtd/socket.N, whatever the namespace
+        # tgtd's control socket is /run/tgtd/socket.N, whatever the namespace; N is a short integer
+        self._control = str(os.getpid() % 8000 * 4 + next(_serial) % 4)
         self._log = backing.with_suffix(".tgtd.log")
 
     def start(self) -> Tgt:
@@ -39,7 +42,7 @@ class Tgt:
             time.sleep(0.05)
         lld = ("--lld", "iscsi")
         self._admin(*lld, "--mode", "target", "--op", "new", "--tid", "1", "-T", self.iqn)
-        lun = ("--tid", "1", "--lun", str(self.lun), "-b", str(self._backing))
+        lun = ("--tid", "1", "--lun", str(self.lun), "-b", str(self.backing))
         self._admin(*lld, "--mode", "logicalunit", "--op", "new", *lun)
         self._admin(*lld, "--mode", "target", "--op", "bind", "--tid", "1", "-I", "ALL")
         return self
@@ -60,8 +63,8 @@ class Tgt:
 
     def stop(self) -> None:
         stop_group(self.process)
-        for left in Path("/run/tgtd").glob(f"socket.{self._control}*"):
-            left.unlink()
+        for left in (f"socket.{self._control}", f"socket.{self._control}.lock"):
+            (Path("/run/tgtd") / left).unlink(missing_ok=True)
 
     def __enter__(self) -> Tgt:
         return self.start()

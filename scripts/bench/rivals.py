@@ -1,0 +1,249 @@
+"""Who is measured.  All serve the same data from files in one directory, on loopback in a network namespace."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from scripts.bench.works import C_LOOP, LUND, NBD, PLAIN, PYTHON_LOOP, TGT, TUNED, Kind, Work
+from tests.support.initiators import tool, upload, url
+from tests.support.lund import BIN, MIB, Lund, wait_until
+from tests.support.netns import Namespace, stop_group
+from tests.support.tgt import Tgt
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+BUILD = ROOT / "build" / "bench"
+ADDRESS = "127.0.0.1"
+PORTS = {TGT: 3261, TUNED: 3262, C_LOOP: 3263, PYTHON_LOOP: 3264, NBD: 10809}
+SPIN_PORT, SPIN_US = 3265, 100
+TUNING = {"MaxRecvDataSegmentLength": 256 << 10, "FirstBurstLength": 256 << 10, "InitialR2T": "No"}
+START_LIMIT_S = 20.0
+RECLAIM_LIMIT_S = 60.0
+TRIAL, TRIAL_LUN = "/vol/clones/trial", 1
+CLONE_SHARE = 1.5
+"""A clone's limit is such that it runs so many times as long as the measurement."""
+
+Figures = dict[str, Any]
+"""What a client reports: rate, mib_s, p50_us, p99_us, target_cpu_us, …"""
+
+
+def make_image(path: Path, size_bytes: int) -> None:
+    with path.open("wb") as file:
+        for _ in range(size_bytes >> 20):
+            file.write(os.urandom(1 << 20))
+
+
+def drop_from_cache(path: Path) -> None:
+    """The file's pages leave the page cache: nothing else on the machine is touched."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fdatasync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+class Server:
+    """One rival: where it listens, which process it is, and the file that it serves."""
+
+    def __init__(self, file: Path, port: int, target: str, lun: int, pid: int) -> None:
+        self.file, self.port, self.target, self.lun, self.pid = file, port, target, lun, pid
+
+
+class Arena:
+    """All rivals that the works need, started; `measure` is one measurement."""
+
+    def __init__(self, namespace: Namespace, directory: Path, size_bytes: int) -> None:
+        self.namespace, self.directory, self.size_bytes = namespace, directory, size_bytes
+        self.image = directory / "disk.img"
+        self.servers: dict[str, Server] = {}
+        self._stack = ExitStack()
+        self._seed = 0
+        self.lund: Lund
+
+    def __enter__(self) -> Arena:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def start(self, names: set[str], kinds: set[Kind]) -> None:
+        make_image(self.image, self.size_bytes)
+        self._start_lund(kinds)
+        if TGT in names:
+            self._start_tgt(TGT, {})
+        if TUNED in names:
+            self._start_tgt(TUNED, TUNING)
+        if C_LOOP in names:
+            self._start_bare(C_LOOP, [BUILD / "bare_target"])
+        if PYTHON_LOOP in names:
+            self._start_bare(PYTHON_LOOP, [sys.executable, HERE / "bare_target.py"])
+
+    def _copy(self, name: str) -> Path:
+        path = self.directory / f"{name.replace(' ', '-')}.img"
+        tool(self.namespace, ["cp", "--sparse=never", self.image, path], limit_s=600)
+        return path
+
+    # --- the rivals
+
+    def _start_lund(self, kinds: set[Kind]) -> None:
+        spinning = f"{ADDRESS}:{SPIN_PORT}"
+        config = self.directory / "lund.toml"
+        config.write_text(f'[iscsi]\nspin_us = {{ "{spinning}" = {SPIN_US} }}\n')
+        self.lund = Lund(
+            self.namespace, self.directory / "state", listen=[f"{ADDRESS}:3260", spinning],
+            program=[BIN / "lund", "--config", config], environment={"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        self._stack.enter_context(self.lund)
+        size_mib = self.size_bytes // MIB
+        volumes = ["plain"] if kinds == {Kind.PLAIN} else ["plain", "clones"]
+        for volume in volumes:
+            self.lund.add_volume(volume, size_bytes=(size_mib * 3 + 256) * MIB)
+            self.lund.add_lun(f"/vol/{volume}/disk", self.size_bytes)
+            upload(self.namespace, self.image, url(self.lund.target(volume)))
+        assert self.lund.process is not None
+        pid = self.lund.process.pid
+        state = self.directory / "state"
+        for name, volume in zip((PLAIN, LUND), ("plain", "clones"), strict=True):
+            if volume in volumes:
+                file = Path(self.lund.get(f"volumes/{volume}")["path"])
+                self.servers[name] = Server(state / file, 3260, self.lund.target(volume), 0, pid)
+        if "clones" in volumes:
+            self.lund.post("volumes/clones/snapshots", name="golden")
+
+    def _start_tgt(self, name: str, tuning: dict[str, int | str]) -> None:
+        tgt = Tgt(self.namespace, self._copy(name), address=ADDRESS, port=PORTS[name])
+        self._stack.enter_context(tgt)
+        tgt.tune(**tuning)
+        self.servers[name] = Server(tgt.backing, PORTS[name], tgt.iqn, tgt.lun, tgt.process.pid)
+
+    def _start_bare(self, name: str, argv: list[str | Path]) -> None:
+        file, port = self._copy(name), PORTS[name]
+        log = file.with_suffix(".log")
+        process = self.namespace.popen([*argv, str(port), file], log=log)
+        self._stack.callback(stop_group, process)
+        self.servers[name] = Server(file, port, "iqn.2026-01.test.limit:disk", 0, process.pid)
+        self._until_listening(port, process, log)
+
+    def _until_listening(self, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+        deadline = time.monotonic() + START_LIMIT_S
+        wanted = f":{port} "
+        while wanted not in tool(self.namespace, ["ss", "-Hltn"]):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"nobody listens on port {port}: {log.read_text()}")
+            time.sleep(0.05)
+
+    # --- one measurement
+
+    def measure(self, work: Work, name: str, warmup_s: float, seconds: float) -> Figures:
+        self._seed += 1
+        if name == NBD:
+            with self._overlay() as port:
+                return self._fio(work, port, warmup_s, seconds)
+        if name != LUND or work.kind is Kind.PLAIN:
+            return self._client(work, self.servers[PLAIN if name == LUND else name], warmup_s, seconds)
+        with self._trial(work.kind, warmup_s + seconds) as told:
+            server = self.servers[LUND]
+            on_trial = Server(server.file, server.port, server.target, TRIAL_LUN, server.pid)
+            figures = self._client(work, on_trial, warmup_s, seconds)
+            return {**figures, **told()}
+
+    def _client(self, work: Work, server: Server, warmup_s: float, seconds: float) -> Figures:
+        settle(server.file)
+        if work.cold:
+            drop_from_cache(server.file)
+        port = SPIN_PORT if work.spin and server.port == 3260 else server.port
+        argv = [
+            BUILD / ("libiscsi_client" if work.libiscsi else "lean_client"), *work.arguments(),
+            "--port", port, "--target", server.target, "--lun", server.lun, "--pid", server.pid,
+            "--size", self.size_bytes, "--seed", self._seed,
+            "--seconds", seconds, "--warmup", 0 if work.cold else warmup_s,
+        ]  # fmt: skip
+        figures: Figures = json.loads(tool(self.namespace, list(map(str, argv)), limit_s=warmup_s + seconds + 120))
+        return figures
+
+    @contextmanager
+    def _trial(self, kind: Kind, lasts_s: float) -> Iterator[Any]:
+        """A new LUN over the snapshot; gone, and its space free again, afterwards."""
+        lund = self.lund
+        before = lund.get("volumes/clones")["active_bytes"]
+        parent = "/vol/clones/.snapshot/golden/disk"
+        lund.post("luns", path=TRIAL, backing={"path": parent}, reserved=False)
+        lund.post("maps", path=TRIAL, igroup="everyone", lun_id=TRIAL_LUN)
+        if kind is Kind.HALF:
+            self._fill_half()
+        if kind is Kind.CLONING:
+            limit = int(self.size_bytes / lasts_s / CLONE_SHARE)
+            lund.api.put("/v1/clones/clones/trial", json={"limit_bytes_s": limit}).raise_for_status()
+
+        def told() -> Figures:
+            if kind is not Kind.CLONING:
+                return {}
+            status = lund.clone_status(TRIAL)
+            return {"clone_state": status["state"], "cloned_blocks": status["completed_blocks"]}
+
+        try:
+            yield told
+        finally:
+            lund.api.delete("/v1/luns/clones/trial", params={"force": True}).raise_for_status()
+            wait_until(
+                lambda: lund.get("volumes/clones")["active_bytes"] <= before + MIB, RECLAIM_LIMIT_S, "the trial is gone"
+            )
+
+    def _fill_half(self) -> None:
+        server = self.servers[LUND]
+        argv = [
+            BUILD / "lean_client", "--read-percent", 0, "--sequential", "--stride", 2, "--depth", 32,
+            "--commands", self.size_bytes // 8192, "--size", self.size_bytes,
+            "--port", server.port, "--target", server.target, "--lun", TRIAL_LUN,
+        ]  # fmt: skip
+        tool(self.namespace, list(map(str, argv)), limit_s=300)
+
+    @contextmanager
+    def _overlay(self) -> Iterator[int]:
+        """A new qcow2 overlay, served by qemu-nbd."""
+        overlay, log = self.directory / "overlay.qcow2", self.directory / "nbd.log"
+        overlay.unlink(missing_ok=True)
+        tool(self.namespace, ["qemu-img", "create", "-q", "-f", "qcow2", "-b", self.image, "-F", "raw", overlay])
+        options = ["-f", "qcow2", "-b", ADDRESS, "-p", str(PORTS[NBD]), "-t", "--cache=writeback", "--aio=threads"]
+        process = self.namespace.popen(["qemu-nbd", *options, overlay], log=log)
+        try:
+            self._until_listening(PORTS[NBD], process, log)
+            yield PORTS[NBD]
+        finally:
+            stop_group(process)
+
+    def _fio(self, work: Work, port: int, warmup_s: float, seconds: float) -> Figures:
+        settle(self.directory / "overlay.qcow2")
+        way = "read" if work.read_percent else "write"
+        argv = [
+            "fio", "--name=nbd", "--ioengine=nbd", f"--uri=nbd://{ADDRESS}:{port}/", f"--bs={work.bytes}",
+            f"--rw={'' if work.sequential else 'rand'}{way}", f"--iodepth={work.depth}", f"--size={self.size_bytes}",
+            "--time_based", f"--runtime={seconds}s", f"--ramp_time={warmup_s}s", f"--randseed={self._seed}",
+            "--output-format=json", "--eta=never",
+        ]  # fmt: skip
+        output = tool(self.namespace, argv, limit_s=warmup_s + seconds + 120)
+        # the library says on the same stream what it thinks of
+        found = json.loads(output[output.index("{") :])["jobs"][0][way]
+        percentile = found["clat_ns"]["percentile"]
+        return {
+            "rate": found["iops"], "mib_s": found["bw_bytes"] / MIB,
+            "p50_us": percentile["50.000000"] / 1e3, "p99_us": percentile["99.000000"] / 1e3,
+        }  # fmt: skip
+
+
+def settle(file: Path) -> None:
+    """Nobody begins with what another has left for the disk."""
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,132 @@
+"""The works: what a client is told to do, against which kind of LUN, and who is compared."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+KIB = 1024
+LUND, PLAIN = "lund", "lund, plain LUN"
+TGT, TUNED, NBD = "tgt", "tgt tuned", "qemu-nbd"
+C_LOOP, PYTHON_LOOP = "C loop", "Python loop"
+TARGETS = (LUND, TGT, TUNED)
+EVERYBODY = (*TARGETS, PYTHON_LOOP, C_LOOP)
+
+
+class Kind(Enum):
+    """Of the LUN that lund serves."""
+
+    PLAIN = "plain"
+    BACKED = "backed"
+    """By a snapshot, with nothing of its own."""
+    HALF = "half"
+    """The same, and every second block is its own."""
+    CLONING = "cloning"
+    """The same as BACKED, and its clone runs."""
+
+
+@dataclass(frozen=True)
+class Work:
+    name: str
+    bytes: int
+    depth: int
+    read_percent: int = 100
+    sequential: bool = False
+    flush: bool = False
+    digests: bool = False
+    sessions: int = 1
+    kind: Kind = Kind.PLAIN
+    cold: bool = False
+    spin: bool = False
+    libiscsi: bool = False
+    rivals: tuple[str, ...] = EVERYBODY
+
+    @property
+    def writes(self) -> bool:
+        return self.read_percent < 100
+
+    @property
+    def unit(self) -> str:
+        """Long commands are told in MiB/s."""
+        return "MiB/s" if self.sequential else "/s"
+
+    def arguments(self) -> list[str]:
+        """For either client."""
+        words = ["--bytes", self.bytes, "--depth", self.depth, "--read-percent", self.read_percent,
+                 "--sessions", self.sessions]  # fmt: skip
+        flags = [("--sequential", self.sequential), ("--flush", self.flush), ("--digests", self.digests)]
+        return [str(word) for word in words] + [flag for flag, wanted in flags if wanted]
+
+
+SIZES = {"64k": 64 * KIB, "256k": 256 * KIB, "1m": 1024 * KIB}
+WAYS = {"read": 100, "write": 0}
+KINDS = (Kind.BACKED, Kind.HALF, Kind.CLONING)
+
+
+def _plain() -> Iterator[Work]:
+    for way, percent in WAYS.items():
+        for depth in (1, 8, 32, 128):
+            yield Work(f"{way}-4k-qd{depth}", 4096, depth, percent)
+    yield Work("mix-4k-qd32", 4096, 32, 70)
+    for size, length in SIZES.items():
+        for way, percent in WAYS.items():
+            yield Work(f"{way}-{size}-qd8", length, 8, percent, sequential=True)
+    for depth in (1, 32):
+        yield Work(f"flush-4k-qd{depth}", 4096, depth, 0, flush=True)
+    for sessions in (4, 16):
+        for way, percent in WAYS.items():
+            yield Work(f"{way}-4k-qd32-s{sessions}", 4096, 32, percent, sessions=sessions)
+    yield Work("read-4k-qd32-cold", 4096, 32, cold=True)
+
+
+def _digests() -> Iterator[Work]:
+    for way, percent in WAYS.items():
+        yield Work(f"{way}-4k-qd32-digests", 4096, 32, percent, digests=True, rivals=TARGETS)
+        for size, length in SIZES.items():
+            name = f"{way}-{size}-qd8-digests"
+            yield Work(name, length, 8, percent, sequential=True, digests=True, rivals=TARGETS)
+
+
+def _spin() -> Iterator[Work]:
+    for way, percent in WAYS.items():
+        yield Work(f"{way}-4k-qd1-spin", 4096, 1, percent, spin=True, rivals=TARGETS)
+    yield Work("flush-4k-qd1-spin", 4096, 1, 0, flush=True, spin=True, rivals=TARGETS)
+
+
+def _libiscsi() -> Iterator[Work]:
+    for way, percent in WAYS.items():
+        for depth in (1, 32):
+            yield Work(f"{way}-4k-qd{depth}-libiscsi", 4096, depth, percent, libiscsi=True)
+        for size in ("256k", "1m"):
+            name = f"{way}-{size}-qd8-libiscsi"
+            yield Work(name, SIZES[size], 8, percent, sequential=True, libiscsi=True)
+
+
+def _kinds() -> Iterator[Work]:
+    for kind in KINDS:
+        # What people use today for clonable images is a qcow2 overlay, served by qemu-nbd.
+        rivals = (LUND, PLAIN, TGT, NBD) if kind is Kind.BACKED else (LUND, PLAIN, TGT)
+        for way, percent in WAYS.items():
+            yield Work(f"{way}-4k-qd32-{kind.value}", 4096, 32, percent, kind=kind, rivals=rivals)
+            for size in ("256k", "1m"):
+                name = f"{way}-{size}-qd8-{kind.value}"
+                yield Work(name, SIZES[size], 8, percent, sequential=True, kind=kind, rivals=rivals)
+
+
+WORKS = {
+    work.name: work for group in (_plain, _digests, _spin, _libiscsi, _kinds) for work in group()
+}
+"""In the order in which they are run."""
+
+
+def chosen(patterns: Sequence[str]) -> list[Work]:
+    """The works that one of the patterns (as of a shell) names.  Raises ValueError."""
+    found = {}
+    for pattern in patterns:
+        matches = fnmatch.filter(WORKS, pattern)
+        if not matches:
+            raise ValueError(f"no work is called {pattern}; there are: {', '.join(WORKS)}")
+        found.update(dict.fromkeys(matches))
+    return [work for name, work in WORKS.items() if name in found]
