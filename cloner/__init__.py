@@ -1,12 +1,13 @@
 """Lazy clone jobs: fill a snapshot-backed LUN's holes underneath live I/O, then let its backing go.
 
-    manager = CloneManager(on_event)              # one for the daemon; calls on_event(CloneEvent) on the loop's thread
+    manager = CloneManager(on_event, guest_commands=count)     # one for the daemon; on_event gets CloneEvents
     manager.restart_requested(service)            # after a mount: jobs whose request survived; gives the LUN names
-    manager.start(service, "lun1", limit_bytes_s=50_000_000)
+    manager.start(service, "lun1", CloneOptions(limit_bytes_s=50_000_000))
     manager.status(service, "lun1")               # CloneStatus, also for a LUN that has no job (state None)
     manager.show(); manager.show(service)         # CloneStatus of every job, of one volume's jobs
     manager.estimate(service, "lun1")             # Estimate: blocks to copy, space needed and there, time
-    manager.set_limit(service, "lun1", None)      # while it runs
+    manager.set_options(service, "lun1", options) # while it runs: limit, priority, full speed, error policy
+    manager.set_overall_limit(100_000_000); manager.set_running_jobs(4)
     await manager.wait(service, "lun1")           # CloneStatus once the job has ended
     await manager.stop(service, "lun1")           # returns when the worker is quiet and the stop is durable
     await manager.halt(service, "lun1")           # quiet for a moment, the request stays as it is; then start again
@@ -17,11 +18,16 @@
 loop's thread but `FillPlan.read`, which runs in a thread.
 
     states.py    job states, and the table of legal moves
+    options.py   what may be asked of a job
     steps.py     one job as a generator of steps: every decision, no asyncio, no clock
-    progress.py  blocks done, rate, time left; never goes back
-    estimate.py  what a clone would take, before it is started
+    copying.py   how one level-1 range is copied
     room.py      what is left to guests
+    estimate.py  what a clone would take, before it is started
+    progress.py  blocks done, rate, time left; never goes back
     throttle.py  the bandwidth limits
+    guests.py    whether hosts are at work, and how long to rest
+    queue.py     which jobs are at work, which wait
+    turns.py     fair shares among those at work
     job.py       drives the steps with asyncio
     manager.py   which jobs there are
 
@@ -33,22 +39,30 @@ A request is kept in the LUN's vtoc entry: `start` sets it (durable with the job
 completion and `stop` clear it, a failure leaves it, so a failed clone is tried once more at the next mount.
 """
 
-from cloner.errors import AlreadyCloning, CloneError, NotBacked, NotCloning
+from cloner.errors import AlreadyCloning, CloneError, DoesNotFit, NotBacked, NotCloning
 from cloner.estimate import Estimate, estimate
 from cloner.events import CloneEvent
-from cloner.manager import CloneManager
+from cloner.manager import RUNNING_JOBS_MAX, CloneManager
+from cloner.options import DEFAULTS, CloneOptions, Policy, Priority
 from cloner.progress import CloneStatus
-from cloner.states import JobState
+from cloner.states import ENDED, JobState
 
 __all__ = [
+    "DEFAULTS",
+    "ENDED",
+    "RUNNING_JOBS_MAX",
     "AlreadyCloning",
     "CloneError",
     "CloneEvent",
     "CloneManager",
+    "CloneOptions",
     "CloneStatus",
+    "DoesNotFit",
     "Estimate",
     "JobState",
     "NotBacked",
     "NotCloning",
+    "Policy",
+    "Priority",
     "estimate",
 ]

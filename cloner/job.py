@@ -4,8 +4,8 @@ Stopping is cooperative: the wish is looked at before every turn and after every
 a plan is never left behind and a stop returns when nothing of the job is under way.  Once the detach has been
 made in memory there is no turn any more: completion wins that race.
 
-A turn is one slot of `Shared.slots`, a first-come first-served gate: a job gives its slot back before it
-queues for the next, so jobs fill one chunk each in turn.
+Before a chunk a job obeys the limits, has a place in the queue (cloner.queue), and has its turn (cloner.turns): one
+gate for jobs that give way to guests (cloner.guests), one for those at full speed.
 """
 
 from __future__ import annotations
@@ -18,23 +18,26 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
+from cloner import guests
+from cloner.copying import copy_level_one
 from cloner.errors import CloneError
 from cloner.events import CloneEvent, OnEvent
+from cloner.guests import GuestWatch, rest_s
+from cloner.options import WEIGHTS, CloneOptions, Policy
 from cloner.progress import CloneStatus, Progress
+from cloner.queue import RunQueue, Ticket
 from cloner.states import ENDED, JobState, moved
-from cloner.steps import Commit, Read, Step, Turn, WaitForRoom, Work, clone_steps
+from cloner.steps import UNSYNCED_FILL_BYTES, Commit, Read, Step, Turn, Unsynced, WaitForRoom, Work, clone_steps
 from cloner.throttle import TokenBucket
+from cloner.turns import Share, Turns
 from wafl import BLOCK_BYTES, POINTERS, Lun, NoSuchLun, VolumeFailed, VolumeService, WaflError
 
 log = logging.getLogger("lund.clone")
 
-BACK_OFF_S = 0.005
-BACK_OFF_TIMES = 20
-"""A clone gives way to waiting guests for 0.1 s a turn at most, so it never starves: 10 MiB/s is its floor."""
-ROOM_LOOK_S = 1.0
-"""A paused job looks this often whether room was made."""
-LIMIT_LOOK_S = 1.0
-"""A job that waits for its limit looks this often whether the limit was raised."""
+LOOK_S = 1.0
+"""A job that waits looks this often whether room was made, its limit was raised, its LUN is still there."""
+GATE_CAPACITY = 2
+"""Chunks under way at once: one can be read while another is installed; more would only add seeks."""
 CHUNKS_A_SECOND = 8
 """A limited job fills in chunks small enough for this many turns a second."""
 PROGRESS_PERCENT = 10
@@ -51,29 +54,49 @@ class Shared:
     on_event: OnEvent
     clock: Callable[[], float]
     sleep: Callable[[float], Awaitable[None]]
-    guests_waiting: Callable[[VolumeService], bool]
     threads: Executor
-    slots: asyncio.Semaphore
+    queue: RunQueue
     overall: TokenBucket
+    guests: GuestWatch
+    polite: Turns = field(init=False)
+    fast: Turns = field(init=False)
+    unsynced: dict[str, Unsynced] = field(default_factory=dict)
+    """By the volume's UUID."""
     recent_rates: dict[str, float] = field(default_factory=dict)
     """Bytes a second of the last job of a volume that copied anything, by the volume's UUID."""
 
+    def __post_init__(self) -> None:
+        self.polite = Turns(lambda: 1 if self.guests.pressure() else GATE_CAPACITY)
+        self.fast = Turns(lambda: GATE_CAPACITY)
+
 
 class Job:
-    def __init__(self, shared: Shared, service: VolumeService, lun: Lun, limit_bytes_s: int | None) -> None:
+    def __init__(
+        self, shared: Shared, service: VolumeService, lun: Lun, options: CloneOptions, position: int
+    ) -> None:
         self._shared = shared
         self.service = service
         self.lun = lun
+        self.options = options
         self.state = JobState.CREATED
         self.message = ""
         self.progress = Progress(BLOCK_BYTES)
-        self._bucket = TokenBucket(limit_bytes_s, shared.clock())
+        self.ticket = Ticket(position, options.priority)
+        self._share = Share(WEIGHTS[options.priority])
+        self._bucket = TokenBucket(options.limit_bytes_s, shared.clock())
         self._unwanted = asyncio.Event()
         self._ended = asyncio.Event()
-        self._has_slot = False
+        self._gate: Turns | None = None
+        """Where it has its turn just now."""
+        self._turn_at = 0.0
         self._next_percent = PROGRESS_PERCENT
         self._started_at = shared.clock()
         self._task: asyncio.Task[None] | None = None
+        self._work = Work(
+            service.volume, lun, self.progress, shared.clock, self._chunk_blocks, copy_level_one,
+            options.policy is Policy.IGNORE, shared.unsynced.setdefault(service.volume.uuid, Unsynced()),
+            self._unsynced_limit,
+        )  # fmt: skip
         self._carry_out: dict[type, Callable[[Any], Awaitable[object]]] = {
             Turn: self._turn,
             Read: self._read,
@@ -84,6 +107,7 @@ class Job:
     # -- what the manager calls
 
     def launch(self) -> None:
+        self._shared.queue.join(self.ticket)
         self._task = asyncio.create_task(self._run(), name=f"clone-{self.lun.name}")
 
     @property
@@ -98,15 +122,21 @@ class Job:
     async def wait(self) -> None:
         await self._ended.wait()
 
-    def set_limit(self, limit_bytes_s: int | None) -> None:
-        self._bucket.set_rate(limit_bytes_s, self._shared.clock())
+    def set_options(self, options: CloneOptions) -> None:
+        """Obeyed from the next chunk on."""
+        if options.limit_bytes_s != self.options.limit_bytes_s:
+            self._bucket.set_rate(options.limit_bytes_s, self._shared.clock())
+        self.options = options
+        self._work.ignore_bad = options.policy is Policy.IGNORE
+        self._share.weight = WEIGHTS[options.priority]
+        self.ticket.priority = options.priority
+        self._shared.queue.settle()
 
     def rate_bytes_s(self) -> float:
         """0 unless it is at work."""
         return self.progress.rate_bytes_s(self._shared.clock()) if self.state is JobState.RUNNING else 0.0
 
     def status(self) -> CloneStatus:
-        now = self._shared.clock()
         running = self.state is JobState.RUNNING
         return CloneStatus(
             volume=self.service.volume.name,
@@ -118,10 +148,15 @@ class Job:
             completed_blocks=self.progress.completed_blocks,
             total_blocks=self.progress.total_blocks,
             copied_blocks=self.progress.copied_blocks,
+            skipped_blocks=self.progress.skipped_blocks,
+            present_blocks=self.progress.present_blocks,
+            bad_blocks=self.progress.bad_blocks,
             percent=self.progress.percent,
             rate_bytes_s=self.rate_bytes_s(),
-            remaining_s=self.progress.remaining_s(now) if running else None,
-            limit_bytes_s=self._bucket.rate_bytes_s,
+            remaining_s=self.progress.remaining_s(self._shared.clock()) if running else None,
+            options=self.options,
+            position=self.ticket.position,
+            queue_place=self._shared.queue.place(self.ticket) if self.state is JobState.QUEUED else None,
             message=self.message,
         )
 
@@ -135,19 +170,19 @@ class Job:
         except NoSuchLun:
             self._end(JobState.STOPPED, "the LUN was destroyed, or its backing was dropped by someone else")
         except (WaflError, CloneError, OSError) as error:
-            self._end(JobState.FAILED, str(error))
+            self._end(JobState.FAILED, str(error), **getattr(error, "data", {}))
         except Exception as error:
             log.exception("clone of %s", self.lun.name)
             self._end(JobState.FAILED, f"internal error: {error!r}")
         else:
             self._end(JobState.COMPLETED, "")
         finally:
-            self._leave_slot()
+            self._leave_turn()
+            self._shared.queue.leave(self.ticket)
             self._ended.set()
 
     async def _drive(self) -> None:
-        work = Work(self.service.volume, self.lun, self.progress, self._shared.clock, self._chunk_blocks)
-        steps = clone_steps(work)
+        steps = clone_steps(self._work)
         outcome: object = None
         error: Exception | None = None
         with contextlib.closing(steps):
@@ -163,25 +198,62 @@ class Job:
                     error = caught
 
     async def _turn(self, step: Turn) -> None:
-        self._leave_slot()
-        if self.state is JobState.CREATED:
-            self._move(JobState.RUNNING)
+        self._share.charge(step.cost_bytes)
         self._tell_progress()
+        await self._take_place()
         wait_s = self._wait_s(step.cost_bytes)
-        await self._nap(min(wait_s, LIMIT_LOOK_S))
-        while (wait_s := min(wait_s - LIMIT_LOOK_S, self._wait_s(0))) > 0:
-            await self._nap(min(wait_s, LIMIT_LOOK_S))
-        for _ in range(BACK_OFF_TIMES):
-            if not self._shared.guests_waiting(self.service):
-                break
-            await self._nap(BACK_OFF_S)
-        await self._shared.slots.acquire()
-        self._has_slot = True
+        if wait_s > 0:
+            self._leave_turn()
+            await self._obey_limits(wait_s)
+        await self._nap(0)
+        await self._take_turn()
         self._check_wanted()
+
+    async def _obey_limits(self, wait_s: float) -> None:
+        await self._nap(min(wait_s, LOOK_S))
+        while (wait_s := min(wait_s - LOOK_S, self._wait_s(0))) > 0:
+            await self._take_place()
+            await self._nap(min(wait_s, LOOK_S))
 
     def _wait_s(self, cost_bytes: int) -> float:
         now = self._shared.clock()
         return max(self._bucket.take(cost_bytes, now), self._shared.overall.take(cost_bytes, now))
+
+    async def _take_place(self) -> None:
+        admitted = self.ticket.admitted
+        while not admitted.is_set():
+            self._leave_turn()
+            if self.state is not JobState.QUEUED:
+                self._move(JobState.QUEUED)
+            self._check_alive()
+            await self._nap(LOOK_S, admitted)
+        if self.state is not JobState.RUNNING:
+            self._move(JobState.RUNNING)
+
+    async def _take_turn(self) -> None:
+        gate = self._shared.fast if self.options.full_speed else self._shared.polite
+        if self._gate is not gate:
+            self._leave_turn()
+        leaving, self._gate = self._gate is gate, None
+        if leaving:
+            self._rest_after(gate)
+        await gate.enter(self._share, leaving=leaving)
+        self._gate = gate
+        now = self._shared.clock()
+        if gate.rest_until > now:
+            await self._nap(gate.rest_until - now)
+        self._turn_at = self._shared.clock()
+
+    def _leave_turn(self) -> None:
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            self._rest_after(gate)
+            gate.leave()
+
+    def _rest_after(self, gate: Turns) -> None:
+        if gate is self._shared.polite:
+            now = self._shared.clock()
+            gate.rest_until = now + rest_s(now - self._turn_at, self._shared.guests.pressure())
 
     async def _read(self, step: Read) -> object:
         loop = asyncio.get_running_loop()
@@ -194,55 +266,60 @@ class Job:
                 await asyncio.wait([reading])
 
     async def _commit(self, step: Commit) -> None:
-        self._leave_slot()
+        self._leave_turn()
         await self.service.commit()
 
     async def _wait_for_room(self, step: WaitForRoom) -> None:
-        self._leave_slot()
+        self._leave_turn()
+        self._shared.queue.leave(self.ticket)
         self._move(JobState.PAUSED, f"the volume is full: goes on when {step.available_bytes >> 10} KiB are free")
         self._tell("paused", self.message)
         while self.service.volume.space().available < step.available_bytes:
-            self._check_room_would_help()
-            await self._nap(ROOM_LOOK_S)
-        self._move(JobState.RUNNING)
+            self._check_alive()
+            await self._nap(LOOK_S)
         self._tell("resumed", "there is room again")
+        self._shared.queue.join(self.ticket)
+        await self._take_place()
 
-    def _check_room_would_help(self) -> None:
+    def _check_alive(self) -> None:
+        """There is something to wait for."""
         if self.lun.destroyed or self.lun.backing is None:
             raise NoSuchLun(self.lun.name)
         failure = self.service.volume.failure
         if failure is not None:
             raise VolumeFailed(f"the volume has failed: {failure}")
 
-    async def _nap(self, seconds: float) -> None:
-        """Sleep, or until the job is not wanted any more."""
+    async def _nap(self, seconds: float, *events: asyncio.Event) -> None:
+        """Sleep, until one of the events, or until the job is not wanted any more."""
         self._check_wanted()
         if seconds <= 0:
             await asyncio.sleep(0)
         else:
-            sleeping = asyncio.ensure_future(self._shared.sleep(seconds))
-            waking = asyncio.ensure_future(self._unwanted.wait())
+            waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._shared.sleep(seconds))]
+            waits += [asyncio.ensure_future(event.wait()) for event in (self._unwanted, *events)]
             try:
-                await asyncio.wait([sleeping, waking], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                sleeping.cancel()
-                waking.cancel()
+                for each in waits:
+                    each.cancel()
         self._check_wanted()
 
     def _check_wanted(self) -> None:
         if self._unwanted.is_set():
             raise Stopped
 
-    def _leave_slot(self) -> None:
-        if self._has_slot:
-            self._has_slot = False
-            self._shared.slots.release()
+    @property
+    def _gives_way(self) -> bool:
+        return not self.options.full_speed and self._shared.guests.pressure() > 0
 
     def _chunk_blocks(self) -> int:
-        limit = self._bucket.rate_bytes_s
-        if limit is None:
-            return POINTERS
-        return max(1, min(POINTERS, limit // (CHUNKS_A_SECOND * BLOCK_BYTES)))
+        most = guests.CHUNK_BLOCKS if self._gives_way else POINTERS
+        limits = (self.options.limit_bytes_s, self._shared.overall.rate_bytes_s)
+        of_limits = [limit // (CHUNKS_A_SECOND * BLOCK_BYTES) for limit in limits if limit is not None]
+        return max(1, min([most, *of_limits]))
+
+    def _unsynced_limit(self) -> int:
+        return guests.UNSYNCED_BYTES if self._gives_way else UNSYNCED_FILL_BYTES
 
     # -- state and events
 
@@ -250,17 +327,19 @@ class Job:
         self.state = moved(self.state, to)
         self.message = message
 
-    def _end(self, to: JobState, message: str) -> None:
+    def _end(self, to: JobState, message: str, **details: object) -> None:
         if rate := self.rate_bytes_s():
             self._shared.recent_rates[self.service.volume.uuid] = rate
         self._move(to, message)
         data: dict[str, object] = {
             "blocks_copied": self.progress.copied_blocks,
+            "blocks_skipped": self.progress.skipped_blocks,
+            "blocks_present": self.progress.present_blocks,
             "blocks_total": self.progress.total_blocks,
             "duration_s": round(self._shared.clock() - self._started_at, 3),
         }
         text = message or f"cloned: {self.progress.copied_blocks} blocks copied, the backing snapshot is released"
-        self._tell(to.value, text, **data)
+        self._tell(to.value, text, **data, **details)
 
     def _tell_progress(self) -> None:
         percent = self.progress.percent

@@ -11,31 +11,40 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from cloner.errors import AlreadyCloning, NotBacked, NotCloning
-from cloner.estimate import Estimate, estimate
+from cloner.errors import AlreadyCloning, DoesNotFit, NotBacked, NotCloning
+from cloner.estimate import Estimate, available_for, estimate, fill_bytes
 from cloner.events import OnEvent
-from cloner.job import Job, Shared, backing_path
+from cloner.guests import GuestWatch
+from cloner.job import GATE_CAPACITY, Job, Shared, backing_path
+from cloner.options import DEFAULTS, CloneOptions
 from cloner.progress import CloneStatus
+from cloner.queue import RunQueue
 from cloner.throttle import TokenBucket
 from wafl import Lun, NoSuchLun, VolumeService, WaflError
 
-READ_THREADS = 2
-"""Fills under way at once, over all jobs: one can read while another installs; more would only add seeks."""
+Remembered = tuple[CloneOptions, int | None]
+"""What a request asked for, and its position; None: unknown."""
+
+RUNNING_JOBS = 8
+"""Jobs at work at once, unless somebody wants another number: more of them finish no sooner."""
+RUNNING_JOBS_MAX = 1000
+READ_THREADS = 2 * GATE_CAPACITY
 
 
-def no_guests(_: VolumeService) -> bool:
-    return False
+def no_commands() -> int:
+    return 0
 
 
 class CloneManager:
-    """`guests_waiting(service)` says whether guest I/O waits right now: jobs then give way for a moment.
+    """`guest_commands()` is the number of commands that hosts have sent so far: jobs give way while it grows.
     `clock` and `sleep` are for the tests."""
 
     def __init__(
         self,
         on_event: OnEvent,
         *,
-        guests_waiting: Callable[[VolumeService], bool] = no_guests,
+        guest_commands: Callable[[], int] = no_commands,
+        running_jobs: int = RUNNING_JOBS,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -43,28 +52,57 @@ class CloneManager:
             on_event=on_event,
             clock=clock,
             sleep=sleep,
-            guests_waiting=guests_waiting,
             threads=ThreadPoolExecutor(READ_THREADS, thread_name_prefix="clone-read"),
-            slots=asyncio.Semaphore(READ_THREADS),
+            queue=RunQueue(running_jobs),
             overall=TokenBucket(None, clock()),
+            guests=GuestWatch(guest_commands, clock),
         )
         self._jobs: dict[str, Job] = {}
+        self._last_position = 0
 
     # -- commands
 
-    def start(self, service: VolumeService, lun_name: str, limit_bytes_s: int | None = None) -> CloneStatus:
-        """Start cloning.  The request is durable with the next consistency point, which the job asks for at once.
-        Raises NoSuchLun, NotBacked, AlreadyCloning, ReadOnlyVolume, ValueError (a limit that is not positive)."""
-        if limit_bytes_s is not None and limit_bytes_s <= 0:
-            raise ValueError("a bandwidth limit must be at least 1 byte a second")
+    def check_start(self, service: VolumeService, lun_name: str, *, force: bool = False) -> Lun:
+        """Raises NoSuchLun, NotBacked, AlreadyCloning, ReadOnlyVolume, VolumeFailed; DoesNotFit unless forced."""
+        service.volume.core.check_writable()
         lun = service.volume.lun(lun_name)
         if lun.backing is None:
             raise NotBacked(lun_name)
         old = self._jobs.get(_key(lun))
         if old is not None and old.active:
             raise AlreadyCloning(lun_name)
+        if not force:
+            self._check_fits(service, lun)
+        return lun
+
+    def _check_fits(self, service: VolumeService, lun: Lun) -> None:
+        others = [job.lun for job in self._jobs.values() if job.active and job.service is service]
+        promised = sum(fill_bytes(each) for each in others if not each.reserved)
+        if lun.reserved or 2 * fill_bytes(lun) + promised <= available_for(service.volume, lun):
+            return
+        found = estimate(service.volume, lun)
+        if found.needed_bytes + promised > found.available_bytes:
+            raise DoesNotFit(lun.name, found.needed_bytes + promised, found.available_bytes)
+
+    def start(
+        self,
+        service: VolumeService,
+        lun_name: str,
+        options: CloneOptions = DEFAULTS,
+        *,
+        force: bool = False,
+        position: int | None = None,
+    ) -> CloneStatus:
+        """Start cloning, or queue it.  The request is durable with the next consistency point, which the job asks for
+        at once.  `position`: of the request, if it was made before.  Raises what `check_start` raises."""
+        lun = self.check_start(service, lun_name, force=force)
         lun.set_clone_requested(True)
-        return self._launch(service, lun, limit_bytes_s, "started")
+        return self._launch(service, lun, options, position, "started")
+
+    def next_position(self) -> int:
+        """For a request that is to be remembered: it has this place among those of its priority."""
+        self._last_position += 1
+        return self._last_position
 
     async def stop(self, service: VolumeService, lun_name: str) -> CloneStatus:
         """Stop, keeping what was filled.  Returns when the worker is quiet and a crash would not restart it;
@@ -91,9 +129,23 @@ class CloneManager:
         await job.stop()
         return status
 
-    def set_limit(self, service: VolumeService, lun_name: str, limit_bytes_s: int | None) -> None:
-        """Raises NoSuchLun, NotCloning."""
-        self._active_job(service, lun_name).set_limit(limit_bytes_s)
+    def set_options(self, service: VolumeService, lun_name: str, options: CloneOptions) -> None:
+        """Of a job that has not ended, obeyed from its next chunk on.  Raises NoSuchLun, NotCloning."""
+        self._active_job(service, lun_name).set_options(options)
+
+    def set_running_jobs(self, number: int) -> None:
+        """Those that are too many wait."""
+        if not 1 <= number <= RUNNING_JOBS_MAX:
+            raise ValueError(f"1 to {RUNNING_JOBS_MAX} jobs may run at a time")
+        self._shared.queue.set_limit(number)
+
+    @property
+    def running_jobs(self) -> int:
+        return self._shared.queue.limit
+
+    @property
+    def overall_limit_bytes_s(self) -> int | None:
+        return self._shared.overall.rate_bytes_s
 
     def set_overall_limit(self, limit_bytes_s: int | None) -> None:
         """All jobs together."""
@@ -109,25 +161,26 @@ class CloneManager:
 
     # -- volumes come and go
 
-    def restart_requested(self, service: VolumeService) -> list[str]:
-        """After a mount: restart the jobs that were wanted when the volume went away.  The names of their LUNs."""
+    def restart_requested(
+        self, service: VolumeService, remembered: Callable[[Lun], Remembered] = lambda lun: (DEFAULTS, None)
+    ) -> list[str]:
+        """After a mount: restart the jobs that were wanted when the volume went away, as they were asked for.  The
+        names of their LUNs, in that order."""
         names = []
-        for lun in service.volume.luns():
-            if not lun.clone_requested:
-                continue
+        wanted = [(lun, *remembered(lun)) for lun in service.volume.luns() if lun.clone_requested]
+        for lun, options, position in sorted(wanted, key=lambda each: (each[2] is None, each[2] or 0)):
             if lun.backing is None:
                 # Cannot happen by our own doing: detach and request go in one consistency point.
                 lun.set_clone_requested(False)
                 continue
-            self._launch(service, lun, None, "restarted")
+            self._launch(service, lun, options, position, "restarted")
             names.append(lun.name)
         return names
 
     async def forget(self, service: VolumeService) -> None:
         """Make the volume's jobs quiet and drop them; requests stay, for the next mount."""
         mine = {key: job for key, job in self._jobs.items() if job.service is service}
-        for job in mine.values():
-            await job.stop()
+        await asyncio.gather(*(job.stop() for job in mine.values()))
         for key in mine:
             self._jobs.pop(key, None)
 
@@ -159,9 +212,14 @@ class CloneManager:
 
     # -- inside
 
-    def _launch(self, service: VolumeService, lun: Lun, limit_bytes_s: int | None, verb: str) -> CloneStatus:
+    def _launch(
+        self, service: VolumeService, lun: Lun, options: CloneOptions, position: int | None, verb: str
+    ) -> CloneStatus:
         self._drop_destroyed()
-        job = Job(self._shared, service, lun, limit_bytes_s)
+        if position is None:
+            position = self.next_position()
+        self._last_position = max(self._last_position, position)
+        job = Job(self._shared, service, lun, options, position)
         self._jobs.pop(_key(lun), None)
         self._jobs[_key(lun)] = job
         job.announce(verb)
@@ -206,9 +264,14 @@ def idle_status(service: VolumeService, lun: Lun) -> CloneStatus:
         completed_blocks=0,
         total_blocks=missing,
         copied_blocks=0,
+        skipped_blocks=0,
+        present_blocks=0,
+        bad_blocks=0,
         percent=0.0 if lun.backing else 100.0,
         rate_bytes_s=0.0,
         remaining_s=None,
-        limit_bytes_s=None,
+        options=DEFAULTS,
+        position=0,
+        queue_place=None,
         message="",
     )

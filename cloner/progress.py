@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from cloner.options import CloneOptions
 from cloner.states import JobState
 
 RATE_WINDOW_S = 10.0
@@ -26,11 +27,16 @@ class Progress:
         self.completed_blocks = 0
         self.copied_blocks = 0
         """Really filled by this run; the rest of the completed ones guests wrote or unmapped themselves."""
+        self.present_blocks = 0
+        """What the LUN had of its own when this run began, of what its backing has."""
+        self.bad_blocks = 0
+        """Passed over, because they could not be read."""
         self._samples: deque[tuple[float, int]] = deque(maxlen=MAX_SAMPLES)
         self._begun = self._durable = False
 
-    def begin(self, missing_blocks: int, now: float) -> None:
+    def begin(self, missing_blocks: int, backed_blocks: int, now: float) -> None:
         self.total_blocks = missing_blocks
+        self.present_blocks = max(0, backed_blocks - missing_blocks)
         self._begun = True
         self._samples.append((now, 0))
 
@@ -51,6 +57,11 @@ class Progress:
         """The detach is durable."""
         self.completed_blocks = self.total_blocks
         self._durable = True
+
+    @property
+    def skipped_blocks(self) -> int:
+        """Completed without being copied: guests wrote or unmapped them meanwhile."""
+        return max(0, self.completed_blocks - self.copied_blocks)
 
     @property
     def percent(self) -> float:
@@ -92,10 +103,17 @@ class CloneStatus:
     completed_blocks: int
     total_blocks: int
     copied_blocks: int
+    skipped_blocks: int
+    present_blocks: int
+    bad_blocks: int
     percent: float
     rate_bytes_s: float
     remaining_s: float | None
-    limit_bytes_s: int | None
+    options: CloneOptions
+    position: int
+    """Of the request: the lowest came first."""
+    queue_place: int | None
+    """How many jobs come before it; None: it is not queued."""
     message: str
     """Why it is paused, failed or stopped."""
 

@@ -1,12 +1,13 @@
 """The states of a clone job and the moves between them.  A move that is not in the table is a bug of ours.
 
-    created --> running --> completed
-       |        ^  |  \\--> failed
-       |        |  v  \\--> stopped
-       |       paused --> failed, stopped
-       \\--> failed, stopped
+    created --> queued, running
+    queued  --> running
+    running --> queued, paused, completed
+    paused  --> queued, running
+    all of these --> failed, stopped
 
-Completed means: the detach is durable.  Nothing leaves an end state; starting again makes a new job.
+A running job goes back to queued when one that comes before it wants its place.  Completed means: the detach is
+durable.  Nothing leaves an end state; starting again makes a new job.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from enum import StrEnum
 class JobState(StrEnum):
     CREATED = "created"
     """Accepted; its request is not durable yet."""
+    QUEUED = "queued"
+    """As many jobs run as may; goes on by itself."""
     RUNNING = "running"
     PAUSED = "paused"
     """The volume is out of space for fills; goes on by itself."""
@@ -26,10 +29,13 @@ class JobState(StrEnum):
     STOPPED = "stopped"
 
 
+CUT_SHORT = frozenset({JobState.FAILED, JobState.STOPPED})
+
 LEGAL: dict[JobState, frozenset[JobState]] = {
-    JobState.CREATED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.STOPPED}),
-    JobState.RUNNING: frozenset({JobState.PAUSED, JobState.COMPLETED, JobState.FAILED, JobState.STOPPED}),
-    JobState.PAUSED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.STOPPED}),
+    JobState.CREATED: CUT_SHORT | {JobState.QUEUED, JobState.RUNNING},
+    JobState.QUEUED: CUT_SHORT | {JobState.RUNNING},
+    JobState.RUNNING: CUT_SHORT | {JobState.QUEUED, JobState.PAUSED, JobState.COMPLETED},
+    JobState.PAUSED: CUT_SHORT | {JobState.QUEUED, JobState.RUNNING},
     JobState.COMPLETED: frozenset(),
     JobState.FAILED: frozenset(),
     JobState.STOPPED: frozenset(),

@@ -11,24 +11,26 @@ Rules.
 - The detach follows a pass over the whole LUN that found nothing, and only when a durable consistency point
   covers every fill, whichever run made it (C2).  The specification's shortcut "nothing was dirtied in this
   pass, so no sync" is unsafe when an earlier, stopped run left fills that are not durable.
-- An error ends the job.  Nothing is ever passed over, so C4 holds by construction.
+- An error ends the job; or, where the policy is to go on, the pass in which it was met: what was passed over is
+  never forgotten, and never followed by a detach (C4).
+
+How one level-1 range gets what it misses is the mode's (`Work.fill`): cloner.copying.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from cloner.errors import FillStuck
+from cloner.errors import PassedOver
 from cloner.progress import Progress
-from cloner.room import ROOM_BYTES, guest_reserve_bytes, has_room
-from wafl import BLOCK_BYTES, FillPlan, Lun, NoSpace, NoSuchLun, Volume
+from wafl import FillPlan, Lun, NoSuchLun, Volume
 
 UNSYNCED_FILL_BYTES = 64 << 20
 """A consistency point is asked for after this much, so that a guest's flush never pays for more."""
-FRUITLESS_LIMIT = 64
-"""Fills in a row, at one place, that changed nothing: guests may win some times, not for ever."""
+OFFSETS_KEPT = 20
+"""Of blocks that were passed over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,21 @@ class WaitForRoom:
 
 Step = Turn | Read | Commit | WaitForRoom
 Steps = Generator[Step, Any, None]
+Filling = Generator[Step, Any, bool]
+
+
+@dataclass(slots=True)
+class Unsynced:
+    """Fills of one volume, all its jobs together, that no consistency point covers."""
+
+    filled_bytes: int = 0
+    """Ever."""
+    synced_bytes: int = 0
+    """Of these, what a consistency point that has ended covered."""
+
+    @property
+    def bytes(self) -> int:
+        return self.filled_bytes - self.synced_bytes
 
 
 @dataclass(slots=True)
@@ -70,109 +87,59 @@ class Work:
     progress: Progress
     now: Callable[[], float]
     chunk_blocks: Callable[[], int]
-    """Blocks to fill at once: small when the job has a low limit."""
-    unsynced_bytes: int = 0
+    """Blocks to fill at once: small when the job has a low limit, or guests are there."""
+    fill: Callable[[Work, int], Filling]
+    """Fills what a level-1 range misses; whether it missed anything."""
+    ignore_bad: bool = False
+    """Go on after a source block that cannot be read."""
+    unsynced: Unsynced = field(default_factory=Unsynced)
+    unsynced_limit: Callable[[], int] = lambda: UNSYNCED_FILL_BYTES
+    bad_offsets: list[int] = field(default_factory=list)
+    """Of the first blocks that were passed over."""
+
+    def check_wanted(self) -> None:
+        """The LUN may have been destroyed, or its backing dropped, while a step was carried out."""
+        if self.volume.lun(self.lun.name) is not self.lun or self.lun.backing is None:
+            raise NoSuchLun(self.lun.name)
+
+    @property
+    def source(self) -> str:
+        """What the LUN reads through, for people."""
+        backing = self.lun.backing
+        return f"LUN {backing.lun_name!r} of snapshot {backing.snapshot_name!r}" if backing else "its backing"
 
 
 def clone_steps(work: Work) -> Steps:
     """The whole job.  Returns when the detach is durable; raises what stopped it."""
     yield Commit()  # the request is durable: a crash from here on restarts the job
     yield Turn(0)
-    _check_wanted(work)
-    work.progress.begin(work.lun.missing_blocks(), work.now())
+    work.check_wanted()
+    work.progress.begin(work.lun.missing_blocks(), work.lun.backed_blocks(), work.now())
     while (yield from _pass(work)):
         pass
     # Another pass may be needed only if someone lowered durability meanwhile; a commit covers all fills so far.
     while not work.lun.fills_durable:
-        yield Commit()
-        _check_wanted(work)
+        yield from commit(work)
     work.lun.detach()
     work.lun.set_clone_requested(False)
     yield Commit()  # C1: only this makes the detach true, and the snapshot deletable
     work.progress.detached()
 
 
-def _check_wanted(work: Work) -> None:
-    """The LUN may have been destroyed, or its backing dropped, while a step was carried out."""
-    if work.volume.lun(work.lun.name) is not work.lun or work.lun.backing is None:
-        raise NoSuchLun(work.lun.name)
+def commit(work: Work) -> Generator[Step, Any, None]:
+    filled = work.unsynced.filled_bytes
+    yield Commit()
+    work.unsynced.synced_bytes = max(work.unsynced.synced_bytes, filled)
+    work.check_wanted()
 
 
-def _pass(work: Work) -> Generator[Step, Any, bool]:
+def _pass(work: Work) -> Filling:
     """Scan the whole LUN once; True if anything was found missing."""
     found = False
     index = work.lun.next_missing(0)
     while index is not None:
-        found |= yield from _fill_level_one(work, index)
+        found |= yield from work.fill(work, index)
         index = work.lun.next_missing(index + 1)
+    if work.progress.bad_blocks:
+        raise PassedOver(work.lun.name, work.progress.bad_blocks, work.bad_offsets, work.source)
     return found
-
-
-def _fill_level_one(work: Work, index: int) -> Generator[Step, Any, bool]:
-    """Fill what level-1 buffer `index` misses; True if it missed anything."""
-    found = False
-    filled_bytes = fruitless = 0
-    while True:
-        yield Turn(filled_bytes)
-        _check_wanted(work)
-        plan = work.lun.plan_fill(index, 0, work.chunk_blocks())
-        if plan is None:  # looked at first: a clone that misses nothing needs no room, and its end may make some
-            return found
-        found = True
-        if not has_room(work.volume, work.lun):
-            plan.release()
-            yield from _leave_guests_their_room(work)
-            filled_bytes = 0
-            continue
-        filled = yield from _fill(work, plan)
-        fruitless = fruitless + 1 if filled == 0 else 0
-        if fruitless > FRUITLESS_LIMIT:
-            raise FillStuck(work.lun.name, index)
-        filled_bytes = (filled or 0) * BLOCK_BYTES
-        yield from _sync_now_and_then(work, filled_bytes)
-
-
-def _fill(work: Work, plan: FillPlan) -> Generator[Step, Any, int | None]:
-    """Carry out one plan: blocks really filled, or None if there was no space and now may be."""
-    filled: int | None = None
-    try:
-        data = yield Read(plan)
-        _check_wanted(work)
-        filled = work.lun.install_fill(plan, data)
-    except NoSpace:
-        pass
-    finally:
-        plan.release()
-    if filled is None:
-        yield from _make_room(work)
-        return None
-    work.progress.still_missing(work.lun.missing_blocks())
-    work.progress.copied(filled, work.now())
-    return filled
-
-
-def _sync_now_and_then(work: Work, filled_bytes: int) -> Generator[Step, Any, None]:
-    work.unsynced_bytes += filled_bytes
-    if work.unsynced_bytes >= UNSYNCED_FILL_BYTES:
-        yield Commit()
-        work.unsynced_bytes = 0
-        _check_wanted(work)
-
-
-def _make_room(work: Work) -> Generator[Step, Any, None]:
-    """A consistency point gives back what was freed since the last one; if that is nothing, wait for more."""
-    before = work.volume.space().available
-    yield Commit()
-    work.unsynced_bytes = 0
-    if work.volume.space().available <= before:
-        yield WaitForRoom(before + ROOM_BYTES)
-    _check_wanted(work)
-
-
-def _leave_guests_their_room(work: Work) -> Generator[Step, Any, None]:
-    yield Commit()
-    work.unsynced_bytes = 0
-    if not has_room(work.volume, work.lun):
-        # A little more than the line, so that a job does not pause and resume for every block.
-        yield WaitForRoom(guest_reserve_bytes(work.volume) + 2 * ROOM_BYTES)
-    _check_wanted(work)

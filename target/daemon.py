@@ -29,6 +29,7 @@ from target.config import Config, ConfigError, read_config
 from target.iscsi.registry import Registry
 from target.logs import start_logging
 from target.management.api import make_app, product_version
+from target.management.clone_settings import apply_settings
 from target.management.clones import forward_event
 from target.management.core import Core
 from target.management.directory import Directory
@@ -39,6 +40,7 @@ from target.management.operations import Operations
 from target.management.refusal import Refused
 from target.management.server import ManagementServer
 from target.management.services import Services
+from target.management.serving import Served, commands_of
 from target.management.store import AdminStore, set_setting
 from target.portal import Portal, PortalConfig
 
@@ -60,12 +62,16 @@ class Daemon:
         self.store.open()
         self._first_start()
         self.events = EventLog(event_numbers(self.store))
+        self.served: dict[str, Served] = {}
         self.core = Core(
             directory=directory,
             store=self.store,
             events=self.events,
             operations=Operations(),
-            clones=CloneManager(lambda event: forward_event(self.events, event)),
+            clones=CloneManager(
+                lambda event: forward_event(self.events, event), guest_commands=lambda: commands_of(self.served)
+            ),
+            served=self.served,
             cache_bytes=config.volumes.cache_mib * MIB,
             cp_interval_s=config.volumes.checkpoint_s,
             management_addresses=tuple(config.management.addresses),
@@ -89,7 +95,7 @@ class Daemon:
         self.store.change_now(lambda cursor: set_setting(cursor, "nodename", name))
 
     async def start(self) -> None:
-        self.core.clones.set_overall_limit(self.config.clones.limit_bytes_s)
+        apply_settings(self.core, self.config.clones.limit_bytes_s)
         await self.services.volumes.mount_registered()
         await self.services.iscsi.start(self.listen)
         await self.server.start()

@@ -11,14 +11,17 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-from crc32c import crc32c
+import numpy.typing as npt
 
+from wafl.checksums import first_wrong
 from wafl.errors import CorruptVolume
 from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, HOLE
 
 if TYPE_CHECKING:
+    from wafl.buffers import Vector
     from wafl.lun import Lun
     from wafl.scan import Slots
+
 
 class FillPlan:
     """Blocks of one level-1 range to be copied.  `blocks` is their number."""
@@ -31,26 +34,46 @@ class FillPlan:
         self.slots = slots
         self.blocks = len(slots)
         vbns, crcs = lun.compute_level_one_buf(index)
-        self.vbns: list[int] = vbns[slots].tolist()
-        self.crcs: list[int] = crcs[slots].tolist()
+        self.vbns: Vector = vbns[slots]
+        self.crcs: npt.NDArray[np.uint32] = crcs[slots]
+        self.unreadable: int | None = None
+        """Position of the block that `read` failed at."""
         self._device = lun.core.device
         self._readers = lun.core.allocator.readers
         self._epoch: int | None = self._readers.enter()
 
+    def slot(self, position: int) -> int:
+        """In the level-1 buffer."""
+        return int(self.slots[position])
+
+    def offset(self, position: int) -> int:
+        """In the LUN, in bytes."""
+        return (self.index << 8 | self.slot(position)) << BLOCK_SHIFT
+
     def read(self) -> bytearray:
         """The source blocks, one after the other, verified.  May run in any thread.
-        Raises CorruptVolume, OSError."""
+        Raises CorruptVolume, OSError; `unreadable` then says at which block."""
         data = bytearray(self.blocks * BLOCK_BYTES)
         view = memoryview(data)
-        breaks = [k for k in range(1, self.blocks) if self.vbns[k] != self.vbns[k - 1] + 1]
-        for low, high in pairwise([0, *breaks, self.blocks]):
-            self._device.pread(self.vbns[low] << BLOCK_SHIFT, view[low << BLOCK_SHIFT : high << BLOCK_SHIFT])
-        for k, expected in enumerate(self.crcs):
-            found = crc32c(view[k << BLOCK_SHIFT : (k + 1) << BLOCK_SHIFT])
-            if found != expected:
-                offset = (self.index << 8 | int(self.slots[k])) << BLOCK_SHIFT
-                raise CorruptVolume(self.vbns[k], expected, found, f"backing of LUN {self.lun.name}, byte {offset}")
+        edges = [0, *(np.flatnonzero(np.diff(self.vbns) != 1) + 1).tolist(), self.blocks]
+        for low, high in pairwise(edges):
+            self._read_run(low, high, view)
+        wrong = first_wrong(view, self.crcs)
+        if wrong is not None:
+            self.unreadable, found = wrong
+            where = f"backing of LUN {self.lun.name}, byte {self.offset(self.unreadable)}"
+            raise CorruptVolume(int(self.vbns[self.unreadable]), int(self.crcs[self.unreadable]), found, where)
         return data
+
+    def _read_run(self, low: int, high: int, view: memoryview) -> None:
+        try:
+            self._device.pread(int(self.vbns[low]) << BLOCK_SHIFT, view[low << BLOCK_SHIFT : high << BLOCK_SHIFT])
+        except OSError:
+            if high - low == 1:
+                self.unreadable = low
+                raise
+            for position in range(low, high):  # one of them is to blame
+                self._read_run(position, position + 1, view)
 
     def install(self, data: memoryview) -> int:
         """Called by `Lun.install_fill`."""
@@ -82,7 +105,7 @@ class FillPlan:
             lun.core.device.pwrite(
                 allocator.next << BLOCK_SHIFT, (data[at << BLOCK_SHIFT : (at + count) << BLOCK_SHIFT],)
             )
-            lun.install_blocks(self.index, slot, allocator.next, self.crcs[at : at + count])
+            lun.install_blocks(self.index, slot, allocator.next, self.crcs[at : at + count].tolist())
             allocator.next += count
             slot, at, blocks = slot + count, at + count, blocks - count
 

@@ -6,9 +6,12 @@ that misses nothing in some range never misses anything there again: below the l
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import numpy.typing as npt
 
+from wafl.errors import CorruptVolume
 from wafl.format import BLOCK_SHIFT, FIRST_DATA_VBN, HOLE, LEVEL_ONE_BYTES, POINTERS, ZERO
 from wafl.tree import leaves_at_most, span_state
 from wafl.views import View
@@ -55,6 +58,15 @@ class Scan(View):
         assert found is not None
         return found.vector(), found.crc_vector()
 
+    def backed_blocks(self) -> int:
+        """Blocks that the backing has, chains and all, as its files count them.  Raises BackingLost."""
+        blocks = 0
+        below: View = self
+        while below.backing is not None:
+            below = below.below()
+            blocks += below.inode.blocks
+        return min(blocks, self.backing.limit_bytes >> BLOCK_SHIFT) if self.backing else 0
+
     def fill_blocks_at_most(self) -> int:
         """Blocks that filling all that is missing takes, pointer blocks included.  Raises CorruptVolume, BackingLost,
         OSError."""
@@ -72,19 +84,21 @@ class Scan(View):
 
     def next_missing(self, index: int) -> int | None:
         """The next level-1 index from `index` on where something may be missing, or None.  Whole subtrees that
-        cannot miss anything are passed over; after SCAN_STEP comparisons the index reached is returned unseen."""
+        cannot miss anything are passed over; after SCAN_STEP comparisons the index reached is returned unseen.  So is
+        one whose pointers cannot be read: `plan_fill` says why.  Raises BackingLost."""
         if self.backing is None:
             return None
         start, end = index, self.level_one_count
         looks = 0
-        while index < end and looks < SCAN_STEP:
-            span = self._plain_span(index)
-            if not span:
-                looks += 1
-                if len(missing_slots(self, index)):
-                    break
-                span = 1
-            index += span
+        with suppress(CorruptVolume, OSError):
+            while index < end and looks < SCAN_STEP:
+                span = self._plain_span(index)
+                if not span:
+                    looks += 1
+                    if len(missing_slots(self, index)):
+                        break
+                    span = 1
+                index += span
         if start <= self._complete:
             self._complete = max(self._complete, min(index, end))
         return index if index < end else None

@@ -11,17 +11,23 @@ from target.cli.client import RefusedError, lun_url
 from target.cli.luns import NORESERVE, reserved_by
 from target.cli.output import Column, format_duration, number, text
 from target.cli.root import PATH, Context, command, main
-from target.cli.sizes import RATE_TYPE, format_size
+from target.cli.sizes import RATE_TYPE, RateType, format_size
 
 PERCENT = Column("Done", lambda o: f"{o['percent']:.1f}", lambda v: f"{v}%", right=True)
 RATE = Column("Rate", lambda o: o["rate_bytes_s"], lambda v: f"{format_size(v)}/s" if v else "-", right=True)
 LIMIT = Column("Limit", lambda o: o["limit_bytes_s"], lambda v: f"{format_size(v)}/s" if v else "-")
 LEFT = Column("Left", lambda o: o["remaining_s"], format_duration, right=True)
-COLUMNS = (text("Path", "path"), text("State", "state"), PERCENT, RATE, LEFT, text("Backing", "backing"))
+STATE = Column("State", lambda o: o["state"] if o["queue_place"] is None else f"queued ({o['queue_place']} before it)")
+FULL_SPEED = Column("Full speed", lambda o: o["full_speed"], lambda v: "yes" if v else "no")
+HOLDERS = Column("Held by", lambda o: " ".join(o["holders"]))
+COLUMNS = (text("Path", "path"), STATE, PERCENT, RATE, LEFT, text("Backing", "backing"), HOLDERS)
 DETAILS = (
-    text("State", "state"), PERCENT, number("Blocks done", "completed_blocks"), number("Blocks in all", "total_blocks"),
-    RATE, LIMIT, LEFT, text("Backing", "backing"), text("Message", "message"),
+    STATE, PERCENT, number("Blocks done", "completed_blocks"), number("Blocks in all", "total_blocks"),
+    number("Copied", "copied_blocks"), number("Skipped", "skipped_blocks"), number("Present before", "present_blocks"),
+    number("Bad", "bad_blocks"), RATE, LIMIT, LEFT, text("Priority", "priority"), FULL_SPEED,
+    text("Policy", "policy"), text("Backing", "backing"), HOLDERS, text("Message", "message"),
 )  # fmt: skip
+JOBS = number("Running", "running")
 BLOCK_BYTES = 4096
 POLL_S = 0.25
 ENDED = ("completed", "failed", "stopped", "none")
@@ -47,10 +53,26 @@ def show(ctx: Context, path: str | None) -> None:
     ctx.out.table(jobs, COLUMNS, empty="no LUN is backed by a snapshot")
 
 
-def start(ctx: Context, path: str, limit: int | None) -> None:
-    """Start, or go on with, the clone of a LUN; hosts keep using it."""
-    job = ctx.client.put(_url(path), {"limit_bytes_s": limit})
+def start(ctx: Context, path: str, force: bool, **options: Any) -> None:
+    """Start, or go on with, the clone of a LUN; hosts keep using it, and it gives way to them."""
+    job = ctx.client.put(_url(path), {**options, "force": force})
     ctx.out.done(job, f"{path}: clone {job['state']}; follow it with 'lun clone status -f {path}'")
+
+
+def change(ctx: Context, path: str, **options: Any) -> None:
+    """Change a clone that runs or waits."""
+    if all(value is None for value in options.values()):
+        raise click.UsageError("say what to change")
+    job = ctx.client.patch(_url(path), options)
+    ctx.out.details(path, job, DETAILS)
+
+
+def limits(ctx: Context, **options: Any) -> None:
+    """Show, or set, what all clones together obey; kept over a restart."""
+    given = any(value is not None for value in options.values())
+    url = "/v1/clone-settings"
+    found = ctx.client.patch(url, options) if given else ctx.client.get(url)
+    ctx.out.details("all clones", found, (LIMIT, JOBS))
 
 
 def stop(ctx: Context, path: str) -> None:
@@ -102,11 +124,35 @@ def create(
     ctx.out.done(lun, f"{path}: {format_size(lun['size_bytes'])}, backed by {lun['backing']['path']}")
 
 
+class NewRate(RateType):
+    """A rate, or `none`."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return 0 if value == "none" else super().convert(value, param, ctx)
+
+
 _PATH = click.argument("path", type=PATH)
-_LIMIT = click.option("--limit", type=RATE_TYPE, metavar="RATE", help="Bytes a second at most: 100m, 1g.")
 _COUNT = click.option("--count", type=click.IntRange(1), metavar="N", help="So many LUNs at once: PATH has %d in it.")
 _FIRST = click.option("--first", type=click.IntRange(0), default=1, show_default=True, help="Number of the first.")
 _IGROUP = click.option("--igroup", help="Map all of them to this igroup.")
+_LIMIT = click.option(
+    "--limit", "limit_bytes_s", type=RATE_TYPE, metavar="RATE", help="Bytes a second at most: 100m, 1g."
+)
+_NEW_LIMIT = click.option(
+    "--limit", "limit_bytes_s", type=NewRate(), metavar="RATE|none", help="Bytes a second at most, or no limit."
+)
+_PRIORITY = click.option(
+    "--priority", type=click.Choice(["low", "normal", "high"]), help="Who works first, and has the larger share."
+)
+_SPEED = click.option(
+    "--full-speed/--polite", "full_speed", default=None, help="Give way to nobody; or to hosts, as it does by itself."
+)
+_POLICY = click.option(
+    "--policy", type=click.Choice(["report", "ignore"]),
+    help="What to do about a source block that cannot be read: fail at once, or when all else is copied.",
+)  # fmt: skip
+_FORCE = click.option("-f", "--force", is_flag=True, help="Start although there is not room for all of it.")
+_JOBS = click.option("--jobs", "running", type=click.IntRange(1, 1000), help="Clones at work at once; others wait.")
 _FOLLOW = click.option("-f", "--follow", is_flag=True, help="Follow it with a progress bar.")
 
 command(clone, "show")(click.argument("path", type=PATH, required=False)(show))
@@ -119,8 +165,10 @@ command(clone, "create")(
         )
     )
 )
+command(clone, "set")(_NEW_LIMIT(_PRIORITY(_SPEED(_POLICY(_PATH(change))))))
+command(clone, "limits")(_NEW_LIMIT(_JOBS(limits)))
 for made in (
-    command(clone, "start")(_LIMIT(_PATH(start))),
+    command(clone, "start")(_LIMIT(_PRIORITY(_SPEED(_POLICY(_FORCE(_PATH(start))))))),
     command(clone, "stop")(_PATH(stop)),
     command(clone, "status")(_FOLLOW(_PATH(status))),
 ):

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import functools
 import logging
+from collections.abc import Iterator
 from typing import Any
 
-from cloner import CloneError, CloneEvent, CloneStatus
-from target.management import models
+from cloner import DEFAULTS, ENDED, CloneError, CloneEvent, CloneOptions, CloneStatus
+from target.management import clone_models, models
+from target.management.clone_settings import remember, remembered
 from target.management.core import Core, Unit
 from target.management.events import EventLog, Severity
 from target.management.operations import Operation, OperationState
 from target.management.refusal import Refused
+from target.management.snapshots import holder_path
 from wafl import Lun, WaflError
 
 log = logging.getLogger("lund.clone")
@@ -27,6 +32,18 @@ PROGRESS_S = 0.5
 
 def forward_event(events: EventLog, event: CloneEvent) -> None:
     events.emit(event.kind, event.message, subject=event.path, severity=Severity[event.level.upper()], data=event.data)
+
+
+def _paths(unit: Unit, holders: list[str]) -> list[str]:
+    return [holder_path(unit, holder) for holder in holders]
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
+    except CloneError as error:
+        raise Refused(error.name, str(error)) from None
 
 
 class Clones:
@@ -42,15 +59,21 @@ class Clones:
         shown = []
         for unit in self.core.units.values():
             jobs = {status.lun_uuid: status for status in self.core.clones.show(unit.service)}
+            holders = {each.name: _paths(unit, each.busy_holders) for each in unit.volume.snapshots()}
             for lun in sorted(unit.volume.luns(), key=lambda each: each.name):
                 job = jobs.get(str(lun.uuid))
                 if job is not None or lun.backing is not None:
-                    shown.append(self._model(unit, job or self.core.clones.status(unit.service, lun.name)))
+                    model = self._model(unit, job or self.core.clones.status(unit.service, lun.name))
+                    model.holders = holders.get(lun.backing.snapshot_name, []) if lun.backing is not None else []
+                    shown.append(model)
         return shown
 
     def get(self, text: str) -> models.CloneStatus:
         unit, lun, _path = self.core.find(text)
-        return self._model(unit, self.core.clones.status(unit.service, lun.name))
+        model = self._model(unit, self.core.clones.status(unit.service, lun.name))
+        if lun.backing is not None and lun.backing.snapshot_name:
+            model.holders = _paths(unit, unit.volume.snapshot_usage(lun.backing.snapshot_name))
+        return model
 
     def jobs(self, unit: Unit) -> dict[str, models.CloneStatus]:
         """By LUN UUID, for listings: of LUNs with a job only, because counting what others lack would read their
@@ -67,29 +90,68 @@ class Clones:
             completed_blocks=status.completed_blocks,
             total_blocks=status.total_blocks,
             copied_blocks=status.copied_blocks,
+            skipped_blocks=status.skipped_blocks,
+            present_blocks=status.present_blocks,
+            bad_blocks=status.bad_blocks,
             percent=status.percent,
             rate_bytes_s=status.rate_bytes_s,
             remaining_s=status.remaining_s,
-            limit_bytes_s=status.limit_bytes_s,
+            limit_bytes_s=status.options.limit_bytes_s,
+            priority=status.options.priority,
+            full_speed=status.options.full_speed,
+            policy=status.options.policy,
+            queue_place=status.queue_place,
             message=status.message,
             operation=operation.id if operation is not None else None,
         )
 
     # -- commands ----------------------------------------------------------------------------------------
 
-    async def start(self, text: str, limit_bytes_s: int | None) -> models.CloneStatus:
+    async def start(self, text: str, wanted: clone_models.CloneStart) -> models.CloneStatus:
+        options = CloneOptions(wanted.limit_bytes_s, wanted.priority, wanted.full_speed, wanted.policy)
         async with self.core.changing:
             unit, lun, _path = self.core.find(text)
-            self.launch(unit, lun, limit_bytes_s)
+            with _refusing():
+                self.core.clones.check_start(unit.service, lun.name, force=wanted.force)
+            position = self.core.clones.next_position()
+            await remember(self.core, unit, lun, options, position)
+            self.launch(unit, lun, options, position, force=True)
             await unit.service.durable()
         return self.get(text)
 
-    def launch(self, unit: Unit, lun: Lun, limit_bytes_s: int | None = None) -> None:
-        try:
-            self.core.clones.start(unit.service, lun.name, limit_bytes_s)
-        except CloneError as error:
-            raise Refused(error.name, str(error)) from None
+    def launch(
+        self,
+        unit: Unit,
+        lun: Lun,
+        options: CloneOptions = DEFAULTS,
+        position: int | None = None,
+        *,
+        force: bool = False,
+    ) -> None:
+        """`force`: whether it fits has been looked at, or does not matter."""
+        with _refusing():
+            self.core.clones.start(unit.service, lun.name, options, force=force, position=position)
         self._follow(unit, lun, f"/vol/{unit.name}/{lun.name}")
+
+    def restart_requested(self, unit: Unit) -> None:
+        """After a mount: the jobs that were wanted, as they were wanted."""
+        names = self.core.clones.restart_requested(unit.service, functools.partial(remembered, self.core))
+        self.follow_restarted(unit, names)
+
+    async def patch(self, text: str, wanted: clone_models.ClonePatch) -> models.CloneStatus:
+        async with self.core.changing:
+            unit, lun, _path = self.core.find(text)
+            status = self.core.clones.status(unit.service, lun.name)
+            if status.state is None or status.state in ENDED:
+                raise Refused("not-cloning", f"{text} is not being cloned; start its clone with these options")
+            given = wanted.model_dump(exclude_none=True)
+            if wanted.limit_bytes_s == 0:
+                given["limit_bytes_s"] = None
+            options = dataclasses.replace(status.options, **given)
+            await remember(self.core, unit, lun, options, status.position)
+            with _refusing():
+                self.core.clones.set_options(unit.service, lun.name, options)
+        return self.get(text)
 
     def follow_restarted(self, unit: Unit, names: list[str]) -> None:
         """After a mount: the jobs that were wanted get their operations."""
@@ -102,10 +164,8 @@ class Clones:
         return self.get(text)
 
     async def _stop(self, unit: Unit, lun: Lun) -> None:
-        try:
+        with _refusing():
             await self.core.clones.stop(unit.service, lun.name)
-        except CloneError as error:
-            raise Refused(error.name, str(error)) from None
 
     async def stop_for_destroy(self, unit: Unit, lun: Lun) -> None:
         with contextlib.suppress(Refused):
@@ -142,7 +202,12 @@ class Clones:
             raise Refused("clone-failed", status.message or "the clone failed")
         if status.state != "completed":
             raise asyncio.CancelledError
-        return {"copied_blocks": status.copied_blocks, "total_blocks": status.total_blocks}
+        return {
+            "copied_blocks": status.copied_blocks,
+            "skipped_blocks": status.skipped_blocks,
+            "present_blocks": status.present_blocks,
+            "total_blocks": status.total_blocks,
+        }
 
     async def _progress(self, unit: Unit, lun: Lun, operation: Operation) -> None:
         while operation.state is OperationState.RUNNING:

@@ -152,16 +152,24 @@ class MapEntry(BaseModel):
 
 class CloneStatus(BaseModel):
     path: str
-    state: str = Field(description="none, created, running, paused, completed, failed or stopped")
+    state: str = Field(description="none, created, queued, running, paused, completed, failed or stopped")
     requested: bool = Field(description="The clone is wanted, also over a restart")
     backing: str = Field(default="", description="Path of what the LUN still reads through")
     completed_blocks: int = 0
     total_blocks: int = 0
     copied_blocks: int = 0
+    skipped_blocks: int = Field(default=0, description="Completed without being copied: hosts wrote or unmapped them")
+    present_blocks: int = Field(default=0, description="What the LUN had of its own when the job began")
+    bad_blocks: int = Field(default=0, description="Passed over, because they could not be read")
     percent: float = 0.0
     rate_bytes_s: float = 0.0
     remaining_s: float | None = None
     limit_bytes_s: int | None = Field(default=None, description="Bandwidth limit, if the job has one")
+    priority: str = "normal"
+    full_speed: bool = Field(default=False, description="It gives way to nobody")
+    policy: str = Field(default="report", description="What it does about source blocks that cannot be read")
+    queue_place: int | None = Field(default=None, description="How many jobs come before it, while it is queued")
+    holders: list[str] = Field(default=[], description="What keeps the backing snapshot: LUNs, and later snapshots")
     message: str = Field(default="", description="Why it is paused, failed or stopped")
     operation: str | None = Field(default=None, description="Operation to wait for or cancel")
 
@@ -325,13 +333,6 @@ class MapCreate(Request):
     path: Path
     igroup: Name
     lun_id: int | None = Field(default=None, ge=0, lt=16384, description="Default: the lowest that is free")
-
-
-# -- clones ------------------------------------------------------------------------------------------------
-
-
-class CloneStart(Request):
-    limit_bytes_s: int | None = Field(default=None, ge=1, le=MAX_SIZE_BYTES, description="Bytes a second at most")
 
 
 # -- iSCSI -------------------------------------------------------------------------------------------------

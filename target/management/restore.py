@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from cloner import CloneStatus
+from cloner import DEFAULTS, CloneStatus
 from target.management import models, serving
 from target.management.clones import Clones
 from target.management.core import Core, Unit
@@ -94,7 +94,7 @@ class Restores:
         """The restore was refused after all."""
         if unit.volume.failure is None:
             for status in halted.values():
-                self.clones.launch(unit, unit.volume.lun(status.lun), status.limit_bytes_s)
+                self.clones.launch(unit, unit.volume.lun(status.lun), status.options, status.position, force=True)
 
     # -- after
 
@@ -114,7 +114,8 @@ class Restores:
         restored = [lun for lun in luns if not lun.destroyed]
         for lun in (*restored, *back):
             before = halted.get(lun.uuid)
-            self.clones.launch(unit, lun, before.limit_bytes_s if before else None)
+            options, position = (before.options, before.position) if before else (DEFAULTS, None)
+            self.clones.launch(unit, lun, options, position, force=True)
         unit.service.kick_reclaim()
         paths = {lun.uuid: f"/vol/{unit.name}/{lun.name}" for lun in (*luns, *back)}
         return models.Restored(

@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from target.management import models
+from target.management import clone_models, models
+from target.management.clone_settings import change_settings, settings_now
 from target.management.services import services_of
 
 router = APIRouter(prefix="/v1")
@@ -58,15 +59,37 @@ async def clones(request: Request) -> list[models.CloneStatus]:
     return services_of(request).clones.all()
 
 
+@router.get("/clone-settings", tags=["clones"])
+async def clone_settings(request: Request) -> clone_models.CloneSettings:
+    """What all clone jobs together obey."""
+    return settings_now(services_of(request).core)
+
+
+@router.patch("/clone-settings", tags=["clones"])
+async def change_clone_settings(
+    request: Request, wanted: clone_models.CloneSettingsPatch
+) -> clone_models.CloneSettings:
+    """Kept over a restart; before the configuration file."""
+    return await change_settings(services_of(request).core, wanted)
+
+
 @router.get("/clones/{volume}/{lun:path}", tags=["clones"])
 async def clone(request: Request, volume: str, lun: str) -> models.CloneStatus:
     return services_of(request).clones.get(_path(volume, lun))
 
 
 @router.put("/clones/{volume}/{lun:path}", tags=["clones"])
-async def start(request: Request, volume: str, lun: str, wanted: models.CloneStart) -> models.CloneStatus:
+async def start(request: Request, volume: str, lun: str, wanted: clone_models.CloneStart) -> models.CloneStatus:
     """Start it, or go on after a stop or a failure."""
-    return await services_of(request).clones.start(_path(volume, lun), wanted.limit_bytes_s)
+    return await services_of(request).clones.start(_path(volume, lun), wanted)
+
+
+@router.patch("/clones/{volume}/{lun:path}", tags=["clones"])
+async def change_clone(
+    request: Request, volume: str, lun: str, wanted: clone_models.ClonePatch
+) -> models.CloneStatus:
+    """Change a job's options while it runs or waits."""
+    return await services_of(request).clones.patch(_path(volume, lun), wanted)
 
 
 @router.delete("/clones/{volume}/{lun:path}", tags=["clones"])

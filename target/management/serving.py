@@ -81,6 +81,12 @@ class GoneStore:
         raise self._offline()
 
 
+def commands_of(served: Mapping[str, Served]) -> int:
+    """Reads and writes of all hosts since the start; it goes back when a LUN goes."""
+    units = (unit for each in served.values() for unit in each.luns.values())
+    return sum(unit.counters.reads + unit.counters.writes for unit in units)
+
+
 # -- which logical units there are -------------------------------------------------------------------------
 
 

@@ -126,7 +126,7 @@ class Volumes:
                 "volume.mount.report", f"volume {record.name}: {line}", subject=record.name, severity=Severity.WARNING
             )
         self.core.events.emit("volume.online", f"volume {record.name} is online", subject=record.name)
-        self.clones.follow_restarted(unit, self.core.clones.restart_requested(unit.service))
+        self.clones.restart_requested(unit)
         await self.scrubs.mounted(unit)
         return unit
 

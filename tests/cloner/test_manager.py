@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from cloner import AlreadyCloning, CloneEvent, CloneManager, JobState, NotBacked, NotCloning
+from cloner import AlreadyCloning, CloneEvent, CloneManager, CloneOptions, DoesNotFit, JobState, NotBacked, NotCloning
 from tests.support.clones import GOLDEN_BLOCKS, GOLDEN_BYTES, Family, add_clone, make_family, read_all
 from tests.support.crash_device import MemoryDevice
 from tests.support.volumes import MIB, Workshop, pattern
@@ -46,7 +46,7 @@ class Daemon:
 
     async def run(self, names: list[str], limit_bytes_s: int | None = None) -> None:
         for name in names:
-            self.manager.start(self.service, name, limit_bytes_s)
+            self.manager.start(self.service, name, CloneOptions(limit_bytes_s))
         for name in names:
             await self.manager.wait(self.service, name)
 
@@ -136,7 +136,7 @@ def test_stop_without_a_job_is_refused(workshop: Workshop) -> None:
 def test_stop_returns_with_the_worker_quiet_and_a_start_goes_on_from_there(workshop: Workshop) -> None:
     async def main() -> None:
         async with daemon(make_family(workshop)) as d:
-            d.manager.start(d.service, "clone", limit_bytes_s=BLOCK_BYTES)
+            d.manager.start(d.service, "clone", CloneOptions(BLOCK_BYTES))
             while d.manager.status(d.service, "clone").copied_blocks < 5:
                 await asyncio.sleep(0)
             status = await d.manager.stop(d.service, "clone")
@@ -218,23 +218,6 @@ def record_installs(family: Family, name: str, installs: list[str]) -> None:
     lun.install_fill = recording  # type: ignore[method-assign, assignment]
 
 
-def test_a_job_gives_way_to_waiting_guests_but_never_starves(workshop: Workshop) -> None:
-    async def main() -> None:
-        asked: list[int] = []
-
-        def waiting(service: VolumeService) -> bool:
-            asked.append(1)
-            return True
-
-        async with daemon(make_family(workshop), guests_waiting=waiting) as d:
-            await d.run(["clone"])
-            assert d.manager.status(d.service, "clone").state is JobState.COMPLETED
-            assert asked
-            assert d.time.now > 0
-
-    asyncio.run(main())
-
-
 def test_a_job_is_restarted_after_a_crash_and_a_stopped_one_is_not(workshop: Workshop) -> None:
     family = make_family(workshop)
     add_clone(family.volume, "second")
@@ -243,7 +226,7 @@ def test_a_job_is_restarted_after_a_crash_and_a_stopped_one_is_not(workshop: Wor
         d = Daemon(family)
         await started(d.service)
         for name in ("clone", "second"):
-            d.manager.start(d.service, name, limit_bytes_s=BLOCK_BYTES)
+            d.manager.start(d.service, name, CloneOptions(BLOCK_BYTES))
         while min(status.copied_blocks for status in d.manager.show()) < 3:
             await asyncio.sleep(0)
         await d.manager.stop(d.service, "second")
@@ -267,7 +250,7 @@ def test_a_job_is_restarted_after_a_crash_and_a_stopped_one_is_not(workshop: Wor
 def test_forget_leaves_requests_for_the_next_mount(workshop: Workshop) -> None:
     async def main() -> None:
         async with daemon(make_family(workshop)) as d:
-            d.manager.start(d.service, "clone", limit_bytes_s=BLOCK_BYTES)
+            d.manager.start(d.service, "clone", CloneOptions(BLOCK_BYTES))
             while d.manager.status(d.service, "clone").copied_blocks < 3:
                 await asyncio.sleep(0)
             await d.manager.forget(d.service)
@@ -281,12 +264,12 @@ def test_a_halted_job_is_quiet_keeps_its_request_and_goes_on_when_started_again(
     async def main() -> None:
         async with daemon(make_family(workshop)) as d:
             assert await d.manager.halt(d.service, "clone") is None
-            d.manager.start(d.service, "clone", limit_bytes_s=BLOCK_BYTES)
+            d.manager.start(d.service, "clone", CloneOptions(BLOCK_BYTES))
             while d.manager.status(d.service, "clone").copied_blocks < 3:
                 await asyncio.sleep(0)
             halted = await d.manager.halt(d.service, "clone")
             assert halted is not None
-            assert (halted.state, halted.limit_bytes_s) == (JobState.RUNNING, BLOCK_BYTES)
+            assert (halted.state, halted.options.limit_bytes_s) == (JobState.RUNNING, BLOCK_BYTES)
             assert d.manager.status(d.service, "clone").state is JobState.STOPPED
             assert d.family.clone.clone_requested
             assert await d.manager.halt(d.service, "clone") is None
@@ -321,7 +304,7 @@ def test_a_damaged_block_fails_the_job_and_keeps_the_backing(workshop: Workshop)
 def test_a_destroyed_lun_ends_its_job_and_leaves_the_list(workshop: Workshop) -> None:
     async def main() -> None:
         async with daemon(make_family(workshop)) as d:
-            d.manager.start(d.service, "clone", limit_bytes_s=BLOCK_BYTES)
+            d.manager.start(d.service, "clone", CloneOptions(BLOCK_BYTES))
             while d.manager.status(d.service, "clone").copied_blocks < 3:
                 await asyncio.sleep(0)
             d.family.volume.destroy_lun("clone")
@@ -362,7 +345,9 @@ def test_a_full_volume_pauses_the_job_which_goes_on_when_there_is_room(workshop:
                 filler.write(written, pattern(1, MIB // 8))
                 written += MIB // 8
                 await d.service.commit()
-            d.manager.start(d.service, "clone")
+            with pytest.raises(DoesNotFit):
+                d.manager.start(d.service, "clone")
+            d.manager.start(d.service, "clone", force=True)
             while d.manager.status(d.service, "clone").state is not JobState.PAUSED:
                 await asyncio.sleep(0)
             family.volume.destroy_lun("filler")

@@ -12,7 +12,7 @@ BLOCK = 4096
 
 def begun(total: int) -> Progress:
     progress = Progress(BLOCK)
-    progress.begin(total, 0.0)
+    progress.begin(total, total, 0.0)
     return progress
 
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from cloner import CloneManager, JobState
+from cloner import CloneManager, CloneOptions, JobState
 from tests.cloner.test_manager import Daemon, daemon
 from tests.support.clones import Family, drive, make_family, steps_of
 from tests.support.volumes import MIB, Workshop, pattern
@@ -22,7 +22,7 @@ def paused(workshop: Workshop, story: Callable[[Daemon], Awaitable[None]]) -> No
         family = make_family(workshop, size_bytes=8 * MIB, blocks=list(range(600)))
         fill(family)
         async with daemon(family) as d:
-            d.manager.start(d.service, "clone")
+            d.manager.start(d.service, "clone", force=True)
             async with asyncio.timeout(20):
                 while d.manager.status(d.service, "clone").state is not JobState.PAUSED:
                     await asyncio.sleep(0)
@@ -97,9 +97,9 @@ def test_a_limit_that_is_lifted_is_felt_within_a_second(workshop: Workshop) -> N
         family = make_family(workshop)
         async with daemon(family) as d:
             manager = CloneManager(lambda event: None, clock=time.clock, sleep=time.sleep)
-            manager.start(d.service, "clone", 1)
+            manager.start(d.service, "clone", CloneOptions(1))
             await until(lambda: len(time.asked) > 3)
-            manager.set_limit(d.service, "clone", None)
+            manager.set_options(d.service, "clone", CloneOptions())
             async with asyncio.timeout(20):
                 status = await manager.wait(d.service, "clone")
             assert status.state is JobState.COMPLETED

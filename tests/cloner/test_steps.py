@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cloner.errors import BadSource
 from cloner.steps import Commit, Read, Step, WaitForRoom
 from tests.support.clones import (
     GOLDEN_BLOCKS,
@@ -21,7 +22,7 @@ from tests.support.clones import (
     steps_of,
 )
 from tests.support.volumes import MIB, Workshop, checkpoint, pattern, reclaim, take_snapshot
-from wafl import BLOCK_BYTES, CorruptVolume, Lun, NoSpace, NoSuchLun, SnapshotBusy, Volume
+from wafl import BLOCK_BYTES, Lun, NoSpace, NoSuchLun, SnapshotBusy, Volume
 
 
 class StopHere(Exception):
@@ -242,7 +243,7 @@ def test_a_damaged_source_block_ends_the_job_with_the_backing_kept(workshop: Wor
     family = make_family(workshop)
     damage(family.volume, pattern(GOLDEN_BLOCKS[45] + 1, BLOCK_BYTES))
     steps, _ = steps_of(family.volume, family.clone)
-    with pytest.raises(CorruptVolume):
+    with pytest.raises(BadSource):
         drive(family.volume, steps)
     assert family.clone.backing is not None
     workshop.abandon(family.volume)

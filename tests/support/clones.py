@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from cloner.copying import copy_level_one
 from cloner.progress import Progress
 from cloner.steps import Commit, Read, Step, Steps, Turn, WaitForRoom, Work, clone_steps
 from tests.support.volume_model import ModelLun
 from tests.support.volumes import MIB, Workshop, checkpoint, pattern, take_snapshot
-from wafl import BLOCK_BYTES, Lun, Volume
+from wafl import BLOCK_BYTES, Lun, Volume, WaflError
 
 GOLDEN_BYTES = 3 * MIB
 # Runs, single blocks, holes between them, both sides of a level-1 border.
@@ -61,9 +62,12 @@ def read_all(lun: Lun) -> bytes:
     return bytes(data)
 
 
-def steps_of(volume: Volume, lun: Lun, chunk_blocks: int = 256) -> tuple[Steps, Progress]:
+def steps_of(
+    volume: Volume, lun: Lun, chunk_blocks: int = 256, *, ignore_bad: bool = False
+) -> tuple[Steps, Progress]:
     progress = Progress(BLOCK_BYTES)
-    return clone_steps(Work(volume, lun, progress, lambda: 0.0, lambda: chunk_blocks)), progress
+    work = Work(volume, lun, progress, lambda: 0.0, lambda: chunk_blocks, copy_level_one, ignore_bad)
+    return clone_steps(work), progress
 
 
 def drive(
@@ -72,14 +76,19 @@ def drive(
     """Carry out all steps; `before(number, step)` runs ahead of each and may raise to stop.  The kinds of steps."""
     kinds: list[type] = []
     outcome: object = None
+    error: Exception | None = None
     while True:
         try:
-            step = steps.send(outcome)
+            step = steps.send(outcome) if error is None else steps.throw(error)
         except StopIteration:
             return kinds
         before(len(kinds), step)
         kinds.append(type(step))
-        outcome = carry_out(volume, step)
+        outcome = error = None
+        try:
+            outcome = carry_out(volume, step)
+        except (WaflError, OSError) as caught:
+            error = caught
 
 
 def carry_out(volume: Volume, step: Step) -> object:

@@ -1,0 +1,195 @@
+"""Guests first: when hosts are at work a job works in small chunks and rests; it never stops for good."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from cloner import CloneOptions, JobState
+from cloner.guests import BUSY_COMMANDS_S, CHUNK_BLOCKS, LONGEST_REST_S, LOOK_S, QUIET_S, REST, GuestWatch, rest_s
+from cloner.steps import UNSYNCED_FILL_BYTES
+from tests.cloner.test_manager import Daemon, daemon
+from tests.support.clones import Family, make_family
+from tests.support.volumes import MIB, Workshop
+from wafl import BLOCK_BYTES, POINTERS
+
+
+class Hosts:
+    def __init__(self) -> None:
+        self.commands = 0
+        self.now = 100.0
+
+    def watch(self) -> GuestWatch:
+        return GuestWatch(lambda: self.commands, lambda: self.now)
+
+    def work(self, commands: int, seconds: float) -> None:
+        self.commands += commands
+        self.now += seconds
+
+
+def test_hosts_that_do_nothing_are_not_there() -> None:
+    hosts = Hosts()
+    hosts.commands = 1_000_000
+    watch = hosts.watch()
+    hosts.work(0, LOOK_S)
+    assert watch.pressure() == 0
+
+
+def test_pressure_grows_with_the_commands_and_ends_when_they_do() -> None:
+    hosts = Hosts()
+    watch = hosts.watch()
+    hosts.work(int(BUSY_COMMANDS_S / 10), 1.0)
+    assert watch.pressure() == pytest.approx(0.1)
+    hosts.work(BUSY_COMMANDS_S * 100, 1.0)
+    assert watch.pressure() == 1
+    hosts.work(0, QUIET_S / 2)
+    assert watch.pressure() == 1
+    hosts.work(0, QUIET_S / 2)
+    assert watch.pressure() == 0
+
+
+def test_a_counter_that_goes_back_is_no_work() -> None:
+    hosts = Hosts()
+    watch = hosts.watch()
+    hosts.work(-500, 1.0)
+    assert watch.pressure() == 0
+
+
+def test_the_counter_is_read_ten_times_a_second_at_most() -> None:
+    hosts = Hosts()
+    reads = 0
+
+    def commands() -> int:
+        nonlocal reads
+        reads += 1
+        return reads
+
+    watch = GuestWatch(commands, lambda: hosts.now)
+    for _ in range(1000):
+        hosts.now += 0.001
+        watch.pressure()
+    assert reads <= 12
+
+
+def test_a_rest_is_a_multiple_of_the_work_and_has_an_end() -> None:
+    assert rest_s(0.001, 0) == 0
+    assert rest_s(0.001, 1) == pytest.approx(0.001 * REST)
+    assert rest_s(0.001, 0.5) == pytest.approx(0.0005 * REST)
+    assert rest_s(10, 1) == LONGEST_REST_S
+
+
+class Busy:
+    """Hosts that never rest, as the daemon counts them, and what a job does meanwhile."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.commands = 0
+        self.chunks: list[int] = []
+        self.most_at_once = self.at_once = 0
+
+    def count(self) -> int:
+        self.commands += 1000
+        return self.commands
+
+    def record(self, d: Daemon) -> None:
+        lun, read = self.family.clone, None
+        plan_fill, install = lun.plan_fill, lun.install_fill
+
+        def planning(index: int, first: int = 0, max_blocks: int = POINTERS) -> object:
+            # A read takes a millisecond of the fake clock.
+            plan = plan_fill(index, first, max_blocks)
+            d.time.now += 0.001
+            return plan
+
+        def installing(plan: object, data: bytes) -> int:
+            self.chunks.append(len(data) // BLOCK_BYTES)
+            return install(plan, data)  # type: ignore[arg-type]
+
+        assert read is None
+        lun.plan_fill = planning  # type: ignore[method-assign, assignment]
+        lun.install_fill = installing  # type: ignore[method-assign, assignment]
+
+
+def run_beside_hosts(workshop: Workshop, options: CloneOptions) -> tuple[Busy, float, JobState | None]:
+    family = make_family(workshop, 24 * MIB, list(range(700)))
+    busy = Busy(family)
+
+    async def main() -> tuple[float, JobState | None]:
+        async with daemon(family, guest_commands=busy.count) as d:
+            busy.record(d)
+            d.time.now += 1
+            began = d.time.now
+            d.manager.start(d.service, "clone", options)
+            status = await d.manager.wait(d.service, "clone")
+            return d.time.now - began, status.state
+
+    took, state = asyncio.run(main())
+    assert family.reads_right()
+    return busy, took, state
+
+
+def test_a_job_beside_busy_hosts_works_in_small_chunks_rests_and_ends(workshop: Workshop) -> None:
+    busy, took, state = run_beside_hosts(workshop, CloneOptions())
+    assert state is JobState.COMPLETED
+    assert max(busy.chunks) <= CHUNK_BLOCKS
+    work = 0.001 * len(busy.chunks)
+    assert took >= work * REST
+    # The floor: however busy hosts are, a chunk waits no longer than that.
+    assert took <= len(busy.chunks) * (LONGEST_REST_S + 0.002) + 1
+
+
+def test_a_job_at_full_speed_gives_way_to_nobody(workshop: Workshop) -> None:
+    busy, took, state = run_beside_hosts(workshop, CloneOptions(full_speed=True))
+    assert state is JobState.COMPLETED
+    assert max(busy.chunks) == POINTERS
+    assert took < 0.001 * (len(busy.chunks) + 8)
+
+
+def test_without_hosts_a_job_takes_whole_level_one_ranges(workshop: Workshop) -> None:
+    async def main() -> None:
+        family = make_family(workshop, 24 * MIB, list(range(700)))
+        busy = Busy(family)
+        async with daemon(family) as d:
+            busy.record(d)
+            await d.run(["clone"])
+            assert busy.chunks == [256, 256, 188]
+
+    asyncio.run(main())
+
+
+def test_beside_hosts_less_is_left_unsynced_so_that_their_flushes_are_quick(workshop: Workshop) -> None:
+    async def main() -> None:
+        commands = 0
+        family = make_family(workshop)
+        async with daemon(family, guest_commands=lambda: commands) as d:
+            d.manager.start(d.service, "clone", CloneOptions(limit_bytes_s=BLOCK_BYTES))
+            job = d.manager._active_job(d.service, "clone")
+            assert job._unsynced_limit() == UNSYNCED_FILL_BYTES
+            commands, d.time.now = 10_000, d.time.now + 1
+            assert job._unsynced_limit() < UNSYNCED_FILL_BYTES
+            d.manager.set_options(d.service, "clone", CloneOptions(full_speed=True))
+            assert job._unsynced_limit() == UNSYNCED_FILL_BYTES
+            await d.manager.wait(d.service, "clone")
+
+    asyncio.run(main())
+
+
+def test_jobs_side_by_side_count_what_is_unsynced_together(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloner.job.UNSYNCED_FILL_BYTES", 64 * BLOCK_BYTES)
+
+    async def main() -> None:
+        family = make_family(workshop, 24 * MIB, list(range(512)))
+        family.volume.create_lun("second", None, backing=("base", "golden"))
+        async with daemon(family) as d:
+            for name in ("clone", "second"):
+                d.manager.start(d.service, name, CloneOptions(limit_bytes_s=16 * 8 * BLOCK_BYTES))
+            unsynced = d.manager._shared.unsynced[family.volume.uuid]
+            most = 0
+            while any(status.state is not JobState.COMPLETED for status in d.manager.show()):
+                most = max(most, unsynced.bytes)
+                await asyncio.sleep(0)
+            # Each may have one chunk more under way when the line is reached.
+            assert 64 * BLOCK_BYTES <= most <= (64 + 2 * 16) * BLOCK_BYTES
+
+    asyncio.run(main())
