@@ -35,7 +35,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import cast
 
-from target.iscsi.ports import Aborted, DataInFailed, Done, Response, SegmentReader
+from target.iscsi.ports import Aborted, Announce, DataInFailed, Done, Response, SegmentReader
 from target.scsi.cdbs import DPO, READ_10, READ_16, WRITE_10, WRITE_16
 from target.scsi.it_nexus import ITNexus, lun_field, lun_id
 from target.scsi.router import data_out_length, perform
@@ -140,12 +140,17 @@ class Nexus(ITNexus):
         self.device = device
         self._on_close = on_close
         self.on_abort: Aborted | None = None
+        self.on_event: Announce | None = None
         self._readable: dict[int, FastRead] = {}
         self._writable: dict[int, FastWrite] = {}
         self._closed = False
 
     def before_answers(self) -> None:
         self.device.before_answers()
+
+    def announce(self, lun: int, attention: Asc) -> None:
+        if self.on_event is not None:
+            self.on_event(lun_field(lun), CheckCondition(SenseKey.UNIT_ATTENTION, attention).encode())
 
     # --- hot path -----------------------------------------------------------------------------------------------
 
@@ -279,7 +284,7 @@ INTERNAL_FAILURE = CheckCondition(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_F
 def response_to(reply: Reply) -> Response:
     """The Reply in the transport's words."""
     reader = None if reply.reader is None else failing_in_transport_terms(reply.reader)
-    return Response(reply.status, reply.sense, reply.data, reader, reply.length, reply.wanted)
+    return Response(reply.status, reply.sense, reply.data, reader, reply.length, reply.wanted, reply.fenced)
 
 
 def failing_in_transport_terms(reader: SegmentReader) -> SegmentReader:

@@ -41,6 +41,10 @@ class Message:
         self.counts = counts
         """False: the PDU shows the next StatSN without using it up (NOP-In that asks, 11.19.1)."""
 
+    def says_what(self, other: Message) -> bool:
+        """The same PDU, but for its numbers."""
+        return (self.fields, self.data) == (other.fields, other.data)
+
     def produce(self, connection: Connection) -> bool:
         out, framing = connection.output, connection.framing
         size = framing.encoded_bytes(len(self.data))

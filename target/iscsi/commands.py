@@ -234,12 +234,19 @@ def complete(task: Task, response: Response) -> None:
     if task.state is State.GONE:
         return  # the command itself ended the nexus, or a reset swept it away
     connection = task.connection
+    session = connection.session
     task.state = State.ANSWERING
-    connection.session.free_buffer(task)
+    session.free_buffer(task)
     if not task.write and response.length:
-        connection.session.counters.reads += 1
-        connection.session.counters.read_bytes += min(response.length, task.edtl)
-    connection.emit(answer_to(task.itt, task.edtl, task.write, response, task))
+        session.counters.reads += 1
+        session.counters.read_bytes += min(response.length, task.edtl)
+    session.respond(connection, partial(_answer, task, response), fenced=response.fenced)
+
+
+def _answer(task: Task, response: Response) -> None:
+    # a connection that has ended meanwhile took its tasks along
+    if task.state is not State.GONE:
+        task.connection.emit(answer_to(task.itt, task.edtl, task.write, response, task))
 
 
 def abort(task: Task) -> None:

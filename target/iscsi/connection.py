@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-from target.iscsi import commands, hotpath, limits
+from target.iscsi import commands, fence, hotpath, limits
 from target.iscsi.answers import Answer, Message
 from target.iscsi.buffers import OutputBuffer, ReceiveBuffer
 from target.iscsi.constants import NO_TAG, AsyncEvent, Opcode, RejectReason
@@ -84,8 +84,9 @@ class Connection:
         self.closing: str | None = None
         self.cid = 0
         self.immediate_outstanding = 0
-        self.fences: dict[int, Fence] = {}
-        """Answers of other connections that wait for this one's, by the tag of the NOP-In that asks."""
+        self._fences: dict[int, Fence] = {}
+        """Fences that wait for the initiator to have what was sent here, by the tag of the NOP-In that asks."""
+        self._fence_asked_at = now
         self.send_data_max = limits.LOGIN_DATA_SEGMENT_BYTES
         self.max_burst = self.rules.max_burst
         self.plain_read_max = self.plain_write_max = 0
@@ -271,6 +272,19 @@ class Connection:
         self.session.counters.rejects += 1
         self.emit(Message(Opcode.REJECT, bytes(pdu.header), reason=reason, itt=NO_TAG))
 
+    def ask_for_fence(self, waiting: Fence) -> None:
+        """Tell it when the initiator has everything that was sent here until now."""
+        tag = self.session.tags.take()
+        self._fences[tag] = waiting
+        self._fence_asked_at = self._now
+        fence.ask(self, tag)
+
+    def fence_passed(self, tag: int) -> None:
+        """A NOP-Out that answers."""
+        waiting = self._fences.pop(tag, None)
+        if waiting is not None:
+            waiting.passed(self)
+
     def finish(self, task: Task) -> None:
         self.session.finish(task)
 
@@ -285,6 +299,14 @@ class Connection:
         """11.9.1, events 2 and 3: the connection `cid`, or the session, is being ended from this side."""
         time2wait = self.session.parameters["DefaultTime2Wait"]
         self._async_message(event, parameter1=cid, parameter2=time2wait)
+
+    def announce_event(self, lun: int, sense: bytes) -> None:
+        """11.9.4: sense data of a SCSI event.  One that waits already is not said twice."""
+        data = len(sense).to_bytes(2, "big") + sense
+        event = Message(Opcode.ASYNC_MESSAGE, data, itt=NO_TAG, lun=lun, async_event=AsyncEvent.SCSI)
+        if not any(isinstance(each, Message) and event.says_what(each) for each in self.waiting):
+            self.emit(event)
+            self.wake()
 
     def _async_message(self, event: AsyncEvent, **parameters: Any) -> None:
         self.emit(Message(Opcode.ASYNC_MESSAGE, itt=NO_TAG, async_event=event, **parameters))
@@ -400,7 +422,9 @@ class Connection:
             self._keep_alive(now)
 
     def _keep_alive(self, now: float) -> None:
-        if self._ping_sent is not None:
+        if self._fences and now >= self._fence_asked_at + self.host.nop_timeout_s:
+            self.close("no answer to NOP-In", fault=True)
+        elif self._ping_sent is not None:
             if now >= self._ping_sent + self.host.nop_timeout_s:
                 self.close("no answer to NOP-In", fault=True)
                 return
@@ -442,9 +466,7 @@ class Connection:
 
     def _leave_session(self, reason: str, fault: bool) -> None:
         session = getattr(self, "session", None)
-        for fence in list(self.fences.values()):
-            fence.passed(self)
-        self.fences.clear()
+        self._fences.clear()
         if session is not None:
             session.leave(self, reason, announce=fault)
 

@@ -35,6 +35,7 @@ def _open(host: Host, login: Login, identity: Identity, now: float) -> Session:
         raise
     if nexus is not None:
         nexus.on_abort = partial(tasks_ended, session)
+        nexus.on_event = session.tell_event
         nexus.protocol_level = session.level
     return session
 

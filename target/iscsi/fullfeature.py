@@ -35,9 +35,7 @@ def _nop_out(connection: Connection, pdu: Pdu) -> None:
     """11.18: an answer to our question, a question, or just numbers."""
     request = pdus.parse_header(pdus.NOP_OUT, pdu.header)
     if request.itt == NO_TAG:
-        fence = connection.fences.pop(request.ttt, None)
-        if fence is not None:
-            fence.passed(connection)
+        connection.fence_passed(request.ttt)
         return
     if request.ttt != NO_TAG:
         raise PduRejected(RejectReason.INVALID_PDU_FIELD, "NOP-Out with both tags")

@@ -61,7 +61,7 @@ def run(c: Connection) -> None:
 
     pos, end, at = rx.start, rx.end, out.used
     expected, credit, stat_sn = window.exp_cmd_sn, window.credit, c.stat_sn
-    held = window.early or window.functions
+    held = window.early or window.functions or window.frozen
     plain = fast_read is not None and not held and credit >= 0
 
     while end - pos >= bhs:
@@ -133,7 +133,7 @@ def run(c: Connection) -> None:
         c.dispatch(view, pos)
         pos += size
         at, expected, credit, stat_sn = out.used, window.exp_cmd_sn, window.credit, c.stat_sn
-        held = window.early or window.functions
+        held = window.early or window.functions or window.frozen
         plain = fast_read is not None and not held and credit >= 0
         if c.waiting or not c.full_feature:
             c.blocked = True

@@ -64,8 +64,8 @@ COMMAND_WINDOW = 128
 IMMEDIATE_COMMANDS = 16
 """Unfinished immediate commands of a connection; RFC 7143 4.2.2.1 lets a target refuse more (Reject reason 06h).  Also
 the task management requests of a session that wait for commands sent before them."""
-FENCES = 16
-"""Answers to task management that wait for one connection of the session to have had everything sent before."""
+FENCED_FUNCTIONS = 16
+"""Answers to task management that wait until the session's other connections have had everything sent before."""
 HELD_BYTES = COMMAND_WINDOW * (FIRST_BURST_BYTES + 4096)
 """Commands that arrived ahead of a gap in CmdSN and wait for it to be filled, with all the data that an initiator may
 send unasked: beside others, a connection may be a whole window ahead."""

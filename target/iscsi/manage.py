@@ -18,7 +18,6 @@ from target.iscsi import commands, limits, pdus
 from target.iscsi.answers import Message
 from target.iscsi.constants import FINAL, Opcode, RejectReason, TaskFunction, TaskResponse
 from target.iscsi.errors import PduRejected
-from target.iscsi.fence import Fence
 from target.iscsi.framing import Pdu
 from target.iscsi.tasks import State
 from target.iscsi.window import MASK, Held, serial_less
@@ -43,7 +42,7 @@ def task_management(connection: Connection, pdu: Pdu) -> None:
     if pdu.immediate and function in TASK_SETS and session.window.missing_before(request.cmd_sn):
         _wait(connection, pdu, request.cmd_sn)
         return
-    if function in FENCED and any(len(each.fences) >= limits.FENCES for each in session.connections.values()):
+    if session.functions_waiting >= limits.FENCED_FUNCTIONS:
         raise PduRejected(RejectReason.TOO_MANY_IMMEDIATE, "too many answers wait for other connections")
     handler = FUNCTIONS.get(function)
     if handler is None or (function in LEVEL_2 and session.level < 2):
@@ -64,6 +63,7 @@ def _wait(connection: Connection, pdu: Pdu, cmd_sn: int) -> None:
 
 def _answer(connection: Connection, itt: int, function: int, verdict: Verdict) -> None:
     response, information = verdict
+    session = connection.session
 
     def send() -> None:
         connection.emit(
@@ -71,13 +71,9 @@ def _answer(connection: Connection, itt: int, function: int, verdict: Verdict) -
         )
         if function == TaskFunction.TARGET_COLD_RESET and response == TaskResponse.FUNCTION_COMPLETE:
             _end_all_sessions(connection)
-        connection.wake()
 
-    others = [each for each in connection.session.connections.values() if each is not connection]
-    if others and function in FENCED and response == TaskResponse.FUNCTION_COMPLETE:
-        Fence(others, send)
-    else:
-        send()
+    fenced = function in FENCED and response == TaskResponse.FUNCTION_COMPLETE
+    session.respond(connection, send, fenced=fenced, function=True)
 
 
 def tasks_ended(session: Session, names: Callable[[int], bool], told: bool) -> None:

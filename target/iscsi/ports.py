@@ -31,6 +31,8 @@ class Response:
     """Bytes of Data-In the command returns (before EDTL is applied)."""
     wanted: int = 0
     """Bytes of Data-Out the CDB asks for (before EDTL is applied): for the residual."""
+    fenced: bool = False
+    """RFC 7143 4.2.2.3.3: it tells of commands that another connection of the session may have brought."""
 
 
 class DataInFailed(Exception):
@@ -49,8 +51,15 @@ Aborted = Callable[[Callable[[int], bool], bool], None]
 logical unit.  Told: they end with TASK ABORTED, because another nexus did it (SAM-5 5.3.1, TAS=1); else silently."""
 
 
+Announce = Callable[[int, bytes], None]
+"""(LUN, sense data): a SCSI event that the initiator may be told of before it asks (11.9.1, event 0)."""
+
+
 class Nexus(Protocol):
     """One I_T nexus: a normal session's way into the SCSI device server."""
+
+    on_event: Announce | None
+    """Set by the session.  Called outside of `execute` and `manage`; the unit attention of the event stays pending."""
 
     on_abort: Aborted | None
     """Set by the session: what it still holds for the logical unit ends too.  Called for every function of `manage`

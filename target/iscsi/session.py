@@ -7,12 +7,15 @@ ends with it.  The window, the tags and the nexus are the session's.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from target.iscsi import limits
 from target.iscsi.buffers import BufferPool
 from target.iscsi.constants import AsyncEvent
+from target.iscsi.fence import Deferred, Fence
 from target.iscsi.keys import Value
 from target.iscsi.ports import Nexus
 from target.iscsi.tasks import State, Task, TransferTags, iter_lun
@@ -99,6 +102,10 @@ class Session:
     data_bytes: int = 0
     """Data-Out buffers that R2Ts may be outstanding for."""
     starved: list[Task] = field(default_factory=list)
+    fence: Fence | None = None
+    """The answer that must be seen in its place on all connections, while it is not."""
+    deferred: deque[Deferred] = field(default_factory=deque)
+    """Answers that wait for the fence, in their order."""
     closed: bool = False
 
     @property
@@ -174,6 +181,47 @@ class Session:
         self.counters.aborted += dropped
         return dropped
 
+    # --- answers
+
+    def respond(
+        self, connection: Connection, send: Callable[[], None], *, fenced: bool = False, function: bool = False
+    ) -> None:
+        """Send the answer to a command or a task management request, in its turn (4.2.2.3).  With one connection
+        TCP keeps the order."""
+        answer = Deferred(connection, send, fenced, function)
+        if self.fence is not None:
+            self.deferred.append(answer)
+        elif fenced and len(self.connections) > 1:
+            self.window.frozen = True
+            self.fence = Fence(answer, self._fence_over)
+            self.fence.begin()
+        else:
+            send()
+
+    def _fence_over(self) -> None:
+        self.fence = None
+        self.window.frozen = False
+        while self.deferred and self.fence is None:
+            answer = self.deferred.popleft()
+            if answer.connection.full_feature:
+                self.respond(answer.connection, answer.send, fenced=answer.fenced, function=answer.function)
+                answer.connection.wake()
+        if self.fence is None:
+            self.catch_up()
+
+    @property
+    def functions_waiting(self) -> int:
+        """Answers to task management that wait for a fence, their own or another."""
+        waiting = sum(answer.function for answer in self.deferred)
+        return waiting + (self.fence is not None and self.fence.answer.function)
+
+    def tell_event(self, lun: int, sense: bytes) -> None:
+        """11.9.1, event 0: a SCSI event, by one connection."""
+        for connection in self.connections.values():
+            if connection.full_feature:
+                connection.announce_event(lun, sense)
+                return
+
     # --- connections
 
     @property
@@ -202,6 +250,7 @@ class Session:
     def leave(self, connection: Connection, reason: str, announce: bool) -> None:
         """A connection has ended.  `announce`: it was this side's doing, and the others are told (11.9.1, event 2)."""
         if self.connections.get(connection.cid) is not connection:
+            self._leave_fence(connection)  # another one took its place
             return
         del self.connections[connection.cid]
         # DefaultTime2Retain=0: without connections the session is over
@@ -209,10 +258,15 @@ class Session:
             self.close(reason)
             return
         self.end_tasks_of(connection)
+        self._leave_fence(connection)
         if announce:
             teller = next(iter(self.connections.values()))
             teller.announce_drop(AsyncEvent.CONNECTION_DROP, connection.cid)
         self.catch_up()
+
+    def _leave_fence(self, connection: Connection) -> None:
+        if self.fence is not None:
+            self.fence.gone(connection)
 
     # --- life
 
@@ -231,6 +285,8 @@ class Session:
             return
         self.closed = True
         self.starved.clear()
+        self.deferred.clear()
+        self.fence = None
         for task in list(self.tasks.values()):
             self.finish(task)
         if self.nexus is not None:

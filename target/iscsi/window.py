@@ -55,7 +55,7 @@ class Held:
 class CommandWindow:
     """`exp_cmd_sn` is the next CmdSN to be taken; the hot path moves it itself, unless something waits here."""
 
-    __slots__ = ("early", "early_bytes", "exp_cmd_sn", "functions", "outstanding", "size")
+    __slots__ = ("early", "early_bytes", "exp_cmd_sn", "frozen", "functions", "outstanding", "size")
 
     def __init__(self, first_cmd_sn: int, size: int = limits.COMMAND_WINDOW) -> None:
         self.exp_cmd_sn = first_cmd_sn
@@ -67,6 +67,8 @@ class CommandWindow:
         self.early_bytes = 0
         self.functions: list[Held] = []
         """Immediate task management requests that wait for the commands sent before them (4.2.3.3)."""
+        self.frozen = False
+        """A response fence stands: nothing is taken, all of the window is early."""
 
     @property
     def credit(self) -> int:
@@ -79,7 +81,7 @@ class CommandWindow:
 
     def arrival(self, cmd_sn: int) -> Arrival:
         ahead = (cmd_sn - self.exp_cmd_sn) & MASK
-        if ahead == 0 and self.credit >= 0:
+        if ahead == 0 and self.credit >= 0 and not self.frozen:
             return Arrival.IN_ORDER
         # `credit` is -1 for a closed window
         return Arrival.EARLY if ahead <= self.credit else Arrival.OUTSIDE
@@ -106,6 +108,8 @@ class CommandWindow:
 
     def next_held(self) -> Held | None:
         """What waits no longer, in its order; CmdSNs that count as received are passed over."""
+        if self.frozen:
+            return None
         while self.exp_cmd_sn in self.early:
             held = self.early.pop(self.exp_cmd_sn)
             if held is not None:

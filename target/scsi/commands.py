@@ -6,6 +6,7 @@ Access says how reservations see the command (SPC-4 table 66, SBC-3 table 13).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from target.scsi import (
     block,
@@ -143,7 +144,10 @@ COMMANDS: tuple[Command, ...] = (
         )
     ),
     *(
-        _out(f"PERSISTENT RESERVE OUT, {name}", cdbs.PERSISTENT_RESERVE_OUT[action], handler, RESERVATION, STANDBY)
+        replace(
+            _out(f"PERSISTENT RESERVE OUT, {name}", cdbs.PERSISTENT_RESERVE_OUT[action], handler, RESERVATION, STANDBY),
+            fenced=handler is reserve.preempt_and_abort,
+        )
         for action, name, handler in (
             (0, "REGISTER", reserve.register),
             (1, "RESERVE", reserve.reserve),

@@ -74,6 +74,9 @@ class ITNexus:
     def itl_changed(self, itl: ITLNexus) -> None:
         """Something that decides about the fast path changed."""
 
+    def announce(self, lun: int, attention: Asc) -> None:
+        """A unit attention that the initiator may be told of before it asks."""
+
     def set_map(self, lun_map: Mapping[int, LogicalUnit]) -> bool:
         """Make this the inventory.  True if it differs from before: then the logical units that stay get 3F/0E."""
         wanted = {lun_field(lun): (lun, lu) for lun, lu in lun_map.items()}
@@ -87,6 +90,7 @@ class ITNexus:
         if gone or new:
             for itl in stay:
                 itl.establish(Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
+            self.announce(stay[0].lun if stay else 0, Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
         return bool(gone or new)
 
     def _add(self, field: int, lun: int, lu: LogicalUnit) -> None:

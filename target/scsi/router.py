@@ -29,6 +29,13 @@ from target.scsi.task import Access, Command, Reply, ReplyDone, Task, store_fail
 from target.scsi.unit import LogicalUnit
 
 SERVICE_ACTION_MASK = 0x1F
+AFTER_ABORTS = (
+    Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED,
+    Asc.I_T_NEXUS_LOSS_OCCURRED,
+    Asc.RESERVATIONS_PREEMPTED,
+    Asc.REGISTRATIONS_PREEMPTED,
+)
+"""Unit attentions that tell of commands that are no more."""
 
 
 def _index() -> dict[int, Command | dict[int, Command]]:
@@ -79,8 +86,11 @@ def perform(
         task = Task(nexus, itl, command, data_out, tag, done)
         reply = _checked(task, cdb)
         wanted = task.wanted
+        if reply is not None:
+            reply.fenced = command.fenced
     except CheckCondition as condition:
         reply = itl.lu.failed(condition)
+        reply.fenced = condition.key is SenseKey.UNIT_ATTENTION and condition.asc in AFTER_ABORTS
         wanted = _taken(task, data_out)
     except StoreError as error:
         reply = itl.lu.failed(store_failure(error, itl.lu.block_bytes))

@@ -30,6 +30,7 @@ class Reply:
     """Raises ReaderFailed."""
     length: int = 0
     wanted: int = 0
+    fenced: bool = False
 
 
 class ReaderFailed(Exception):
@@ -87,6 +88,8 @@ class Command:
     """Through ports in a worse asymmetric access state it is not executed (SPC-4 5.15.2.4)."""
     writes: bool = False
     """Changes the medium: refused on a write-protected unit."""
+    fenced: bool = False
+    """It ends commands that may have come by other connections of the nexus (RFC 7143 4.2.2.3.3)."""
     supported: Callable[[LogicalUnit], bool] | None = None
     """None: on every logical unit."""
 
@@ -139,6 +142,7 @@ class Task:
         if self.waiting:
             del self.nexus.tasks[self.tag]
             reply.wanted = self.wanted
+            reply.fenced = self.command.fenced
             self.done(reply)
 
     def parameter_list(self, minimum: int = 0) -> memoryview:

@@ -105,6 +105,8 @@ class LogicalUnit:
     def capacity_changed(self) -> None:
         """The store's size is another one: 2A/09 to everybody (SBC-3 4.3)."""
         self.establish(Asc.CAPACITY_DATA_HAS_CHANGED)
+        for itl in self.itls:
+            itl.nexus.announce(itl.lun, Asc.CAPACITY_DATA_HAS_CHANGED)
 
     def state_changed(self) -> None:
         """`online` or `read_only` of the store changed: look again.  Hosts learn it from their next command."""
@@ -117,7 +119,7 @@ class LogicalUnit:
         self.contents += 1
         self.establish(Asc.NOT_READY_TO_READY_CHANGE_MEDIUM_MAY_HAVE_CHANGED)
         if resized:
-            self.establish(Asc.CAPACITY_DATA_HAS_CHANGED)
+            self.capacity_changed()
 
     def replace_store(self, store: BlockStore) -> None:
         """Another store behind the same logical unit: the volume was offline."""
@@ -127,7 +129,7 @@ class LogicalUnit:
         if renamed:
             self.establish(Asc.INQUIRY_DATA_HAS_CHANGED)
         if resized:
-            self.establish(Asc.CAPACITY_DATA_HAS_CHANGED)
+            self.capacity_changed()
         self.state_changed()
 
     def switch(self, name: str, value: bool) -> None:

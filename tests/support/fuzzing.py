@@ -81,9 +81,10 @@ def assert_bounded(link: Link) -> None:
     assert core.output.used <= limits.OUTPUT_BYTES
     assert len(core.waiting) <= 2 * limits.COMMAND_WINDOW
     assert 0 <= core.immediate_outstanding <= limits.IMMEDIATE_COMMANDS
-    assert len(core.fences) <= limits.FENCES
     session = getattr(core, "session", None)
     if session is not None:
+        assert session.functions_waiting <= limits.FENCED_FUNCTIONS
+        assert len(session.deferred) <= limits.FENCED_FUNCTIONS + 2 * limits.COMMAND_WINDOW
         window = session.window
         unfinished = sum(not task.immediate for task in session.tasks.values())
         assert session.closed or window.outstanding == unfinished <= limits.COMMAND_WINDOW

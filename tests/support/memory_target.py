@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from target.iscsi.ports import Aborted, ChapPolicy, DataInFailed, Done, LoginRefused, Nexus, Response
+from target.iscsi.ports import Aborted, Announce, ChapPolicy, DataInFailed, Done, LoginRefused, Nexus, Response
 
 BLOCK = 512
 LUN_0 = 0
@@ -63,6 +63,7 @@ class MemoryNexus:
         self._view = disk.view
         self._size = len(disk.data)
         self.on_abort: Aborted | None = None
+        self.on_event: Announce | None = None
         self.protocol_level = 1
         disk.nexuses.append(self)
 

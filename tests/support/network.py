@@ -17,18 +17,19 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from dataclasses import dataclass, field
 
-from target.iscsi.connection import Connection
 from target.iscsi.constants import NO_TAG, Opcode, RejectReason
 from target.iscsi.errors import FormatError
 from target.iscsi.framing import Framing
 from target.iscsi.host import Host
 from target.iscsi.pdus import DECLARATIONS, parse_header
 from target.iscsi.ports import Response
+from target.iscsi.tasks import State
 from target.iscsi.window import serial_less
+from tests.support.fence_watch import FenceWatch
 from tests.support.initiator import READ_10, WRITE_10, Initiator, Link, Reply, cdb_10, make_host
 from tests.support.memory_target import one_disk
+from tests.support.pipes import Command, Pipe, Work
 
 REGIONS = 48
 REGION_BLOCKS = 16
@@ -41,49 +42,6 @@ FLUSH = bytes((0x35,)) + bytes(15)
 
 class Lost(Exception):
     """The initiator gives a connection up."""
-
-
-@dataclass(eq=False)
-class Work:
-    """Something to be done with one region, through however many commands it takes."""
-
-    region: int
-    blocks: int
-    kind: str
-    """read, write or flush"""
-    data: bytes = b""
-
-
-@dataclass(eq=False)
-class Command:
-    work: Work
-    itt: int
-    cmd_sn: int
-    pipe: Pipe
-    got: bytearray = field(default_factory=bytearray)
-    data_sn: int = 0
-    r2t_sn: int = 0
-
-
-@dataclass(eq=False)
-class Pipe:
-    """One connection: the initiator's end, the target's, and what is under way between them."""
-
-    initiator: Initiator
-    outbox: deque[bytes] = field(default_factory=deque)
-    incoming: bytearray = field(default_factory=bytearray)
-    """On its way to the initiator."""
-    inbox: bytearray = field(default_factory=bytearray)
-    """Arrived there, not a whole PDU yet."""
-    expected_stat_sn: int = 0
-    alive: bool = True
-    """In the initiator's eyes."""
-    spoilt: bool = False
-    """Something was lost on it: its numbers may have gaps."""
-
-    @property
-    def core(self) -> Connection:
-        return self.initiator.link.core
 
 
 class Story:
@@ -100,7 +58,7 @@ class Story:
         self.busy: set[int] = set()
         self.commands: dict[int, Command] = {}
         self.functions: dict[int, tuple[int, int, Command | None]] = {}
-        """Task management requests: tag -> (function, CmdSN, the command that ABORT TASK names)."""
+        """Task management: tag -> (function, CmdSN, the command that ABORT TASK names)."""
         self.logouts: dict[int, Pipe] = {}
         self.retired: set[int] = set()
         """Tags of commands whose abort was confirmed."""
@@ -115,6 +73,7 @@ class Story:
             "FirstBurstLength": str(self.dice.choice((512, 2048, 65536))),
             "MaxOutstandingR2T": str(self.dice.choice((1, 2, 8))),
         }
+        self.watch = FenceWatch(self.answer_comes)
         self.segment = self.dice.choice((512, 700, 2048, 65536))
         self.pipes: list[Pipe] = []
         self.leading: Initiator
@@ -150,6 +109,7 @@ class Story:
         """Commands that were given up: their work is to be done anew, writes with other data."""
         for command in commands:
             del self.commands[command.itt]
+            self.watch.forget(command.itt)
             work = command.work
             if work.kind == "write":
                 work.data = self.dice.randbytes(len(work.data))
@@ -181,6 +141,10 @@ class Story:
             self.new_session()
         else:
             self.replace(pipe, new)
+
+    def answer_comes(self, itt: int) -> bool:
+        command = self.commands.get(itt)
+        return command is not None and command.pipe.alive and not command.pipe.spoilt
 
     def replace(self, old: Pipe, new: Pipe) -> None:
         """The target has ended the old connection and its tasks.  CmdSNs that were lost with it are filled up by
@@ -339,6 +303,7 @@ class Story:
 
     def finished(self, command: Command, status: int) -> None:
         assert status == 0
+        self.watch.see(command.itt)
         work = command.work
         del self.commands[command.itt]
         at = work.region * REGION_BLOCKS * BLOCK
@@ -457,8 +422,11 @@ class Story:
 
     def flush(self) -> None:
         waiting, self.disk.later[:] = list(self.disk.later), []
-        for _, done in waiting:
-            done(Response())
+        for tag, done in waiting:
+            fenced = self.dice.random() < 0.3
+            if done.args[0].state is State.EXECUTING:  # type: ignore[attr-defined]  # else it ended meanwhile
+                self.watch.make(tag, fenced)
+            done(Response(fenced=fenced))
 
     def play(self) -> None:
         """To the end, and look at what is left."""
@@ -482,6 +450,7 @@ class Story:
         (session,) = self.host.registry.targets[self.leading.target or ""].sessions.values()
         assert (session.tasks, session.window.outstanding, session.window.early) == ({}, 0, {})
         assert (session.window.functions, session.data_bytes, session.starved) == ([], 0, [])
+        assert (session.fence, session.window.frozen, len(session.deferred)) == (None, False, 0)
 
 
 HANDLERS = {

@@ -54,11 +54,15 @@ def manage(initiator: Initiator, function: int, **fields: int) -> list[Reply]:
     )
 
 
-def answer_nop(initiator: Initiator) -> None:
-    """The other connection's part of the response fence."""
+def answer_nop(initiator: Initiator) -> list[Reply]:
+    """A connection's part of the response fence; what comes by it then."""
     (ping,) = initiator.link.take()
+    return pong(initiator, ping)
+
+
+def pong(initiator: Initiator, ping: Reply) -> list[Reply]:
     assert (ping.opcode, ping.itt) == (Opcode.NOP_IN, NO_TAG)
-    assert initiator.request(Opcode.NOP_OUT, immediate=True, itt=NO_TAG, ttt=ping.ttt) == []
+    return initiator.request(Opcode.NOP_OUT, immediate=True, itt=NO_TAG, ttt=ping.ttt)
 
 
 # --- joining
@@ -197,49 +201,6 @@ def test_abort_task_reaches_a_command_of_another_connection(bench: Bench, pair: 
     assert one.send_data(r2t.itt, r2t.ttt, 0, b"x" * 512) == []
     assert not any(bench.disk.data[:512])
     assert one.link.core.session.window.outstanding == 0
-
-
-@pytest.mark.parametrize("function", [2, 4, 5, 6, 7])
-def test_the_answer_to_a_reset_waits_for_what_other_connections_sent_before(
-    bench: Bench, pair: Pair, function: int
-) -> None:
-    """RFC 7143 4.2.2.3: the response fence."""
-    one, two = pair
-    gathering(one)
-    gathering(two)
-    assert manage(two, function) == []
-    assert bench.disk.managed == [(function, 0)]
-    assert one.link.core.session.tasks == {}
-    answer_nop(one)
-    (reply,) = two.link.take()
-    assert (reply.opcode, reply.response) == (Opcode.TASK_MANAGEMENT_RESPONSE, 0)
-    assert (two.link.closed, one.link.closed) == (("target cold reset",) * 2 if function == 7 else (None, None))
-
-
-def test_a_connection_that_ends_keeps_no_answer_waiting(bench: Bench, pair: Pair) -> None:
-    one, two = pair
-    assert manage(two, 5) == []
-    one.link.core.lost("cable pulled")
-    assert [r.response for r in two.link.take()] == [0]
-
-
-def test_answers_that_wait_are_limited(bench: Bench, pair: Pair) -> None:
-    """The other connection is alive and never answers."""
-    one, two = pair
-    for _ in range(limits.FENCES):
-        assert manage(two, 5) == []
-    (reject,) = manage(two, 5)
-    assert reject.reason == RejectReason.TOO_MANY_IMMEDIATE
-    assert len(bench.disk.managed) == limits.FENCES
-    pings = one.link.take()
-    for ping in pings:
-        one.request(Opcode.NOP_OUT, immediate=True, itt=NO_TAG, ttt=ping.ttt)
-    assert [r.response for r in two.link.take()] == [0] * limits.FENCES
-
-
-def test_the_answer_to_one_aborted_task_does_not_wait(pair: Pair) -> None:
-    one, two = pair
-    assert manage(two, 1, referenced_itt=flush(one))[0].response == 0
 
 
 # --- ends

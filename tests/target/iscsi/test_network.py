@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
+from target.iscsi.connection import Connection
 from target.iscsi.constants import NO_TAG, Opcode
+from target.iscsi.session import Session
 from tests.support.initiator import WRITE_10, Initiator, Link, cdb_10
 from tests.support.network import Story
 from tests.target.iscsi.conftest import Bench
@@ -20,6 +24,21 @@ def test_data_is_right_in_the_end_whatever_the_network_does(group: int) -> None:
         except Exception as error:
             error.add_note(f"python -c 'from tests.support.network import Story; Story({seed}).play()'")
             raise
+
+
+def test_a_fence_that_holds_nothing_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    respond = Session.respond
+
+    def unfenced(session: Session, connection: Connection, send: Callable[[], None], **how: bool) -> None:
+        respond(session, connection, send, **{**how, "fenced": how.get("function", False)})
+
+    def play() -> None:
+        for seed in range(GROUPS * STORIES):
+            Story(seed).play()
+
+    monkeypatch.setattr(Session, "respond", unfenced)
+    with pytest.raises(AssertionError, match="on the wrong side of a fence"):
+        play()
 
 
 def test_unsolicited_data_waits_with_its_command(bench: Bench) -> None:

@@ -252,3 +252,31 @@ def test_keepalive_cannot_be_turned_off(key: str) -> None:
     """Half-open connections would keep their reservations for ever."""
     with pytest.raises(ValidationError):
         Config.model_validate({"iscsi": {key: 0}})
+
+
+# -- events ------------------------------------------------------------------------------------------------
+
+
+def test_a_resize_and_a_new_map_are_told_before_the_host_asks(play: Play) -> None:
+    async def scene(api: Api) -> None:
+        target = await served(api)
+        await api.lun("/vol/vol0/lun1")
+        loop = asyncio.get_running_loop()
+
+        def call(method: str, url: str, body: dict[str, Any]) -> None:
+            asyncio.run_coroutine_threadsafe(api.call(method, url, body), loop).result()
+
+        def act(host: Initiator) -> list[tuple[int, str]]:
+            link = host.link
+            assert host.login().status_class == 0
+            call("PATCH", "/luns/vol0/lun0", {"size_bytes": 2 << 20})
+            told = link.receive(1)  # type: ignore[attr-defined]
+            call("POST", "/maps", {"path": "/vol/vol0/lun1", "igroup": "hosts"})
+            told += link.receive(1)  # type: ignore[attr-defined]
+            link.close()  # type: ignore[attr-defined]
+            assert {reply.opcode for reply in told} == {Opcode.ASYNC_MESSAGE}
+            return [(reply.async_event, reply.data[14:16].hex()) for reply in told]
+
+        assert await on_a_link(api, act, target) == [(0, "2a09"), (0, "3f0e")]
+
+    play(scene)
