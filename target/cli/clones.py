@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import click
 
-from target.cli.client import RefusedError, lun_url
+from target.cli.client import lun_url
+from target.cli.following import check_ended_well, follow_clone
 from target.cli.luns import NORESERVE, reserved_by
 from target.cli.output import Column, format_duration, number, text
 from target.cli.root import PATH, Context, command, main
@@ -28,9 +28,6 @@ DETAILS = (
     text("Policy", "policy"), text("Backing", "backing"), HOLDERS, text("Message", "message"),
 )  # fmt: skip
 JOBS = number("Running", "running")
-BLOCK_BYTES = 4096
-POLL_S = 0.25
-ENDED = ("completed", "failed", "stopped", "none")
 
 
 @main.group()
@@ -82,23 +79,16 @@ def stop(ctx: Context, path: str) -> None:
 
 
 def status(ctx: Context, path: str, follow: bool) -> None:
-    """How far a clone is; -f follows it to its end."""
-    job = ctx.client.get(_url(path))
-    if follow:
-        job = _follow(ctx, path, job)
-    ctx.out.details(path, job, DETAILS)
-    if follow and job["state"] == "failed":
-        raise RefusedError("clone-failed", job["message"] or f"the clone of {path} failed")
-
-
-def _follow(ctx: Context, path: str, job: dict[str, Any]) -> dict[str, Any]:
-    with ctx.out.progress(path, job["total_blocks"] * BLOCK_BYTES) as update:
-        while job["state"] not in ENDED:
-            update(job["completed_blocks"] * BLOCK_BYTES, job["total_blocks"] * BLOCK_BYTES)
-            time.sleep(POLL_S)
-            job = ctx.client.get(_url(path))
-        update(job["completed_blocks"] * BLOCK_BYTES, job["total_blocks"] * BLOCK_BYTES)
-    return job
+    """How far a clone is; -f follows it to its end, with exit status 0 only if it was completed."""
+    if not follow:
+        ctx.out.details(path, ctx.client.get(_url(path)), DETAILS)
+        return
+    job = follow_clone(ctx, _url(path), COLUMNS)
+    if ctx.out.for_people:
+        ctx.out.details(path, job, DETAILS)
+    check_ended_well(job)
+    if ctx.out.as_json:  # one object: the job, or why it did not end well
+        ctx.out.json(job)
 
 
 def create(
@@ -153,7 +143,7 @@ _POLICY = click.option(
 )  # fmt: skip
 _FORCE = click.option("-f", "--force", is_flag=True, help="Start although there is not room for all of it.")
 _JOBS = click.option("--jobs", "running", type=click.IntRange(1, 1000), help="Clones at work at once; others wait.")
-_FOLLOW = click.option("-f", "--follow", is_flag=True, help="Follow it with a progress bar.")
+_FOLLOW = click.option("-f", "--follow", is_flag=True, help="Follow it to its end: a bar, or a line for each change.")
 
 command(clone, "show")(click.argument("path", type=PATH, required=False)(show))
 command(clone, "create")(

@@ -13,13 +13,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
 from target.cli.sizes import format_size
 
 Object = Mapping[str, Any]
+
+
+class Update(Protocol):
+    """Moves a bar, and says something else beside it."""
+
+    def __call__(self, completed: int, total: int, label: str | None = None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -134,10 +140,10 @@ class Output:
         Console().print(table)
 
     @contextmanager
-    def progress(self, label: str, total: int | None, *, as_bytes: bool = True) -> Iterator[Callable[[int, int], None]]:
-        """A bar on stderr while standard error is a terminal; else nothing.  Yields update(completed, total)."""
+    def progress(self, label: str, total: int | None, *, as_bytes: bool = True) -> Iterator[Update]:
+        """A bar on stderr while standard error is a terminal; else nothing."""
         if self.as_json or not sys.stderr.isatty():
-            yield lambda completed, total: None
+            yield lambda completed, total, label=None: None
             return
         from rich.console import Console
         from rich.progress import (
@@ -156,8 +162,13 @@ class Output:
             TimeRemainingColumn(), console=Console(stderr=True),
         )  # fmt: skip
         with bar:
-            task = bar.add_task(label, total=total)
-            yield lambda completed, total: bar.update(task, completed=completed, total=total)
+            task = bar.add_task(printable(label), total=total)
+
+            def update(completed: int, total: int, label: str | None = None) -> None:
+                said = None if label is None else printable(label)
+                bar.update(task, completed=completed, total=total, description=said)
+
+            yield update
 
 
 def _field(value: Any) -> str:

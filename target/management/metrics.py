@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from cloner import CloneStatus, JobState
 from target.management import serving
 from target.management.services import Services
+from target.management.wishes import wishes_of
+from wafl import BLOCK_BYTES
 
 VOLUME_GAUGES = {
     "size_bytes": "Size of the volume",
@@ -23,6 +27,14 @@ VOLUME_GAUGES = {
     "luns": "LUNs",
     "snapshots": "Snapshots",
     "generation": "Last durable consistency point",
+}
+
+CLONE_GAUGES: dict[str, tuple[Callable[[CloneStatus], float], str]] = {
+    "percent": (lambda job: job.percent, "How far the clone is"),
+    "copied_blocks": (lambda job: job.copied_blocks, "Blocks filled by the job"),
+    "copied_bytes": (lambda job: job.copied_blocks * BLOCK_BYTES, "Bytes filled by the job"),
+    "total_bytes": (lambda job: job.total_blocks * BLOCK_BYTES, "Bytes that were missing when the job began"),
+    "rate_bytes_per_second": (lambda job: job.rate_bytes_s, "Bytes a second of the last ten seconds"),
 }
 
 
@@ -73,14 +85,21 @@ class LundCollector(Collector):
         yield from counters.values()
 
     def _clones(self) -> Iterator[Metric]:
-        percent = GaugeMetricFamily("lund_clone_percent", "How far the clone is", labels=["lun", "state"])
-        copied = GaugeMetricFamily("lund_clone_copied_blocks", "Blocks filled by the job", labels=["lun", "state"])
-        for job in self.services.core.clones.show():
-            key = [job.path, str(job.state)]
-            percent.add_metric(key, job.percent)
-            copied.add_metric(key, job.copied_blocks)
-        yield percent
-        yield copied
+        jobs = self.services.core.clones.show()
+        states = GaugeMetricFamily("lund_clone_jobs", "Clone jobs in this state", labels=["state"])
+        counted = Counter(job.state for job in jobs)
+        for state in JobState:
+            states.add_metric([str(state)], counted[state])
+        yield states
+        for name, (value, text) in CLONE_GAUGES.items():
+            gauge = GaugeMetricFamily(f"lund_clone_{name}", text, labels=["lun", "state"])
+            for job in jobs:
+                gauge.add_metric([job.path, str(job.state)], value(job))
+            yield gauge
+        leaving = GaugeMetricFamily("lund_snapshots_leaving", "Snapshots on their way out", labels=["volume"])
+        for unit in self.services.core.units.values():
+            leaving.add_metric([unit.name], len(wishes_of(self.services.core.state, unit.volume.uuid)))
+        yield leaving
 
     def _iscsi(self) -> Iterator[Metric]:
         status = self.services.iscsi.status()

@@ -40,9 +40,8 @@ class DaemonProcess:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, self.log.open("ab") as log:
             ready.bind(str(notify))
             ready.settimeout(START_LIMIT_S)
-            self.process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={"NOTIFY_SOCKET": str(notify), **_env()}
-            )
+            env = {"NOTIFY_SOCKET": str(notify), **environment()}
+            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
             try:
                 assert ready.recv(100) == b"READY=1"
             except BaseException:
@@ -63,7 +62,7 @@ class DaemonProcess:
                 self.process.wait()
 
 
-def _env() -> dict[str, str]:
+def environment() -> dict[str, str]:
     root = Path(__file__).resolve().parents[3]
     return {**os.environ, "PYTHONPATH": str(root)}
 
@@ -99,7 +98,7 @@ class Lun:
         try:
             termios.tcsetwinsize(follower, (24, columns))
             command = [sys.executable, "-m", "target.cli.main", "--socket", str(self.daemon.socket), *argv]
-            env = {**_env(), "TERM": "xterm"}
+            env = {**environment(), "TERM": "xterm"}
             env.pop("COLUMNS", None)
             process = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, env=env)
         finally:

@@ -118,3 +118,25 @@ def test_an_estimate_of_a_lun_without_a_backing_is_refused(play: Play) -> None:
         assert (await api.refused("GET", "/volumes/none/families")).name == "no-such-volume"
 
     play(scene)
+
+
+def test_metrics_count_jobs_by_state_and_what_they_copied(play: Play) -> None:
+    async def scene(api: Api) -> None:
+        await golden(api, copies=2)
+        api.core.clones.set_overall_limit(1)
+        await api.call("PUT", "/volumes/vol0/snapshots/base/departure")
+        page = (await api.http.get("/metrics")).text
+        assert 'lund_snapshots_leaving{volume="vol0"} 1.0' in page
+        assert 'lund_clone_jobs{state="completed"} 0.0' in page
+        api.core.clones.set_overall_limit(None)
+        for copy in ("copy", "copy1"):
+            status = await api.get(f"/clones/vol0/{copy}")
+            await api.get(f"/operations/{status['operation']}/wait", timeout=60)
+        page = (await api.http.get("/metrics")).text
+        assert 'lund_clone_jobs{state="completed"} 2.0' in page
+        assert 'lund_clone_jobs{state="running"} 0.0' in page
+        for name in ("copied_bytes", "total_bytes"):
+            assert f'lund_clone_{name}{{lun="{COPY}",state="completed"}} 65536.0' in page
+        assert 'lund_clone_rate_bytes_per_second{lun="/vol/vol0/copy1"' in page
+
+    play(scene)
