@@ -111,13 +111,17 @@ class Clones:
         options = CloneOptions(wanted.limit_bytes_s, wanted.priority, wanted.full_speed, wanted.policy)
         async with self.core.changing:
             unit, lun, _path = self.core.find(text)
-            with _refusing():
-                self.core.clones.check_start(unit.service, lun.name, force=wanted.force)
-            position = self.core.clones.next_position()
-            await remember(self.core, unit, lun, options, position)
-            self.launch(unit, lun, options, position, force=True)
+            await self.ask(unit, lun, options, force=wanted.force)
             await unit.service.durable()
         return self.get(text)
+
+    async def ask(self, unit: Unit, lun: Lun, options: CloneOptions = DEFAULTS, *, force: bool = False) -> None:
+        """Call with `core.changing` held; it is durable when the volume is."""
+        with _refusing():
+            self.core.clones.check_start(unit.service, lun.name, force=force)
+        position = self.core.clones.next_position()
+        await remember(self.core, unit, lun, options, position)
+        self.launch(unit, lun, options, position, force=True)
 
     def launch(
         self,

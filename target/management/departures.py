@@ -61,7 +61,7 @@ class Departures:
                 return None
             luns = _luns(unit, snapshot)
             for lun in luns:
-                self._start(unit, lun)
+                await self._start(unit, lun)
             await unit.service.durable()
             known = wish_for(self.core.state, unit.volume.uuid, snapshot)
             wish = known or Wish(snapshot.id, snapshot.created_at, self._clock())
@@ -70,12 +70,12 @@ class Departures:
         self._event(unit, snapshot.name, "started", f"goes when {_counted(snapshot, luns)}")
         return self.snapshots.get(volume, snapshot.name)
 
-    def _start(self, unit: Unit, lun: Lun) -> None:
+    async def _start(self, unit: Unit, lun: Lun) -> None:
         if lun.backing is None or self.core.clones.status(unit.service, lun.name).state in UNDER_WAY:
             return
         self._refused.pop(str(lun.uuid), None)
         try:
-            self.clones.launch(unit, lun)
+            await self.clones.ask(unit, lun)
         except (Refused, WaflError) as error:
             self._refused[str(lun.uuid)] = refusal_of(error).message
 

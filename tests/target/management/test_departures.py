@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -293,21 +294,27 @@ def test_a_destroyed_lun_holds_nothing(play: Play) -> None:
     play(scene)
 
 
-def test_a_clone_that_cannot_be_started_says_why(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clone_that_does_not_fit_says_why(play: Play) -> None:
     async def scene(api: Api) -> None:
-        await golden(api, copies=1)
-
-        def no_room(*args: object, **more: object) -> None:
-            raise Refused("no-space", "there is no room for it")
-
-        launch = api.daemon.services.clones.launch
-        monkeypatch.setattr(api.daemon.services.clones, "launch", no_room)
+        await golden(api, copies=1, size_bytes=16 * MIB)
+        for at in range(0, 16 * MIB, MIB):
+            await api.http.put(f"/v1/data/vol0/copy0?offset={at + 65536}", content=b"\xa5" * (MIB - 65536))
+        await api.lun("/vol/vol0/filler", 64 * MIB, reserved=False)
+        filler = api.core.units["vol0"].volume.lun("filler")
+        at = 0
+        while (await api.get("/estimates/vol0/copy0"))["fits"]:
+            filler.write(at, b"\xff" * MIB)
+            at += MIB
         asked = await api.call("PUT", DEPARTURE)
-        assert asked["departure"]["waits_for"] == [
-            {"path": "/vol/vol0/copy0", "why": "its clone could not be started: there is no room for it", "stuck": True}
-        ]
-        monkeypatch.setattr(api.daemon.services.clones, "launch", launch)
-        await api.call("PUT", DEPARTURE)
+        (wait,) = asked["departure"]["waits_for"]
+        assert wait["stuck"]
+        assert wait["why"].startswith("its clone could not be started: ")
+        assert (await api.get("/clones/vol0/copy0"))["state"] == "none"
+        await api.call("DELETE", "/luns/vol0/filler")
+        while not (await api.get("/estimates/vol0/copy0"))["fits"]:
+            await asyncio.sleep(0.01)
+        asked = await api.call("PUT", DEPARTURE)
+        assert not asked["departure"]["waits_for"][0]["stuck"]
         await clones_ended(api)
         await look(api)
         assert await names(api) == []
