@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -124,6 +124,8 @@ class Allocator:
         self.reserve = 0
         self.freed = array("Q")
         """Freed by the active file system, bits not yet cleared.  The write path appends."""
+        self.last_pointers: Callable[[Vbns], Vbns] | None = None
+        """Set where blocks can be shared: of what is freed, that which nothing names any more (wafl.references)."""
         self._pending: list[Vbns] = []
         self._ripe: deque[Vbns] = deque()
         self._runs: deque[tuple[int, int]] = deque()
@@ -203,6 +205,12 @@ class Allocator:
         self.chunk_free -= np.bincount((vbns >> MAP_SHIFT).astype(np.intp), minlength=self.chunks).astype(np.int32)
         self.dirty_active.update(rows_of(vbns))
         return True
+
+    def activate(self, vbns: Vbns) -> None:
+        """The active file system takes up blocks that only snapshots hold."""
+        set_each(self.active, vbns)
+        self.active_count += len(vbns)
+        self.dirty_active.update(rows_of(vbns))
 
     def take_pointer_block(self) -> int:
         """A block of the active file system for metadata."""
@@ -285,6 +293,8 @@ class Allocator:
             return
         vbns = np.array(self.freed, dtype=np.uint64)
         del self.freed[:]
+        if self.last_pointers is not None:
+            vbns = self.last_pointers(vbns)
         clear_each(self.active, vbns)
         self.active_count -= len(vbns)
         self.dirty_active.update(rows_of(vbns))

@@ -38,7 +38,7 @@ def write_atomic(lun: Lun, offset: int, data: memoryview) -> None:
     held = HeldRecords()
     core.log = held  # type: ignore[assignment]
     try:
-        lun._place_blocks(offset // BLOCK_BYTES, data)
+        lun.place_blocks(offset // BLOCK_BYTES, data)
     finally:
         core.log = log
         core.allocator.end_exact_run()

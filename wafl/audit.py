@@ -4,7 +4,8 @@ Three accounts of the same blocks are kept in places that share no code:
 
 - the bits of the maps, counted again at each freeze in the rows that have changed;
 - the allocator's running counters, which change where blocks are taken and frees are applied;
-- the trees: data blocks as the inodes count them, pointer blocks and map rows as buffers come and go.
+- the trees: data blocks as the inodes count them, pointer blocks and map rows as buffers come and go; less what the
+  reference counts say is named again.
 
 What is taken and never linked, linked and never taken, freed twice, or dropped from a tree and never freed makes two
 of them differ; so does a bit that changes in memory by itself.  Then the consistency point fails and the last one
@@ -56,6 +57,7 @@ class Audit:
             ("summary", allocator.summary, self._summary, allocator.dirty_summary, allocator.summary_count),
         ):
             self._check_map(name, bits, counts, rows, counter)
+        self._volume.files.references.check()
         for name, was, now in zip(("active file system", "volume's own files"), self._offsets, self._balance(),
                                   strict=True):  # fmt: skip
             if was != now:
@@ -82,6 +84,7 @@ class Audit:
         core, files = self._volume.core, self._volume.files
         allocator = core.allocator
         in_use = allocator.active_count - (allocator.end - allocator.next) - len(allocator.freed)
+        in_use += files.references.total  # the trees name these once more
         data = sum(inode.blocks for inode in files.inodes.values()) + core.uncounted_data
         own = allocator.summary_count - allocator.shared_count
         return in_use - data - core.tree_blocks, own - core.own_blocks

@@ -1,7 +1,8 @@
 """The checker: is every block of a volume reachable exactly as the maps say, or free, and never both?
 
 It walks the active file system and every snapshot on the device, as the last durable consistency point left
-them, and compares what it reaches with the active map, each snapshot's own map, the summary and the counters;
+them, and compares what it reaches with the active map, each snapshot's own map, the summary and the counters; how
+often it reaches a block, with the reference counts beside each map;
 then the vtocs with the inodes, and every backing with the snapshot it names.  It never writes, and it never
 stops at the first fault: each one is a Finding.
 
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from wafl.check_files import shared_private, some, wrong_end, wrong_private, wrong_references
 from wafl.device import Device
 from wafl.errors import NotAVolume, WaflError
 from wafl.format import (
@@ -35,11 +37,10 @@ from wafl.format import (
     FIRST_INODE,
     KNOWN_INCOMPAT,
     MAX_CHAIN_DEPTH,
-    POINTERS,
+    REFERENCE_INODE,
     VTOC_INODE,
     EntryState,
     FsinfoFlag,
-    InodeFlag,
     InodeType,
     LogPlace,
     decode_text,
@@ -51,6 +52,13 @@ if TYPE_CHECKING:
     from wafl.volume import Volume
 
 Bits = npt.NDArray[np.bool_]
+Vbns = npt.NDArray[np.uint64]
+
+
+FIXED = {
+    VTOC_INODE: InodeType.VTOC, ACTIVE_MAP_INODE: InodeType.ACTIVE_MAP, REFERENCE_INODE: InodeType.REFERENCE_COUNTS,
+}  # fmt: skip
+"""Files of which no block is ever shared."""
 
 
 class Severity(IntEnum):
@@ -183,6 +191,10 @@ class _Check:
     def wrong(self, what: str, where: str) -> None:
         self.say(Severity.ERROR, what, where)
 
+    def all_wrong(self, found: Iterable[str], where: str) -> None:
+        for what in found:
+            self.wrong(what, where)
+
     # -- the order of work
 
     def run(self) -> None:
@@ -224,18 +236,19 @@ class _Check:
 
     # -- trees
 
-    def walk(self, root: Root, where: str, reached: Bits, generation: int) -> int:
-        """Mark every block of a tree in `reached`; the number of data blocks in it."""
+    def walk(self, root: Root, where: str, reached: Bits, generation: int, again: list[Vbns] | None = None) -> int:
+        """Mark every block of a tree in `reached`; the number of data blocks in it.  What is reached more than once is
+        wrong, or goes into `again`, as often as it is too often."""
         count = 0
         if root.vbn >= FIRST_DATA_VBN:
-            self.mark(np.array([root.vbn], np.uint64), where, reached)
+            self.mark(np.array([root.vbn], np.uint64), where, reached, again)
         if root.birth > generation:
             self.wrong(f"root born in {root.birth}, after consistency point {generation}", where)
         for node in self.image.walk(root, where):
             if reason := self.stop():
                 raise _Stopped(reason)
             children = node.data()
-            self.mark(node.vbns[children], f"{where}, below block {node.vbn}", reached)
+            self.mark(node.vbns[children], f"{where}, below block {node.vbn}", reached, again)
             self.check_node(node, root, where)
             if node.level == 1:
                 count += children.size
@@ -243,15 +256,20 @@ class _Check:
                     self.image.verify_data(node, where)
         return count
 
-    def mark(self, vbns: npt.NDArray[np.uint64], where: str, reached: Bits) -> None:
+    def mark(self, vbns: Vbns, where: str, reached: Bits, again: list[Vbns] | None) -> None:
         inside = (vbns >= self.first_free_vbn) & (vbns < self.end_vbn)
         if not inside.all():
-            self.wrong(f"pointers to {_some(vbns[~inside])}, where no data can be", where)
+            self.wrong(f"pointers to {some(vbns[~inside])}, where no data can be", where)
             vbns = vbns[inside]
-        again = vbns[reached[vbns]]
-        if again.size or np.unique(vbns).size != vbns.size:
-            self.wrong(f"blocks {_some(again)} are reached twice", where)
-        reached[vbns] = True
+        blocks, times = np.unique(vbns, return_counts=True)
+        more = times - ~reached[blocks]
+        if more.any():
+            twice = np.repeat(blocks, more)
+            if again is None:
+                self.wrong(f"blocks {some(twice)} are reached twice", where)
+            else:
+                again.append(twice)
+        reached[blocks] = True
 
     def check_node(self, node: Node, root: Root, where: str) -> None:
         children = node.data()
@@ -285,11 +303,17 @@ class _Check:
         if VTOC_INODE in inodes:
             vtoc = self.image.vtoc(Root.of(inodes[VTOC_INODE]), f"{where}, vtoc")
         self.luns = {entry["inode"]: decode_text(entry["name"]) for entry in vtoc}
+        again: list[Vbns] = [np.empty(0, np.uint64)]
         counts = {
-            number: self.check_inode(number, inode, where, reached, generation)
+            number: self.check_inode(number, inode, where, reached, generation, again)
             for number, inode in sorted(inodes.items())
         }
         self.check_counts(inodes, counts, where)
+        counts_where = f"{where}, reference counts"
+        found = wrong_references(self.image, inodes.get(REFERENCE_INODE), np.concatenate(again), counts_where)
+        self.all_wrong(found, counts_where)
+        if not snapshot_id and REFERENCE_INODE in inodes:
+            self.check_shared(inodes, np.unique(np.concatenate(again)))
         if ACTIVE_MAP_INODE in inodes:
             bits = self.image.map_bits(Root.of(inodes[ACTIVE_MAP_INODE]), f"{where}, active map")
             if bits[self.blocks :].any():
@@ -299,33 +323,24 @@ class _Check:
             self.wrong("there is no active map", where)
         return _View(where, snapshot_id, generation, ifile, inodes, vtoc, reached, bits)
 
-    def check_inode(self, number: int, inode: Fields, where: str, reached: Bits, generation: int) -> int:
+    def check_inode(
+        self, number: int, inode: Fields, where: str, reached: Bits, generation: int, again: list[Vbns]
+    ) -> int:
         """The inode's fields and its tree; the number of data blocks in it."""
         here = self.inode_name(number, where)
         if inode["number"] != number:
             self.wrong(f"calls itself {inode['number']}", here)
         if inode["generation"] >= self.image.fsinfo["next_inode_generation"]:
             self.wrong(f"generation {inode['generation']} was never given out", here)
-        fixed = {VTOC_INODE: InodeType.VTOC, ACTIVE_MAP_INODE: InodeType.ACTIVE_MAP}
-        wanted = (fixed[number],) if number in fixed else (InodeType.LUN, InodeType.ZOMBIE)
-        if inode["type"] not in wanted or (number not in fixed and number < FIRST_INODE):
+        wanted = (FIXED[number],) if number in FIXED else (InodeType.LUN, InodeType.ZOMBIE)
+        if inode["type"] not in wanted or (number not in FIXED and number < FIRST_INODE):
             self.wrong(f"type {inode['type']} does not belong here", here)
-        count = self.walk(Root.of(inode), here, reached, generation)
+        count = self.walk(Root.of(inode), here, reached, generation, None if number in FIXED else again)
         if inode["type"] == InodeType.LUN:
-            self.check_private(inode, here)
+            self.all_wrong(wrong_private(self.image, inode, here), here)
         if self.data and inode["type"] == InodeType.LUN:
-            self.check_end(inode, here)
+            self.all_wrong(wrong_end(self.image, inode, here), here)
         return count
-
-    def check_private(self, inode: Fields, where: str) -> None:
-        """The blocks that no snapshot can hold: what is kept back for a reserved LUN goes by their number."""
-        has = sum(
-            int(np.count_nonzero(node.births[node.data()] > inode["private_since"]))
-            for node in self.image.walk(Root.of(inode), where) if node.level == 1
-        )  # fmt: skip
-        counts = inode["private_blocks"]
-        if counts > has or (counts < has and inode["flags"] & InodeFlag.EXACT):
-            self.wrong(f"counts {counts} blocks born after {inode['private_since']} and has {has}", where)
 
     def check_counts(self, inodes: dict[int, Fields], counts: dict[int, int], where: str) -> None:
         """A LUN counts its own data blocks and those that wait in its graveyards."""
@@ -338,35 +353,31 @@ class _Check:
             if inode["type"] == InodeType.LUN and inode["blocks"] != has:
                 self.wrong(f"counts {inode['blocks']} data blocks and has {has}", self.inode_name(number, where))
 
+    def check_shared(self, inodes: dict[int, Fields], shared: Vbns) -> None:
+        """No LUN counts a shared block as its own alone."""
+        since = inodes[REFERENCE_INODE]["private_since"]
+        for number, inode in inodes.items():
+            # An older figure says nothing: nothing is private until it has been counted anew.
+            if inode["type"] == InodeType.LUN and inode["private_since"] >= since:
+                here = self.inode_name(number, "active file system")
+                self.all_wrong(shared_private(self.image, inode, shared, here), here)
+
     def inode_name(self, number: int, where: str) -> str:
         named = f" (LUN {self.luns[number]!r})" if number in self.luns else ""
         return f"{where}, inode {number}{named}"
-
-    def check_end(self, inode: Fields, where: str) -> None:
-        """The bytes of the last block behind the LUN's end are zeros: growing shows them."""
-        used = inode["size_bytes"] % BLOCK_BYTES
-        if not used:
-            return
-        last = inode["size_bytes"] // BLOCK_BYTES
-        for node in self.image.walk(Root.of(inode), where):
-            i = last - node.first_fbn
-            if node.level == 1 and 0 <= i < POINTERS and node.vbns[i] >= FIRST_DATA_VBN:
-                block = self.image.load(int(node.vbns[i]), int(node.crcs[i]), where)
-                if block is not None and any(block[used:]):
-                    self.wrong("bytes behind the end of the LUN are not zeros", where)
 
     # -- maps and counters
 
     def compare(self, one: Bits, other: Bits, one_is: str, other_is: str, where: str) -> None:
         for bits, yes, no in ((one & ~other, one_is, other_is), (other & ~one, other_is, one_is)):
             if bits.any():
-                self.wrong(f"blocks {_some(np.flatnonzero(bits))} are {yes} but not {no}", where)
+                self.wrong(f"blocks {some(np.flatnonzero(bits))} are {yes} but not {no}", where)
 
     def check_active(self, active: _View) -> None:
         self.compare(active.reached, active.map, "reachable", "in the active map", active.where)
         self.check_counter("active_blocks", active.map)
         if (both := active.map & self.own).any():
-            self.wrong(f"blocks {_some(np.flatnonzero(both))} are the volume's own and in use", active.where)
+            self.wrong(f"blocks {some(np.flatnonzero(both))} are the volume's own and in use", active.where)
 
     def check_summary(self, deleting: list[Fields]) -> None:
         bits = self.image.map_bits(Root.of(self.image.fsinfo, "summary_"), "summary")[: self.blocks]
@@ -374,9 +385,9 @@ class _Check:
         for entry in deleting:
             may |= self.map_of_deleting(entry)
         if (lacking := must & ~bits).any():
-            self.wrong(f"blocks {_some(np.flatnonzero(lacking))} are in use but not in it", "summary")
+            self.wrong(f"blocks {some(np.flatnonzero(lacking))} are in use but not in it", "summary")
         if (extra := bits & ~may).any():
-            self.wrong(f"blocks {_some(np.flatnonzero(extra))} are in it and nothing uses them", "summary")
+            self.wrong(f"blocks {some(np.flatnonzero(extra))} are in it and nothing uses them", "summary")
         self.check_counter("summary_blocks", bits)
 
     def map_of_deleting(self, entry: Fields) -> Bits:
@@ -466,8 +477,3 @@ class _Check:
                 return parent
         self.wrong(f"its backing, inode {entry['backing_inode']} in {view.where}, is not there", where)
         return None
-
-
-def _some(numbers: npt.NDArray[np.integer]) -> str:
-    shown = ", ".join(str(number) for number in numbers[:8].tolist())
-    return f"{shown} and {numbers.size - 8} more" if numbers.size > 8 else shown

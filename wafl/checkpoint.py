@@ -101,7 +101,7 @@ class Checkpoint:
         if generation >= MAX_GENERATION:
             raise LimitReached("the volume has used up its consistency points")
         lists, images, freed = self._freeze()
-        roots = volume.frozen_roots()
+        frozen = self._frozen_fields()
         yield Step.SLICE
         for stratum in (ACTIVE, INODE_FILE, VOLUME):
             if stratum == VOLUME:
@@ -109,7 +109,7 @@ class Checkpoint:
             yield from self._write_stratum(lists[stratum], images[stratum])
         assert not core.copies
         yield Step.SYNC
-        self._write_fsinfo(generation, roots)
+        self._write_fsinfo(generation, frozen)
         yield Step.SYNC
         core.durable, core.frozen = generation, 0
         volume.snapshots_table.made()
@@ -134,12 +134,28 @@ class Checkpoint:
         images: list[list[RowImage]] = [[], [], []]
         active_rows, summary_rows = allocator.clean()
         images[ACTIVE] = volume.files.active_map.images(allocator.active, active_rows)
+        images[ACTIVE] += volume.files.references.clean()
         images[VOLUME] = volume.summary.images(allocator.summary, summary_rows)
         freed = allocator.freeze_frees()
         dirty = core.swap_dirty()
         if core.log is not None:
             core.log.switch(core.generation)
         return dirty, images, freed
+
+    def _frozen_fields(self) -> dict[str, int]:
+        """What fsinfo says beside the roots, as of the freeze that just happened."""
+        volume = self._volume
+        allocator = volume.core.allocator
+        return {
+            "volume_blocks": volume.geometry.blocks,
+            "written_us": volume.now_us(),
+            "next_inode_generation": volume.files.next_inode_generation,
+            "next_snapshot_id": volume.snapshots_table.next_id,
+            "active_blocks": allocator.active_count,
+            "summary_blocks": allocator.summary_count,
+            "allocation_hint": allocator.hint,
+            **volume.nvlog.frozen(),
+        }
 
     # --- writing ---------------------------------------------------------------------------------------------------
 

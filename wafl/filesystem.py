@@ -32,6 +32,7 @@ from wafl.format import (
 from wafl.inode import Inode, RecordFile, tree_blocks
 from wafl.lun import Lun
 from wafl.maps import MapFile, count_older
+from wafl.references import References
 from wafl.reserve import Reserve
 from wafl.types import Backing, LunRecord
 from wafl.views import View
@@ -62,6 +63,7 @@ class FileSystem:
         self._shared_blocks = 0
         self._will_share = False
         self._map_growth = 0
+        self.references = References(core, self)
         self.summary: MapFile
         """Set by the volume."""
         self.reserve = Reserve(core, self)
@@ -69,7 +71,9 @@ class FileSystem:
         self.find_view: Callable[[Backing], View]
         self.linger: Callable[[Lun, Backing], None]
         self.snapshot_name: Callable[[int], str]
-        """id -> name, "" if there is none.  The snapshot table sets these three."""
+        """id -> name, "" if there is none."""
+        self.snapshot_generation: Callable[[int], int]
+        """id of a snapshot that is there -> the consistency point that made it.  The snapshot table sets these four."""
 
     # --- mounting and making ---------------------------------------------------------------------------------------
 
@@ -86,7 +90,7 @@ class FileSystem:
         self._open_fixed_files()
 
     def load(self) -> None:
-        """Read inode file and vtoc.  The active map is loaded by the volume, which owns the bits."""
+        """Read inode file and vtoc.  Active map and reference counts are loaded by the volume."""
         self.ifile.load()
         for number, fields in self.ifile.records():
             if fields["type"] != InodeType.FREE:
@@ -262,13 +266,14 @@ class FileSystem:
     def dirty(self) -> bool:
         core = self.core
         return bool(core.dirty_buffers or core.dirty_inodes or self.dirty_luns or self.freed_inodes
-                    or core.allocator.freed)  # fmt: skip
+                    or core.allocator.freed or self.references.dirty)  # fmt: skip
 
     def freeze(self) -> None:
         """Pack what changed, and give every changed block of the active file system its place: the active map
         describes its own new blocks too, so places are given until no further row changes (each row moves at most
         once, so this ends)."""
         core, allocator = self.core, self.core.allocator
+        self.references.settle()
         for slot, lun in self.dirty_luns.items():
             self.vtoc.put(slot, bytes(VTOC_ENTRY.size) if lun is None else pack_lun(lun))
         self.dirty_luns.clear()
@@ -276,14 +281,17 @@ class FileSystem:
             self.ifile.put(number, bytes(INODE.size))
         self.freed_inodes.clear()
         moved: set[int] = set()
+        counted: set[int] = set()
         self.inodes[ACTIVE_MAP_INODE].touch(core)
         while True:
             for inode in list(core.dirty_inodes):
                 self.ifile.block_for(inode.number)
             allocator.apply_frees()
-            rows = allocator.dirty_active - moved
-            if not rows:
+            counts, rows = self.references.dirty - counted, allocator.dirty_active - moved
+            if not (counts or rows):
                 break
+            self.references.assign(counts)
+            counted |= counts
             self.active_map.assign(rows)
             moved |= rows
         for inode in core.dirty_inodes:
@@ -301,13 +309,14 @@ class FileSystem:
             rows = count_older(self.core, self.active_map.inode, newest)
             inner = tree_blocks(self.core.allocator.chunks) - self.core.allocator.chunks
             self._shared_blocks = rows + inner + self.ifile.tree_blocks() + self.vtoc.tree_blocks()
+            self._shared_blocks += self.references.shared_room()
         self.set_reserve()
         self.reserve.follow(newest or 0, wanted=requested)
 
     def set_reserve(self) -> None:
-        """What one consistency point can need at most: every map row with its tree, and the record files.  Of that it
-        gets back what it replaces; what it takes for good is kept back once more, so that the next one has as much:
-        what these files grow by, and what replaces versions that a snapshot keeps."""
+        """What one consistency point can need at most: every row of maps and counts with its tree, and the record
+        files. Of that it gets back what it replaces; what it takes for good is kept back once more, so that the next
+        one has as much: what these files grow by, and what replaces versions that a snapshot keeps."""
         allocator = self.core.allocator
         maps = 2 * tree_blocks(allocator.chunks) + self._map_growth
         inode_blocks = -(-(max(self.inodes, default=0) + 1) // self.ifile.per_block)
@@ -317,9 +326,10 @@ class FileSystem:
             to = max(blocks, len(file.blocks)) + GROWTH_BLOCKS
             records += new_and_grown(len(file.blocks), to)
             shared += tree_blocks(to)
-        shared = shared + tree_blocks(allocator.chunks) if self._will_share else 0
+        shared += tree_blocks(allocator.chunks) + self.references.shared_room_after_snapshot()
+        shared = shared if self._will_share else 0
         table = new_and_grown(self.snapshot_table_blocks, self.snapshot_table_blocks + GROWTH_BLOCKS)
-        ops = maps + records + table + self._shared_blocks + shared
+        ops = maps + records + table + self._shared_blocks + shared + self.references.room()
         allocator.set_floors(ops, max(64, min(4096, allocator.blocks // 256)))
 
 

@@ -84,7 +84,7 @@ class FillPlan:
             return 0
         # A reserved LUN's holes are part of its reserve.
         core.ensure_for(len(still) + 2 * lun.inode.height + 2, reserved=lun.reserved, wait=False)
-        lun.prepare_leaf(self.index)
+        lun.leaf(self.index)  # now, so that the data run stays as it is
         # Neighbours in the LUN stay neighbours on the volume: one write for each stretch of slots.
         slots = self.slots[still]
         edges = [0, *(np.flatnonzero(np.diff(slots) != 1) + 1).tolist(), len(still)]

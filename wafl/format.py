@@ -9,6 +9,8 @@ nine blocks are the mirror ring and the second label; every other block can be a
 
 Reading this module: the block layout, then the records from the outside in (label, fsinfo, inode, vtoc entry,
 snapshot entry), then the helpers that pack and check.
+
+Length: all declarations are in one place, so that whoever reads a volume by hand needs no other.
 """
 
 from __future__ import annotations
@@ -77,6 +79,11 @@ NAME_BYTES = 255
 MAP_BITS = BLOCK_BYTES * 8
 """Blocks that one block of the active map or of the summary describes."""
 
+COUNTS = BLOCK_BYTES // 2
+"""Reference counts (u16) in one block of inode 3."""
+MAX_COUNT = 0xFFFF
+"""A block with this many pointers beyond the first is not shared once more."""
+
 FORMAT_VERSION = 1
 LABEL_MAGIC = b"LAZYLUN\n"
 FSINFO_MAGIC = b"LLFSINFO"
@@ -102,10 +109,10 @@ class Incompat(IntFlag):
     LOG_RECORDS = 1
     """A log may hold records that a mount must replay."""
     REFERENCE_COUNTS = 2
-    """Blocks may be shared inside the active file system (inode 3).  Reserved."""
+    """Blocks may be shared inside the active file system (inode 3)."""
 
 
-KNOWN_INCOMPAT = int(Incompat.LOG_RECORDS)
+KNOWN_INCOMPAT = int(Incompat.LOG_RECORDS | Incompat.REFERENCE_COUNTS)
 KNOWN_RO_COMPAT = 0
 
 
@@ -166,6 +173,8 @@ class LogKind(IntEnum):
     """A vtoc entry: a LUN was made, destroyed or changed."""
     SNAPSHOT = 4
     """A snapshot was renamed or deleted."""
+    SHARE = 5
+    """Blocks of a LUN became those of a LUN, itself or another."""
 
 
 class EntryState(IntEnum):
@@ -323,6 +332,14 @@ LogSnapshot = c.Struct(
     "name" / _text(256),
 )
 
+LogShare = c.Struct(
+    "slot" / c.Int32ul,
+    "source_slot" / c.Int32ul,
+    "fbn" / c.Int64ul,
+    "source_fbn" / c.Int64ul,
+    "blocks" / c.Int64ul,
+)
+
 LogLabel = c.Struct(
     "magic" / c.Bytes(8),
     "uuid" / c.Bytes(16),
@@ -389,6 +406,7 @@ LOG_WRITE = Record(LogWrite, 24)
 LOG_PUNCH = Record(LogPunch, 24)
 LOG_VTOC = Record(LogVtoc, 8)
 LOG_SNAPSHOT = Record(LogSnapshot, 272)
+LOG_SHARE = Record(LogShare, 32)
 LOG_LABEL = Record(LogLabel, BLOCK_BYTES)
 
 INODE_ROOT_CRC = INODE.offset_of("root_crc")

@@ -92,4 +92,5 @@ def _change(volume: Volume, geometry: Geometry) -> None:
     for inode in (volume.files.active_map.inode, volume.summary.inode):
         grow_height(volume.core, inode, height_for(allocator.chunks))
         inode.size_bytes = allocator.chunks * BLOCK_BYTES
+    volume.files.references.grow()
     volume.audit.rebase()

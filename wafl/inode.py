@@ -16,6 +16,7 @@ from wafl.buffers import ACTIVE, INODE_FILE, READ_ONLY, VOLUME, Buffer, Core
 from wafl.errors import DamagedRecord
 from wafl.format import (
     BLOCK_BYTES,
+    COUNTS,
     HOLE,
     INODE,
     MAP_BITS,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 SIZE_LIMITS = {
     InodeType.VTOC: MAX_LUNS * VTOC_ENTRY.size,
     InodeType.ACTIVE_MAP: MAX_VOLUME_BYTES // MAP_BITS,
+    InodeType.REFERENCE_COUNTS: MAX_VOLUME_BYTES // COUNTS,
     InodeType.LUN: MAX_LUN_BYTES,
 }
 """Bytes.  A graveyard has none: its size is that of the subtrees in it."""
@@ -96,6 +98,12 @@ class Inode:
         if not exact:
             self.private_exact = False
             self.recount = None
+
+    def lose_births(self, index: int, births: npt.NDArray[np.uint32]) -> None:
+        """Blocks of level-1 `index` with these births are not the LUN's any more, or not its alone."""
+        self.lose_private(int(np.count_nonzero(births > self.private_since)), exact=True)
+        if self.recount is not None:
+            self.recount.lost(index, births)
 
     def record(self) -> bytes:
         return INODE.pack(

@@ -11,11 +11,12 @@ the volume had when it was made.  An fsinfo counts only in a place that it gives
 from __future__ import annotations
 
 import uuid as uuids
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from wafl.device import Device
-from wafl.errors import NotAVolume, UnsupportedFeature
+from wafl.errors import DamagedRecord, NotAVolume, UnsupportedFeature
 from wafl.format import (
     BLOCK_BYTES,
     BLOCK_SHIFT,
@@ -210,13 +211,21 @@ def write_labels(device: Device, superblock: Superblock) -> None:
     device.sync()
 
 
-def add_feature(device: Device, geometry: Geometry, feature: Incompat) -> None:
-    """The labels get a feature word's bit, one after the other, before anything is written that needs it."""
-    blocks = (read_block_at(device, vbn) for vbn in (LABEL_VBN, geometry.second_label))
-    label = next(fields for block in blocks if block and (fields := unseal(LABEL, LABEL_MAGIC, block)))
-    if label["incompat"] & feature:
+def add_feature(device: Device, geometry: Geometry, feature: Incompat, sync: Callable[[], None]) -> None:
+    """The labels get a feature word's bit, one after the other, before anything is written that needs it; and what a
+    crash in the middle of this, or damage, has left of one is written anew from the other.
+    Raises DamagedRecord, OSError."""
+    places = geometry.second_label, LABEL_VBN
+    labels = [unseal(LABEL, LABEL_MAGIC, read_block_at(device, vbn) or b"") for vbn in places]
+    whole = [label for label in labels if label is not None]
+    if not whole:
+        raise DamagedRecord("neither label can be read")
+    features = int(feature)
+    for label in whole:
+        features |= label["incompat"]
+    wanted = whole[-1] | {"incompat": features}
+    if labels == [wanted, wanted]:
         return
-    block = seal(LABEL, **label | {"incompat": label["incompat"] | int(feature)})
-    for vbn in (geometry.second_label, LABEL_VBN):
-        device.pwrite(vbn << BLOCK_SHIFT, (block,))
-        device.sync()
+    for vbn in places:
+        device.pwrite(vbn << BLOCK_SHIFT, (seal(LABEL, **wanted),))
+        sync()

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from wafl.format import ACTIVE_MAP_INODE, INODE, SNAPSHOT_ENTRY, VTOC_ENTRY, VTOC_INODE, InodeType
+from wafl.format import (
+    ACTIVE_MAP_INODE,
+    INODE,
+    REFERENCE_INODE,
+    SNAPSHOT_ENTRY,
+    VTOC_ENTRY,
+    VTOC_INODE,
+    InodeType,
+)
 
 BLOCK_BITS_PER_BYTE = 8
+COUNT_BYTES = 2
 NAMES_SHOWN = 8
 
 
@@ -16,7 +25,7 @@ class FileName:
     """One file of the volume, as reports call it."""
 
     kind: str
-    """"LUN", "inode file", "vtoc", "active map", "summary", "snapshot table", "freed tree"."""
+    """"LUN", "inode file", "vtoc", "active map", "reference counts", "summary", "snapshot table", "freed tree"."""
     snapshot: str = ""
     """The snapshot that it is in; empty for the active file system and the volume's own files."""
     lun: str = ""
@@ -36,6 +45,8 @@ def name_of(number: int, kind: int, snapshot: str, luns: Mapping[int, str]) -> F
         return FileName("vtoc", snapshot)
     if number == ACTIVE_MAP_INODE:
         return FileName("active map", snapshot)
+    if number == REFERENCE_INODE:
+        return FileName("reference counts", snapshot)
     if kind == InodeType.LUN:
         name = luns.get(number, f"inode-{number}")
         return FileName("LUN", snapshot, f".snapshot/{snapshot}/{name}" if snapshot else name, number)
@@ -58,6 +69,9 @@ def lost(file: FileName, offset: int, length: int, luns: Mapping[int, str]) -> s
     if file.kind in ("active map", "summary"):
         per_byte = BLOCK_BITS_PER_BYTE
         return f"the map of blocks {offset * per_byte} to {end * per_byte - 1}; 'wafl check --repair' makes it again"
+    if file.kind == "reference counts":
+        first, last = offset // COUNT_BYTES, end // COUNT_BYTES
+        return f"how often blocks {first} to {last - 1} are shared; 'wafl check --repair' counts again"
     if file.kind in ("label", "fsinfo"):
         return "nothing: it is a spare copy, which 'wafl check --repair' writes again"
     return "blocks that were being given back"

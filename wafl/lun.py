@@ -15,12 +15,12 @@ from __future__ import annotations
 import dataclasses
 import uuid as uuids
 from array import array
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from crc32c import crc32c
 
-from wafl.buffers import Buffer, Core, PointerMap
+from wafl.buffers import Buffer, PointerMap
 from wafl.checksums import of_blocks
 from wafl.device import Bytes
 from wafl.errors import InvalidSize, LunBusy, NoSpace, NoSuchLun
@@ -39,40 +39,18 @@ from wafl.format import (
 )
 from wafl.inode import Inode, grow_height, node_for_writing
 from wafl.scan import Scan, missing_slots
+from wafl.sharing import share
 from wafl.tree import Punch
 from wafl.types import Backing
-from wafl.views import BLOCK_MASK, SLOT_MASK, ZERO_BLOCK, View
+from wafl.views import BLOCK_MASK, SLOT_MASK, ZERO_BLOCK
 
 if TYPE_CHECKING:
-    from wafl.reserve import Reserve
+    from wafl.files import Files
 
 CRC_AT, BIRTH_AT = CRC_PLANE.start, BIRTH_PLANE.start
 PIECE_BLOCKS = 32
 """What a reserved LUN writes at a time when there is no room for more: with its pointer blocks it fits into the least
 room that is kept for work under way."""
-
-
-class Files(Protocol):
-    """What a LUN needs of the file system it lives in."""
-
-    core: Core
-
-    reserve: Reserve
-
-    def touch_lun(self, lun: Lun) -> None:
-        """The LUN's vtoc entry changed."""
-
-    def log_lun(self, lun: Lun) -> None:
-        """An administrator changed the LUN: its vtoc entry goes into the log."""
-
-    def graveyard_of(self, inode: Inode, level: int) -> Inode:
-        """The zombie inode that takes the LUN's buried subtrees of this level."""
-
-    def find_view(self, backing: Backing) -> View:
-        """Raises BackingLost."""
-
-    def linger(self, lun: Lun, backing: Backing) -> None:
-        """Keep the backing snapshot busy until the loss of this backing is durable."""
 
 
 class Lun(Scan):
@@ -84,7 +62,7 @@ class Lun(Scan):
         online: bool = True, reserved: bool = True, clone_requested: bool = False, missing: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(files.core, inode, size_bytes, name, backing, files.find_view)
-        self._files = files
+        self.files = files
         self._pwrite = files.core.device.pwrite
         self.uuid = str(uuid)
         self.uuid_bytes = uuid.bytes
@@ -119,7 +97,7 @@ class Lun(Scan):
     @property
     def kept_bytes(self) -> int:
         """Kept back for what may still be written to it: nothing unless it is reserved."""
-        return self._files.reserve.needed_by(self) * BLOCK_BYTES if self.reserved else 0
+        return self.files.reserve.needed_by(self) * BLOCK_BYTES if self.reserved else 0
 
     # --- administration --------------------------------------------------------------------------------------------
 
@@ -130,9 +108,9 @@ class Lun(Scan):
         """Keep room for all of its blocks from now on, or no longer.  Raises NoSpace."""
         self._check_changeable()
         if reserved and not self.reserved:
-            self._files.reserve.check_enabled(self)
+            self.files.reserve.check_enabled(self)
         self._change("reserved", reserved)
-        self._files.reserve.refresh()
+        self.files.reserve.refresh()
 
     def set_clone_requested(self, requested: bool) -> None:
         self._change("clone_requested", requested)
@@ -150,8 +128,8 @@ class Lun(Scan):
         self._check_changeable()
         if getattr(self, field) != value:
             setattr(self, field, value)
-            self._files.touch_lun(self)
-            self._files.log_lun(self)
+            self.files.touch_lun(self)
+            self.files.log_lun(self)
 
     def _check_changeable(self) -> None:
         self.core.check_changeable()
@@ -245,18 +223,18 @@ class Lun(Scan):
                 self._write_blocks(fbn + first, piece)
             return
         try:
-            self._place_blocks(fbn, data)
+            self.place_blocks(fbn, data)
         finally:
             allocator.end_exact_run()
 
-    def _place_blocks(self, fbn: int, data: memoryview) -> None:
+    def place_blocks(self, fbn: int, data: memoryview) -> None:
         core = self.core
         allocator = core.allocator
         left = len(data) >> BLOCK_SHIFT
         at = 0
         while left:
             # The leaf first: when space is short its place comes out of the data run.
-            leaf = self._leaf(fbn >> 8)
+            leaf = self.leaf(fbn >> 8)
             if allocator.next == allocator.end:
                 core.new_run(left if self.reserved else 0)
             low = fbn & SLOT_MASK
@@ -270,7 +248,7 @@ class Lun(Scan):
                 core.log.write(self.slot, fbn, vbn, crcs)
             fbn, left, at = fbn + blocks, left - blocks, at + (blocks << BLOCK_SHIFT)
 
-    def _leaf(self, index: int) -> Buffer:
+    def leaf(self, index: int) -> Buffer:
         """The level-1 block, made if absent, owned by this generation."""
         found = self.own.get(index)
         if isinstance(found, Buffer) and found.generation == self.core.generation:
@@ -288,10 +266,7 @@ class Lun(Scan):
         """Point slots from `low` on at the blocks from `vbn` on, and free what they pointed at."""
         blocks = len(crcs)
         high = low + blocks
-        composed = self.maps.get(index) if self.maps is not self.own else None
-        if composed is not None and self.missing:
-            covered = (leaf.vector()[low:high] == HOLE) & (composed.vector()[low:high] >= FIRST_DATA_VBN)
-            self.missing = max(0, self.missing - int(covered.sum()))
+        composed = self.covered(leaf, index, low, high)
         old = leaf.vbns[low:high].tolist()
         if min(old) < FIRST_DATA_VBN:
             old = [freed for freed in old if freed >= FIRST_DATA_VBN]
@@ -311,18 +286,31 @@ class Lun(Scan):
             data[8 * low : 8 * high] = vbns
             data[CRC_AT + 4 * low : CRC_AT + 4 * high] = sums
 
+    def covered(self, leaf: PointerMap, index: int, low: int, high: int) -> PointerMap | None:
+        """Pointers of slots low to high - 1 are about to change: what of the backing shows there will not be missing
+        any more.  The composed buffer, if there is one."""
+        composed = self.maps.get(index) if self.maps is not self.own else None
+        if composed is not None and self.missing:
+            covered = (leaf.vector()[low:high] == HOLE) & (composed.vector()[low:high] >= FIRST_DATA_VBN)
+            self.missing = max(0, self.missing - int(covered.sum()))
+        return composed
+
     def replay_write(self, fbn: int, vbn: int, crcs: list[int]) -> None:
         """A logged write: its blocks, within one level-1 range, are where the record says, and marked."""
-        self._install(self._leaf(fbn >> 8), fbn >> 8, fbn & SLOT_MASK, vbn, crcs)
-
-    def prepare_leaf(self, index: int) -> None:
-        """Take now what pointer blocks a change of level-1 `index` needs, so that the data run stays as it is."""
-        self._leaf(index)
+        self._install(self.leaf(fbn >> 8), fbn >> 8, fbn & SLOT_MASK, vbn, crcs)
 
     def install_blocks(self, index: int, low: int, vbn: int, crcs: list[int]) -> None:
         """A fill's blocks, already written, become the LUN's."""
         self._fill_generation = self.core.generation
-        self._install(self._leaf(index), index, low, vbn, crcs)
+        self._install(self.leaf(index), index, low, vbn, crcs)
+
+    def share(self, offset: int, source: Lun, source_offset: int, length: int) -> int:
+        """Make `length` bytes at `offset` the same blocks as those of `source` at its `source_offset`, both LUNs of one
+        volume; holes become holes.  Returns how many bytes from the front have been done: bounded work a call, and 0
+        where it cannot be done (a part of a block, ranges that overlap, too many pointers to a block, no room): then
+        the caller copies.  Raises InvalidSize, ReadOnlyVolume, VolumeFailed, CorruptVolume, OSError."""
+        self._check_changeable()
+        return share(self, offset, source, source_offset, length)
 
     # --- unmapping and resizing ------------------------------------------------------------------------------------
 
@@ -374,17 +362,17 @@ class Lun(Scan):
             last = POINTERS**inode.height  # nothing lies behind: whole subtrees go, none is left half empty
             if cut and first < limit:
                 limit = last
-        needed = self._files.reserve.needed_by(self)
-        graveyard_of = self._files.graveyard_of
+        needed = self.files.reserve.needed_by(self)
+        graveyard_of = self.files.graveyard_of
         try:
             Punch(core, inode, ZERO, graveyard_of).run(first, min(last, limit))
             Punch(core, inode, HOLE, graveyard_of).run(max(first, limit), last)
         finally:
-            self._forget(self.own, first, last)
-            self._forget(self.maps, first, last)
-            self._files.reserve.raised(self, needed)
+            self.forget(self.own, first, last)
+            self.forget(self.maps, first, last)
+            self.files.reserve.raised(self, needed)
 
-    def _forget(self, maps: dict[int, PointerMap], first: int, last: int) -> None:
+    def forget(self, maps: dict[int, PointerMap], first: int, last: int) -> None:
         low, high = first >> 8, (last - 1) >> 8
         few = high - low < len(maps)
         for index in list(range(low, high + 1)) if few else [k for k in maps if low <= k <= high]:
@@ -400,13 +388,13 @@ class Lun(Scan):
         if size_bytes < self.size_bytes:
             self._shrink(size_bytes)
         else:
-            self._files.reserve.check_size(self, size_bytes)
+            self.files.reserve.check_size(self, size_bytes)
             grow_height(core, self.inode, height_for(-(-size_bytes // BLOCK_BYTES)))
         self.size_bytes = self.inode.size_bytes = size_bytes
         self.inode.touch(core)
-        self._files.touch_lun(self)
-        self._files.reserve.refresh()
-        self._files.log_lun(self)
+        self.files.touch_lun(self)
+        self.files.reserve.refresh()
+        self.files.log_lun(self)
 
     def _shrink(self, size_bytes: int) -> None:
         old_end = -(-self.size_bytes // BLOCK_BYTES)
@@ -442,7 +430,7 @@ class Lun(Scan):
         self.inode, self.size_bytes, self.missing = inode, inode.size_bytes, missing
         self._fill_generation = self._complete = 0
         self.clone_requested = True
-        self._files.touch_lun(self)
+        self.files.touch_lun(self)
 
     # --- for the cloner --------------------------------------------------------------------------------------------
 
@@ -471,7 +459,7 @@ class Lun(Scan):
         if filled:
             # All of these were missing, whether or not a composed buffer was there to tell.
             self.missing = max(0, missing - filled)
-            self._files.touch_lun(self)
+            self.files.touch_lun(self)
         return filled
 
     def detach(self) -> None:
@@ -487,8 +475,8 @@ class Lun(Scan):
             if len(missing_slots(self, index)):
                 raise LunBusy(f"LUN {self.name} still misses blocks of its backing")
             self._complete = index + 1
-        self._files.linger(self, backing)
+        self.files.linger(self, backing)
         self.replace_backing(None)
         self._fill_generation = self.core.generation
         self.missing = 0
-        self._files.touch_lun(self)
+        self.files.touch_lun(self)

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from crc32c import crc32c
 
 from wafl.errors import VolumeFailed
-from wafl.format import LOG_HEADER, LOG_PUNCH, LOG_SNAPSHOT, LOG_VTOC, LOG_WRITE, EntryState, LogKind
+from wafl.format import LOG_HEADER, LOG_PUNCH, LOG_SHARE, LOG_SNAPSHOT, LOG_VTOC, LOG_WRITE, EntryState, LogKind
 
 HEADER_BYTES = LOG_HEADER.size
 MAX_RECORD_BYTES = 2048
@@ -119,6 +119,9 @@ class Log:
 
     def punch(self, slot: int, first: int, last: int, *, cut: bool) -> None:
         self._append(LogKind.PUNCH, LOG_PUNCH.layout.pack(slot, cut, first, last))
+
+    def share(self, slot: int, fbn: int, source_slot: int, source_fbn: int, blocks: int) -> None:
+        self._append(LogKind.SHARE, LOG_SHARE.layout.pack(slot, source_slot, fbn, source_fbn, blocks))
 
     def vtoc(self, slot: int, entry: bytes) -> None:
         self._append(LogKind.VTOC, LOG_VTOC.layout.pack(slot, 0) + entry)

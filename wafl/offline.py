@@ -19,6 +19,7 @@ from wafl.errors import NotAVolume
 from wafl.format import (
     BIRTH_PLANE,
     BLOCK_BYTES,
+    COUNTS,
     CRC_PLANE,
     FIRST_DATA_VBN,
     FSINFO,
@@ -274,3 +275,18 @@ class Image:
         if bits.size < self.blocks:
             bits = np.concatenate([bits, np.zeros(self.blocks - bits.size, bool)])
         return bits
+
+    def counts(self, root: Root, where: str) -> tuple[Vbns, Words]:
+        """The reference counts that are not zero: the blocks, ascending, and the count of each."""
+        blocks, counts = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)]
+        for node in self.walk(root, where):
+            for i in node.data().tolist() if node.level == 1 else ():
+                first = (node.first_fbn + i) * COUNTS
+                what = f"the counts of blocks {first} to {first + COUNTS - 1}"
+                block = self.load(int(node.vbns[i]), int(node.crcs[i]), f"{where}, {what}")
+                if block is not None:
+                    row = np.frombuffer(block, "<u2")
+                    here = np.flatnonzero(row)
+                    blocks.append(here.astype(np.uint64) + np.uint64(first))
+                    counts.append(row[here].astype(np.uint32))
+        return np.concatenate(blocks), np.concatenate(counts)

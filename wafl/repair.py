@@ -1,9 +1,9 @@
 """Repair: making again what can be derived from the trees.
 
 - Copies of label and fsinfo whose twin is whole are written over in place: they are damaged, nothing can get worse.
-- The active map, the summary and all counters are derived from the trees and written by a consistency point like any
-  other. Its blocks go to places that neither the trees nor the old maps know, so until its fsinfo is durable the volume
-  is what it was.
+- The active map, the reference counts, the summary and all counters are derived from the trees and written by a
+  consistency point like any other. Its blocks go to places that neither the trees nor the old maps know, so until its
+  fsinfo is durable the volume is what it was.
 
 Data, pointers, names and snapshots' own maps are never changed. Where a pointer block cannot be read nobody knows what
 lies below it: then every block of the old map stays in use too, and without an old map the repair refuses.
@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from wafl.allocator import new_bits
 from wafl.bits import Bits, Vbns, are_set, count, set_each, set_range
+from wafl.check_files import aligned
 from wafl.device import Device
 from wafl.errors import CannotRepair, CorruptVolume, WaflError
 from wafl.format import (
@@ -32,7 +34,10 @@ from wafl.format import (
     HOLE,
     LABEL,
     MAP_BITS,
+    MAX_COUNT,
+    REFERENCE_INODE,
     RING_SLOTS,
+    VTOC_INODE,
     EntryState,
     FsinfoFlag,
     InodeType,
@@ -47,6 +52,9 @@ from wafl.offline import Fields, Image, Root
 from wafl.scan import missing_slots
 from wafl.volume import Volume
 from wafl.volume_log import read_contents
+
+Counts = tuple[Vbns, npt.NDArray[np.int64]]
+"""Blocks, ascending, and the count of each."""
 
 
 @dataclass(slots=True)
@@ -67,6 +75,10 @@ class _Truth:
     """The maps as they are on the disk; None if they cannot be read."""
     data_blocks: Counter[int] = field(default_factory=Counter)
     """LUN inode -> its data blocks and those of its graveyards."""
+    counts: Counts | None = None
+    """What the reference counts have to be; None if there are none."""
+    old_counts: Counts | None = None
+    """What they are; None if they cannot be read, or do not add up."""
     next_inode_generation: int = 0
     next_snapshot_id: int = 0
 
@@ -193,10 +205,15 @@ class _Survey:
         bits[: len(data)] = data
         return bits
 
-    def _add(self, bits: Bits, vbns: Vbns, what: str) -> None:
-        if are_set(bits, vbns).any() or len(np.unique(vbns)) != len(vbns):
+    def _add(self, bits: Bits, vbns: Vbns, what: str, again: list[Vbns] | None = None) -> None:
+        """What is there already goes into `again`, if blocks may be shared there."""
+        blocks, times = np.unique(vbns, return_counts=True)
+        more = times - ~are_set(bits, blocks)
+        if again is not None:
+            again.append(np.repeat(blocks, more))
+        elif more.any():
             raise CannotRepair(f"{what} reaches a block that is used twice: repair cannot tell whose it is")
-        set_each(bits, vbns)
+        set_each(bits, blocks)
 
     def _active(self, truth: _Truth) -> None:
         image = self._image
@@ -204,19 +221,22 @@ class _Survey:
         for vbns in self._tree(ifile, "the inode file"):
             self._add(truth.active, vbns, "the inode file")
         inodes = self._inodes(ifile, "the inode file")
+        again = [np.empty(0, np.uint64)] if REFERENCE_INODE in inodes else None
         broken = False
         for number, inode in inodes.items():
             self._note_generation(truth, inode)
             before = self._troubles
             trees = self._quietly(Root.of(inode))
-            if number == ACTIVE_MAP_INODE:
+            if number in (ACTIVE_MAP_INODE, REFERENCE_INODE):
                 for vbns in trees:
                     set_each(truth.whole_active, vbns)
                 continue
             broken |= self._troubles != before
             for vbns in trees:
-                self._add(truth.active, vbns, f"inode {number}")
+                self._add(truth.active, vbns, f"inode {number}", None if number == VTOC_INODE else again)
         self._count(truth, inodes)
+        if again is not None:
+            self._references(truth, inodes[REFERENCE_INODE], np.concatenate(again), broken=broken)
         old = self._map(Root.of(inodes[ACTIVE_MAP_INODE])) if ACTIVE_MAP_INODE in inodes else None
         if broken:
             if old is None:
@@ -229,6 +249,23 @@ class _Survey:
         truth.old_active = old
         if old is not None:
             truth.keep |= old
+
+    def _references(self, truth: _Truth, inode: Fields, again: Vbns, *, broken: bool) -> None:
+        """Where trees are broken, what they reach may have more pointers than are seen."""
+        before = self._troubles
+        old, counts = self._image.counts(Root.of(inode), "")
+        readable = self._troubles == before
+        if readable and int(counts.sum(dtype=np.int64)) == inode["private_blocks"]:
+            truth.old_counts = old, counts.astype(np.int64)
+        if broken and not readable:
+            raise CannotRepair(
+                "a pointer block cannot be read, and neither can the reference counts: salvage the LUNs"
+            )
+        every, has, seen = aligned(old, counts, *np.unique(again, return_counts=True))
+        right = np.maximum(has, seen) if broken else seen
+        if (right > MAX_COUNT).any():
+            raise CannotRepair(f"a block has more than {MAX_COUNT} pointers beyond the first")
+        truth.counts = every[right > 0], right[right > 0]
 
     def _inodes(self, ifile: Root, what: str) -> dict[int, Fields]:
         before = self._troubles
@@ -265,9 +302,10 @@ class _Survey:
             truth.keep |= old
             return
         reached = new_bits(self._image.blocks)
+        again: list[Vbns] | None = [] if REFERENCE_INODE in inodes else None
         for root in (ifile, *map(Root.of, inodes.values())):
             for vbns in self._quietly(root):
-                self._add(reached, vbns, name)
+                self._add(reached, vbns, name, again)
         for inode in inodes.values():
             self._note_generation(truth, inode)
         if self._troubles != before and old is None:
@@ -297,6 +335,7 @@ class _Repaired(Volume):
         inode = self.files.inodes[ACTIVE_MAP_INODE]
         inode.vbns[0], inode.crcs[0], inode.births[0] = HOLE, 0, 0
         inode.touch(core)
+        counted = self.files.references.rebuild(*truth.counts) if truth.counts is not None else 0
         allocator.active[:], allocator.summary[:] = truth.active, truth.summary
         allocator.take_stock(fsinfo["allocation_hint"])
         allocator.busy |= truth.keep
@@ -307,7 +346,7 @@ class _Repaired(Volume):
             (allocator.active, allocator.dirty_active), (allocator.summary, allocator.dirty_summary)
         ):  # fmt: skip
             dirty.update(np.flatnonzero(bits.reshape(-1, BLOCK_BYTES).any(axis=1)).tolist())
-        rows = len(allocator.dirty_active) + len(allocator.dirty_summary)
+        rows = len(allocator.dirty_active) + len(allocator.dirty_summary) + counted
         core.ensure(2 * rows + 64, 0, wait=False)
 
 
@@ -336,6 +375,12 @@ def _repair_maps(truth: _Truth) -> list[str]:
             done.append(f"{name}: could not be read; made again")
         elif differ := count(old ^ right):
             done.append(f"{name}: {differ} blocks were wrong; made again")
+    if truth.counts is not None and truth.old_counts is None:
+        done.append("reference counts: could not be read, or did not add up; made again")
+    elif truth.counts is not None and truth.old_counts is not None:
+        _, was, is_right = aligned(*truth.old_counts, *truth.counts)
+        if differ := int(np.count_nonzero(was != is_right)):
+            done.append(f"reference counts: {differ} blocks were wrong; made again")
     return done
 
 

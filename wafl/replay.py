@@ -26,6 +26,7 @@ from wafl.format import (
     BLOCK_SHIFT,
     LOG_HEADER,
     LOG_PUNCH,
+    LOG_SHARE,
     LOG_SNAPSHOT,
     LOG_VTOC,
     LOG_WRITE,
@@ -41,6 +42,7 @@ from wafl.format import (
 from wafl.inode import grow_height
 from wafl.lun import Lun
 from wafl.nvlog import HEADER_BYTES, MAX_RECORD_BYTES, half_size
+from wafl.sharing import replay_share
 
 if TYPE_CHECKING:
     from wafl.volume import Volume
@@ -50,6 +52,7 @@ BODY_BYTES = {
     LogKind.PUNCH: LOG_PUNCH.size,
     LogKind.VTOC: LOG_VTOC.size + VTOC_ENTRY.size,
     LogKind.SNAPSHOT: LOG_SNAPSHOT.size,
+    LogKind.SHARE: LOG_SHARE.size,
 }
 """Bytes that a record of the kind has behind its header at least."""
 STEP = 8
@@ -194,6 +197,7 @@ class _Replay:
             LogKind.PUNCH: self.punch,
             LogKind.VTOC: self.vtoc,
             LogKind.SNAPSHOT: self.snapshot,
+            LogKind.SHARE: self.share,
         }
         for record in records:
             try:
@@ -244,6 +248,17 @@ class _Replay:
         if not first < last <= -(-lun.size_bytes // BLOCK_BYTES):
             raise DamagedRecord(f"log record {record.seq} unmaps blocks {first} to {last}")
         lun.replay_punch(first, last, cut=bool(cut))
+
+    def share(self, record: LogRecord) -> None:
+        slot, source_slot, fbn, source_fbn, blocks = LOG_SHARE.layout.unpack_from(record.body)
+        lun, source = self.lun(record, slot), self.lun(record, source_slot)
+        inside = all(
+            0 < blocks <= (which.size_bytes >> BLOCK_SHIFT) - first
+            for which, first in ((lun, fbn), (source, source_fbn))
+        )
+        if not inside or (lun is source and abs(fbn - source_fbn) < blocks):
+            raise DamagedRecord(f"log record {record.seq} shares {blocks} blocks")
+        replay_share(lun, fbn, source, source_fbn, blocks)
 
     def vtoc(self, record: LogRecord) -> None:
         """The LUN of a slot was made, changed or destroyed."""

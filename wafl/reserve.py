@@ -4,8 +4,9 @@ The rule: a reserved LUN may always write every one of its blocks.  So the volum
 
     (its size in blocks - its private blocks) + the pointer blocks that may still come with them
 
-A *private* block is one that no snapshot can hold (wafl.recount): overwriting it gives the old one back.  Every other
-block of the LUN, a hole, a ZERO or one that a snapshot may hold, takes a new one when it is written.  So a snapshot
+A *private* block is one that no snapshot and no other pointer can hold (wafl.recount): overwriting it gives the old one
+back.  Every other block of the LUN, a hole, a ZERO or one that a snapshot may hold or that is shared, takes a new one
+when it is written.  So a snapshot
 raises the reserve to the LUN's full size, and each block written after it lowers it again.
 
 How it is kept:
@@ -70,7 +71,8 @@ class Reserve:
         self._core = core
         self._files = files
         self.since = 0
-        """Generation of the newest snapshot that holds blocks, 0 without one: what was born later is private."""
+        """Generation of the newest snapshot that holds blocks, or through which blocks were shared, 0 without one: what
+        was born later is private."""
         self.snapshot_wanted = False
         """One will be made by the next consistency point: then nothing is private."""
         self._given_up: set[Inode] = set()
@@ -89,6 +91,13 @@ class Reserve:
         """The same for a LUN of this size that has nothing yet."""
         size_blocks = -(-size_bytes // BLOCK_BYTES)
         return still_needed(size_blocks, 0, height_for(size_blocks))
+
+    def needed_more(self, lun: Lun, blocks: int) -> int:
+        """What a reserved LUN needs beyond that, at most, when `blocks` of its private blocks are so no longer."""
+        if self.snapshot_wanted:
+            return 0
+        size_blocks, private = -(-lun.size_bytes // BLOCK_BYTES), lun.inode.private_blocks
+        return still_needed(size_blocks, max(0, private - blocks), lun.inode.height) - self.needed_by(lun)
 
     def needed(self) -> int:
         """Blocks kept back for all reserved LUNs."""
@@ -205,7 +214,9 @@ class Reserve:
 
     def follow(self, newest: int, *, wanted: bool) -> None:
         """`newest` is the generation of the newest snapshot that holds blocks, 0 without one; `wanted`: another will be
-        made by the next consistency point.  At mount, at each freeze, and when a snapshot has gone."""
+        made by the next consistency point.  At mount, at each freeze, and when a snapshot has gone.  Blocks that were
+        shared through a snapshot which has gone count as if it were still there."""
+        newest = max(newest, self._files.references.since)
         self.since, self.snapshot_wanted = newest, wanted
         # A snapshot made just now holds all there is; at mount, nothing was written since or the record would say so.
         made_now = newest >= self._core.generation
@@ -229,8 +240,8 @@ class Reserve:
 
     def _recount(self, lun: Lun) -> Iterator[None]:
         inode = lun.inode
-        if not self.since and not self._has_graveyard(inode):
-            # Without snapshots every block is private, and the inode counts them.
+        if not self.since and not self._has_graveyard(inode) and self._files.references.inode is None:
+            # Without snapshots, and without blocks of several LUNs, every block is private; the inode counts them.
             inode.set_private(inode.blocks, 0)
             inode.touch(self._core)
         else:

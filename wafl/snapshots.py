@@ -102,6 +102,7 @@ class SnapshotTable:
         files.find_view = self.find_view
         files.linger = self.linger
         files.snapshot_name = lambda number: self.by_id[number].name if number in self.by_id else ""
+        files.snapshot_generation = lambda number: self.by_id[number].generation
 
     def load(self) -> None:
         self.table.load()

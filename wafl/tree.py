@@ -196,23 +196,16 @@ class Punch:
         vbns = leaf.vector()[low:high]
         data = vbns[vbns >= FIRST_DATA_VBN]
         self.core.allocator.freed.frombytes(data.tobytes())
-        self._lose(leaf, data_births(leaf, low, high))
+        self.inode.lose_births(index_of(leaf), data_births(leaf, low, high))
         self.inode.blocks -= len(data)
         self.inode.touch(self.core)
         self._write_marks(leaf, low, high)
 
-    def _lose(self, leaf: Buffer, births: Births) -> None:
-        """Blocks with these births go: fewer are private."""
-        inode = self.inode
-        inode.lose_private(int(np.count_nonzero(births > inode.private_since)), exact=True)
-        if inode.recount is not None:
-            inode.recount.lost(index_of(leaf), births)
-
     def _lose_below(self, node: Buffer | Inode, slot: int, level: int) -> None:
-        """The same for a whole subtree, which is not read for it."""
+        """A whole subtree goes, which is not read for it: fewer blocks are private."""
         inode, child, birth = self.inode, node.children.get(slot), node.births[slot]
         if level == 1 and child is not None:
-            self._lose(child, data_births(child))
+            inode.lose_births(index_of(child), data_births(child))
         elif birth > inode.private_since:
             inode.lose_private(POINTERS**level, exact=False)
         elif inode.recount is not None and birth > inode.recount.since:

@@ -27,13 +27,14 @@ from wafl.format import (
     BLOCK_BYTES,
     TAIL_BLOCKS,
     Geometry,
+    Incompat,
     InodeType,
     encode_text,
     plan_geometry,
 )
 from wafl.grow import grow
 from wafl.inode import Inode
-from wafl.labels import Superblock, read_superblock, wipe, write_labels
+from wafl.labels import Superblock, add_feature, read_superblock, wipe, write_labels
 from wafl.lun import Lun
 from wafl.making import find_parent, make_lun
 from wafl.maps import MapFile
@@ -84,6 +85,9 @@ class Volume:
         )
         self.background = Reclaim(self)
         self.nvlog = VolumeLog(self, log_device)
+        self.files.references.announce = lambda: add_feature(
+            device, self.geometry, Incompat.REFERENCE_COUNTS, self.sync
+        )  # fmt: skip
         self._relieving = False
         if fsinfo:
             self._load()
@@ -146,6 +150,7 @@ class Volume:
         self.snapshots_table.load()
         self.files.load()
         self.files.active_map.load(allocator.active)
+        self.files.references.open()
         self.core.allocator.take_stock(fsinfo["allocation_hint"])
         counts = self.core.allocator.active_count, self.core.allocator.summary_count
         if counts != (fsinfo["active_blocks"], fsinfo["summary_blocks"]):
@@ -276,20 +281,6 @@ class Volume:
         """What was done so far survives a crash of the daemon.  Raises VolumeFailed, from then on at every call."""
         if self.core.log is not None:
             self.core.log.push()
-
-    def frozen_roots(self) -> dict[str, int]:
-        """What fsinfo says beside the roots, as of the freeze that just happened."""
-        allocator = self.core.allocator
-        return {
-            "volume_blocks": self.geometry.blocks,
-            "written_us": self.now_us(),
-            "next_inode_generation": self.files.next_inode_generation,
-            "next_snapshot_id": self.snapshots_table.next_id,
-            "active_blocks": allocator.active_count,
-            "summary_blocks": allocator.summary_count,
-            "allocation_hint": allocator.hint,
-            **self.nvlog.frozen(),
-        }
 
     def reclaim(self) -> Generator[Step, None, None]:
         """Slices of background work: freed trees, deleted snapshots.  Ends when nothing is left, or when only a

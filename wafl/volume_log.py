@@ -83,6 +83,7 @@ class VolumeLog:
             volume.superblock.report.append(f"{self.replayed} log records replayed{ended}")
         volume.superblock.report += lost
         if not volume.read_only:
+            add_feature(volume.device, volume.geometry, Incompat.NONE, volume.device.sync)
             self._open(contents.last_seq or self._seq)
 
     def _contents(self) -> LogContents:
@@ -107,7 +108,7 @@ class VolumeLog:
             self._place = LogPlace.REGION
         else:
             return
-        add_feature(volume.device, volume.geometry, Incompat.LOG_RECORDS)
+        add_feature(volume.device, volume.geometry, Incompat.LOG_RECORDS, volume.device.sync)
         # At random, never counted: a volume brought back from a copy comes to the same numbers once more, beside a log
         # device that holds the records of its first life.
         self._epoch, self._seq = int.from_bytes(os.urandom(8)), seq

@@ -109,6 +109,13 @@ class History:
         self.model.luns[name].unmap(offset, length)
 
     @noting_relief
+    def share(self, name: str, offset: int, source: str, source_offset: int, length: int) -> int:
+        """As much of it as one call does."""
+        done = self.volume.lun(name).share(offset, self.volume.lun(source), source_offset, length)
+        self.model.share(name, offset, source, source_offset, done)
+        return done
+
+    @noting_relief
     def resize(self, name: str, size_bytes: int) -> None:
         self.volume.resize_lun(name, size_bytes)
         self.model.luns[name].resize(size_bytes)

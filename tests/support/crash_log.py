@@ -107,6 +107,16 @@ class LoggedHistory(History):
         self._logged(lambda: History.unmap(self, name, offset, length),
                      lambda: lambda model: model.luns[name].unmap(offset, length))  # fmt: skip
 
+    def share(self, name: str, offset: int, source: str, source_offset: int, length: int) -> int:
+        done = 0
+
+        def action() -> None:
+            nonlocal done
+            done = History.share(self, name, offset, source, source_offset, length)
+
+        self._logged(action, lambda: lambda model: model.share(name, offset, source, source_offset, done))
+        return done
+
     def resize(self, name: str, size_bytes: int) -> None:
         self._logged(lambda: History.resize(self, name, size_bytes),
                      lambda: lambda model: model.luns[name].resize(size_bytes))  # fmt: skip

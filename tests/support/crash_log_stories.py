@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 
 from tests.support.crash_log import LoggedHistory
+from tests.support.crash_share_stories import SHARE_STORIES
 from tests.support.volumes import MIB
 from wafl import BLOCK_BYTES
 
@@ -127,5 +128,5 @@ def a_nearly_full_volume(history: LoggedHistory) -> None:
 
 LOG_STORIES: list[LogStory] = [
     writes_and_flushes, the_log_wraps, administration, a_clone_under_guests, guests_during_consistency_points,
-    a_nearly_full_volume,
+    a_nearly_full_volume, *SHARE_STORIES,
 ]  # fmt: skip

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 
 from tests.support.crash_history import History
+from tests.support.crash_share_stories import SHARE_STORIES
 from tests.support.volumes import MIB
 from wafl import BLOCK_BYTES, NoSpace
 
@@ -140,6 +141,7 @@ STORIES: list[Story] = [
     resizes,
     restores,
     a_nearly_full_volume,
+    *SHARE_STORIES,
 ]
 
 
@@ -181,8 +183,19 @@ def _guest(history: History, rng: random.Random) -> None:
     length = min(rng.choice([1, 1, 4, 30]), blocks - at) * BLOCK_BYTES
     if rng.random() < 0.2:
         history.unmap(name, at * BLOCK_BYTES, length)
+    elif rng.random() < 0.25:
+        _share(history, rng, name, at)
     else:
         _fits(lambda: history.write(name, at * BLOCK_BYTES, length))
+
+
+def _share(history: History, rng: random.Random, name: str, at: int) -> None:
+    luns = history.model.luns
+    source = rng.choice(sorted(luns))
+    start = rng.randrange(luns[source].size_bytes // BLOCK_BYTES)
+    length = min(rng.choice([1, 4, 30, 300]) * BLOCK_BYTES, luns[name].size_bytes - at * BLOCK_BYTES,
+                 luns[source].size_bytes - start * BLOCK_BYTES) // BLOCK_BYTES * BLOCK_BYTES  # fmt: skip
+    _fits(lambda: history.share(name, at * BLOCK_BYTES, source, start * BLOCK_BYTES, length))
 
 
 def _clones(history: History, rng: random.Random) -> None:

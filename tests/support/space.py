@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wafl.format import ACTIVE_MAP_INODE, POINTERS, VTOC_INODE, EntryState, VtocFlag, decode_text
+from wafl.format import ACTIVE_MAP_INODE, POINTERS, REFERENCE_INODE, VTOC_INODE, EntryState, VtocFlag, decode_text
 from wafl.offline import Image, Root
 
 BLOCK = 4096
@@ -17,7 +17,7 @@ class LunFigures:
     size_blocks: int
     data_blocks: int
     private_blocks: int
-    """Those that no snapshot on the device can hold."""
+    """Those that no snapshot on the device can hold, and no other pointer."""
     reserved: bool
     height: int
 
@@ -39,6 +39,8 @@ def lun_figures(device: object) -> dict[str, LunFigures]:
     image = Image(device)  # type: ignore[arg-type]
     newest = max((entry["generation"] for entry in image.snapshots()), default=0)
     inodes = image.inodes(Root.of(image.fsinfo, "ifile_"), "inode file")
+    if REFERENCE_INODE in inodes:
+        newest = max(newest, inodes[REFERENCE_INODE]["private_since"])
     figures = {}
     for entry in image.vtoc(Root.of(inodes[VTOC_INODE]), "vtoc"):
         inode = inodes[entry["inode"]]

@@ -89,6 +89,9 @@ class ModelVolume:
     def rename_lun(self, old: str, new: str) -> None:
         self.luns[new] = self.luns.pop(old)
 
+    def share(self, name: str, offset: int, source: str, source_offset: int, length: int) -> None:
+        self.luns[name].write(offset, self.luns[source].read(source_offset, length))
+
     def take_snapshot(self, name: str) -> None:
         self.snapshots[self.next_key] = ModelSnapshot(name, {n: lun.copy() for n, lun in self.luns.items()})
         self.next_key += 1

@@ -295,7 +295,7 @@ def test_a_cut_off_device_is_refused(image: MemoryDevice) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "read_only", "refused"),
     [
-        ("incompat", 2, False, True), ("incompat", 1 << 40, True, True), ("ro_compat", 1, False, True),
+        ("incompat", 4, False, True), ("incompat", 1 << 40, True, True), ("ro_compat", 1, False, True),
         ("ro_compat", 1, True, False), ("compat", 1, False, False), ("format_version", 2, True, True),
     ],
 )  # fmt: skip

@@ -215,6 +215,27 @@ class VolumeMachine(RuleBasedStateMachine):
             model.unmap(offset, length)
 
     @precondition(has_luns)
+    @rule(pick=picks, other=picks, places=st.tuples(fractions, fractions), blocks=st.sampled_from([1, 5, 256, 600]))
+    def share(self, pick: int, other: int, places: tuple[float, float], blocks: int) -> None:
+        """Between two LUNs, or within one; what cannot be shared is left as it is."""
+        _, lun, model = self.pick_lun(pick)
+        _, source, source_model = self.pick_lun(other)
+        at, start = (
+            int(place * which.size_bytes) // BLOCK * BLOCK
+            for place, which in zip(places, (model, source_model), strict=True)
+        )
+        length = min(blocks * BLOCK, model.size_bytes - at, source_model.size_bytes - start) // BLOCK * BLOCK
+        done = 0
+
+        def action() -> None:
+            nonlocal done
+            done = lun.share(at, source, start, length)
+
+        if length > 0 and self.attempt(action):
+            assert 0 <= done <= length
+            model.write(at, source_model.read(start, done))
+
+    @precondition(has_luns)
     @rule(pick=picks, fraction=fractions, length=lengths)
     def read(self, pick: int, fraction: float, length: int) -> None:
         _, lun, model = self.pick_lun(pick)

@@ -1,0 +1,85 @@
+"""What the checker asks of single files: a LUN's private blocks, the bytes behind its end, the reference counts.
+
+Each function yields what is wrong, in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from wafl.format import BLOCK_BYTES, FIRST_DATA_VBN, POINTERS, Incompat, InodeFlag
+from wafl.offline import Fields, Image, Root, Vbns
+
+NUMBERS_SHOWN = 8
+
+
+def some(numbers: npt.NDArray[np.integer]) -> str:
+    """The first of them."""
+    shown = ", ".join(str(number) for number in numbers[:NUMBERS_SHOWN].tolist())
+    return f"{shown} and {numbers.size - NUMBERS_SHOWN} more" if numbers.size > NUMBERS_SHOWN else shown
+
+
+def wrong_private(image: Image, inode: Fields, where: str) -> Iterator[str]:
+    """The blocks that no snapshot can hold: what is kept back for a reserved LUN goes by their number."""
+    has = sum(
+        int(np.count_nonzero(node.births[node.data()] > inode["private_since"]))
+        for node in image.walk(Root.of(inode), where) if node.level == 1
+    )  # fmt: skip
+    counts = inode["private_blocks"]
+    if counts > has or (counts < has and inode["flags"] & InodeFlag.EXACT):
+        yield f"counts {counts} blocks born after {inode['private_since']} and has {has}"
+
+
+def shared_private(image: Image, inode: Fields, shared: Vbns, where: str) -> Iterator[str]:
+    """Blocks that are `shared` and count as the LUN's alone."""
+    for node in image.walk(Root.of(inode), where):
+        if node.level == 1 and inode["private_blocks"]:
+            young = node.vbns[node.data()][node.births[node.data()] > inode["private_since"]]
+            if (both := np.intersect1d(young, shared)).size:
+                yield f"counts blocks {some(both)} as its own alone, which are shared"
+
+
+def wrong_end(image: Image, inode: Fields, where: str) -> Iterator[str]:
+    """The bytes of the last block behind the LUN's end are zeros: growing shows them."""
+    used = inode["size_bytes"] % BLOCK_BYTES
+    if not used:
+        return
+    last = inode["size_bytes"] // BLOCK_BYTES
+    for node in image.walk(Root.of(inode), where):
+        i = last - node.first_fbn
+        if node.level == 1 and 0 <= i < POINTERS and node.vbns[i] >= FIRST_DATA_VBN:
+            block = image.load(int(node.vbns[i]), int(node.crcs[i]), where)
+            if block is not None and any(block[used:]):
+                yield "bytes behind the end of the LUN are not zeros"
+
+
+def wrong_references(image: Image, inode: Fields | None, again: Vbns, where: str) -> Iterator[str]:
+    """Each block's count is the number of pointers to it beyond the first: `again` has a block for each of those."""
+    if inode is None:
+        if again.size:
+            yield f"blocks {some(np.unique(again))} are reached twice"
+        return
+    blocks, counts = image.counts(Root.of(inode), where)
+    if not image.label["incompat"] & Incompat.REFERENCE_COUNTS:
+        yield "the label says that there are none"
+    if (total := int(counts.sum(dtype=np.int64))) != inode["private_blocks"]:
+        yield f"their sum is {total}, their inode says {inode['private_blocks']}"
+    every, says, has = aligned(blocks, counts, *np.unique(again, return_counts=True))
+    if (wrong := says != has).any():
+        first = int(np.flatnonzero(wrong)[0])
+        detail = f"block {every[first]} has {says[first]} and is reached {has[first]} times beyond the first"
+        yield f"wrong for blocks {some(every[wrong])}: {detail}"
+
+
+def aligned(
+    blocks: Vbns, counts: npt.NDArray[np.integer], others: Vbns, other_counts: npt.NDArray[np.integer]
+) -> tuple[Vbns, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Every block of the two lists, both ascending, and its count in either."""
+    every = np.union1d(blocks, others)
+    one, other = np.zeros(len(every), np.int64), np.zeros(len(every), np.int64)
+    one[np.searchsorted(every, blocks)] = counts
+    other[np.searchsorted(every, others)] = other_counts
+    return every, one, other
