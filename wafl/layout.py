@@ -28,8 +28,10 @@ EXACT_LOOKS = 4096
 """Places of pointer blocks that are looked at for an exact layout."""
 SAMPLE_LOOKS = 1024
 """Level-1 buffers that stand for all others where there are more."""
-SLICE_LOOKS = 16
-"""Looks between two yields: each may read a block of every LUN in the chain."""
+SLICE_LOOKS = 4
+"""Looks between two yields: each may read some blocks of every LUN in the chain."""
+PATIENCE = 8
+"""What is not in memory is read ahead while others run, so many times; then it is waited for."""
 
 OWN, BACKING = 1, 2
 _UNIFORM = {mark: np.full(POINTERS, mark, np.uint64) for mark in (HOLE, ZERO)}
@@ -103,11 +105,15 @@ class _Survey:
         if self._most is not None and self._looks > self._most:
             raise _TooMany
         if self._looks % SLICE_LOOKS == 0:
-            yield Step.SLICE
-            if self.lun.destroyed:
-                raise NoSuchLun(f"LUN {self.lun.name} has been destroyed")
-            self._layers = _layers(self.lun)
-        kinds = self._kinds(level, index)
+            yield from self._pause()
+        kinds = None
+        for _ in range(PATIENCE):
+            if (kinds := self._kinds(level, index, nowait=True)) is not None:
+                break
+            yield from self._pause()
+        if kinds is None:
+            kinds = self._kinds(level, index, nowait=False)
+            assert kinds is not None
         if level == 1:
             return self._count(index * POINTERS, kinds)
         children = np.flatnonzero(kinds) + index * POINTERS
@@ -121,8 +127,15 @@ class _Survey:
             shares[number] = yield from self.look(level - 1, child, each)
         return self._sum(level, index, children, chosen, shares)
 
-    def _kinds(self, level: int, index: int) -> Kinds:
-        """Of each slot of the block: OWN or BACKING where something is (further down: the first that may have it)."""
+    def _pause(self) -> Generator[Step, None, None]:
+        yield Step.SLICE
+        if self.lun.destroyed:
+            raise NoSuchLun(f"LUN {self.lun.name} has been destroyed")
+        self._layers = _layers(self.lun)
+
+    def _kinds(self, level: int, index: int, *, nowait: bool) -> Kinds | None:
+        """Of each slot of the block: OWN or BACKING where something is (further down: the first that may have it).
+        None only with `nowait`: it is being read ahead."""
         span = POINTERS ** (level - 1)
         starts = (np.arange(POINTERS, dtype=np.int64) + index * POINTERS) * span
         kinds = np.zeros(POINTERS, np.uint8)
@@ -131,7 +144,9 @@ class _Survey:
             open_ &= starts < limit
             if not open_.any():
                 break
-            vbns = pointers_at(self.lun.core, inode, level, index)
+            vbns = pointers_at(self.lun.core, inode, level, index, nowait)
+            if vbns is None:
+                return None
             kinds[open_ & (vbns >= FIRST_DATA_VBN)] = BACKING if number else OWN
             open_ &= vbns == HOLE
         return kinds
@@ -181,8 +196,9 @@ def _layers(lun: Lun) -> list[tuple[Inode, int]]:
     return layers
 
 
-def pointers_at(core: Core, inode: Inode, level: int, index: int) -> Vector:
-    """The pointers that the file's block `index` of `level` has, or would have if it were there."""
+def pointers_at(core: Core, inode: Inode, level: int, index: int, nowait: bool) -> Vector | None:
+    """The pointers that the file's block `index` of `level` has, or would have if it were there.  None only with
+    `nowait`."""
     if level > inode.height:
         vector = _UNIFORM[HOLE].copy()
         if index == 0:
@@ -197,8 +213,9 @@ def pointers_at(core: Core, inode: Inode, level: int, index: int) -> Vector:
         vbn = parent.vbns[slot]
         if vbn < FIRST_DATA_VBN:
             return _UNIFORM[vbn]
-        node = parent.children.get(slot) or core.load(parent, slot, at)
-        assert node is not None
+        node = parent.children.get(slot) or core.load(parent, slot, at, nowait)
+        if node is None:
+            return None
         if at == level:
             return node.vector()
         at -= 1

@@ -71,7 +71,7 @@ def _children(dependent: dict[str, Any], families: list[dict[str, Any]]) -> list
     """LUNs made from a LUN in a later snapshot: the next links of the chain."""
     return [
         each for family in families for each in family["dependents"]
-        if dependent["kind"] == "snapshot" and each["backing"] == dependent["path"]
+        if each["backing"] in dependent["luns"]
     ]  # fmt: skip
 
 
@@ -90,6 +90,6 @@ def _title(family: dict[str, Any]) -> str:
 def _branch(each: dict[str, Any]) -> str:
     path = printable(each["path"])
     if each["kind"] == "snapshot":
-        return f"{path}  until snapshot {printable(each['snapshot'])} goes"
+        return f"{path}  has {len(each['luns'])} LUNs of it, until it goes"
     state = f", clone {each['clone']}" if each["clone"] != "none" else ""
     return f"{path}  {format_size(each['missing_bytes'])} to copy{state}"

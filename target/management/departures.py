@@ -25,6 +25,7 @@ from target.management import models
 from target.management.clones import Clones
 from target.management.core import Core, Unit
 from target.management.events import Severity
+from target.management.families import SNAPSHOT, by_snapshot
 from target.management.refusal import Refused, one_line, refusal_of
 from target.management.snapshots import Snapshots, delete_snapshot, holder_path
 from target.management.store import set_setting
@@ -107,17 +108,20 @@ class Departures:
         return models.Departure(
             asked_at=wish.asked_at,
             missing_bytes=sum(lun.missing_blocks() for lun in _luns(unit, snapshot)) * BLOCK_BYTES,
-            waits_for=[self._wait(unit, holder) for holder in snapshot.busy_holders],
+            waits_for=self._waits(unit, snapshot.busy_holders),
         )
 
-    def _wait(self, unit: Unit, holder: str) -> models.DepartureWait:
-        path = holder_path(unit, holder)
-        if holder.startswith(".snapshot/"):
-            later = holder.split("/")[1]
-            return models.DepartureWait(
-                path=path, stuck=True, why=f"snapshot {later} has it as it was: 'lun snap delete {unit.name} {later}'"
-            )
-        lun = next((each for each in unit.volume.luns() if each.name == holder), None)
+    def _waits(self, unit: Unit, holders: list[str]) -> list[models.DepartureWait]:
+        luns, snapshots = by_snapshot(holders)
+        found = [self._wait(unit, name) for name in luns]
+        for name, held in snapshots.items():
+            why = f"has {len(held)} LUNs of it as they were: 'lun snap delete {unit.name} {name}'"
+            found.append(models.DepartureWait(path=f"/vol/{unit.name}/{SNAPSHOT}{name}", stuck=True, why=why))
+        return found
+
+    def _wait(self, unit: Unit, name: str) -> models.DepartureWait:
+        path = holder_path(unit, name)
+        lun = next((each for each in unit.volume.luns() if each.name == name), None)
         if lun is None or lun.backing is None:
             return models.DepartureWait(path=path, stuck=False, why="it has let go; the next consistency point says so")
         job = self.core.clones.status(unit.service, lun.name)

@@ -45,7 +45,7 @@ class Families:
         snapshots = unit.volume.snapshots()
         states = {job.lun_uuid: str(job.state) for job in self.core.clones.show(unit.service)}
         dependents = {
-            each.name: [_dependent(unit, holder, states) for holder in each.busy_holders] for each in snapshots
+            each.name: _dependents(unit, each.busy_holders, states) for each in snapshots
         }
         shown = []
         for each in snapshots:
@@ -67,12 +67,23 @@ class Families:
         return shown
 
 
-def _dependent(unit: Unit, holder: str, states: dict[str, str]) -> models.Dependent:
-    path = holder_path(unit, holder)
-    if holder.startswith(SNAPSHOT):
-        return models.Dependent(path=path, kind="snapshot", snapshot=holder.split("/")[1])
+def _dependents(unit: Unit, holders: list[str], states: dict[str, str]) -> list[models.Dependent]:
+    """LUNs first, then the later snapshots, each once."""
+    luns, snapshots = by_snapshot(holders)
+    found = [_lun(unit, name, states) for name in luns]
+    return found + [
+        models.Dependent(
+            path=f"/vol/{unit.name}/{SNAPSHOT}{name}", kind="snapshot", snapshot=name,
+            luns=[holder_path(unit, holder) for holder in held],
+        )
+        for name, held in snapshots.items()
+    ]  # fmt: skip
+
+
+def _lun(unit: Unit, name: str, states: dict[str, str]) -> models.Dependent:
+    path = holder_path(unit, name)
     try:
-        lun = unit.volume.lun(holder)
+        lun = unit.volume.lun(name)
     except NoSuchLun:  # it has let go, and the next consistency point is to make that durable
         return models.Dependent(path=path, kind="lun")
     return models.Dependent(
@@ -82,6 +93,18 @@ def _dependent(unit: Unit, holder: str, states: dict[str, str]) -> models.Depend
         missing_bytes=lun.missing_blocks() * BLOCK_BYTES,
         clone=states.get(str(lun.uuid), "none"),
     )
+
+
+def by_snapshot(holders: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Holders of a snapshot as the volume names them: LUNs, and later snapshots with what of theirs holds it."""
+    luns: list[str] = []
+    snapshots: dict[str, list[str]] = {}
+    for holder in holders:
+        if holder.startswith(SNAPSHOT):
+            snapshots.setdefault(holder.split("/")[1], []).append(holder)
+        else:
+            luns.append(holder)
+    return luns, snapshots
 
 
 def _held_up_by(name: str, dependents: dict[str, list[models.Dependent]]) -> list[str]:

@@ -160,3 +160,28 @@ def test_a_restore_in_between_is_seen_from_there_on(workshop: Workshop) -> None:
     assert one.own + one.backing == 40 * BLOCK_BYTES
     assert one.own > 0
     assert one.backing > 0
+
+
+def test_a_slow_disk_is_read_ahead_while_others_run_and_at_last_waited_for(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = workshop.format(64 * MIB)
+    lun = volume.create_lun("a", 4 * MIB, reserved=False)
+    for at in range(0, 4 * MIB, MIB):
+        lun.write(at, BLOCK)
+    volume = workshop.remount(volume)
+    asked: list[int] = []
+
+    def never(offset: int, view: object) -> bool:
+        asked.append(offset)
+        return False
+
+    monkeypatch.setattr(volume.device, "pread_nowait", never)
+    lun = volume.lun("a")
+    steps = lun_layout(lun, 4)
+    for _ in range(layout.PATIENCE):
+        next(steps)
+    # the same block again and again, and nothing waited for
+    assert len(set(asked)) == 1
+    assert [stretch.own for stretch in rest(steps).stretches] == [BLOCK_BYTES] * 4
+    assert len(set(asked)) == 5

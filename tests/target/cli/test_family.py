@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
-from tests.target.cli.conftest import Lun
+from tests.target.cli.conftest import DaemonProcess, Lun
 
 MIB = 1 << 20
 
@@ -82,10 +83,10 @@ def test_a_tree_shows_chains_and_free_snapshots(lun: Lun, tmp_path: Path) -> Non
     v = lun.volume
     assert [line.split("\t") for line in lun("clone", "tree", v).splitlines()] == [
         [f"{v}:s1", copy, f"/vol/{v}/.snapshot/s1/golden", str(MIB), "none"],
-        [f"{v}:s1", f"/vol/{v}/.snapshot/s2/copy", "", "0", "none"],
-        [f"{v}:s1", f"/vol/{v}/.snapshot/s3/copy", "", "0", "none"],
+        [f"{v}:s1", f"/vol/{v}/.snapshot/s2", "", "0", "none"],
+        [f"{v}:s1", f"/vol/{v}/.snapshot/s3", "", "0", "none"],
         [f"{v}:s2", grandchild, f"/vol/{v}/.snapshot/s2/copy", str(MIB), "none"],
-        [f"{v}:s2", f"/vol/{v}/.snapshot/s3/grandchild", "", "0", "none"],
+        [f"{v}:s2", f"/vol/{v}/.snapshot/s3", "", "0", "none"],
         [f"{v}:s3", "", "", "", ""],
     ]
     status, seen = lun.on_terminal("clone", "tree", v)
@@ -94,9 +95,9 @@ def test_a_tree_shows_chains_and_free_snapshots(lun: Lun, tmp_path: Path) -> Non
     assert "to free it: clone 2 LUNs, 2m to copy; delete s2, s3" in lines[0]
     assert [line.lstrip("│├─└ ") for line in lines[1:5]] == [
         f"{copy}  1m to copy",
-        f"/vol/{v}/.snapshot/s2/copy  until snapshot s2 goes",
+        f"/vol/{v}/.snapshot/s2  has 1 LUNs of it, until it goes",
         f"{grandchild}  1m to copy",
-        f"/vol/{v}/.snapshot/s3/copy  until snapshot s3 goes",
+        f"/vol/{v}/.snapshot/s3  has 1 LUNs of it, until it goes",
     ]
     assert lines[3].startswith("│   └── ")
     assert lines[-1].endswith("free: nothing depends on it")
@@ -148,3 +149,30 @@ def test_a_snapshot_goes_with_its_last_lun(lun: Lun, tmp_path: Path) -> None:
     lun("snap", "create", v, "free")
     assert lun.json("snap", "delete", "--detach", v, "free") is None
     assert lun("snap", "list", v) == ""
+
+
+def test_a_snapshot_on_its_way_out_goes_though_the_daemon_is_killed(tmp_path: Path) -> None:
+    first = DaemonProcess(tmp_path / "state")
+    lun = Lun(first, "vol0")
+    lun("vol", "create", "vol0", "-s", "64m")
+    lun("create", "-s", "4m", lun.path("golden"))
+    import_mib(lun, lun.path("golden"), tmp_path / "image", 4)
+    lun("snap", "create", "vol0", "s")
+    lun("clone", "create", "--count", "3", lun.path("vm%d"), "-b", lun.path("golden"), "s")
+    lun("clone", "limits", "--limit", "1")
+    lun("snap", "delete", "--detach", "vol0", "s")
+    first.process.kill()
+    first.process.wait()
+    second = DaemonProcess(tmp_path / "state")
+    try:
+        lun = Lun(second, "vol0")
+        (departure,) = (each["departure"] for each in lun.json("snap", "list", "vol0"))
+        assert [wait["path"] for wait in departure["waits_for"]] == [lun.path(f"vm{number}") for number in (1, 2, 3)]
+        assert not any(wait["stuck"] for wait in departure["waits_for"])
+        lun("clone", "limits", "--limit", "none")
+        while lun("snap", "list", "vol0"):
+            time.sleep(0.05)
+        assert [each["backing"] for each in lun.json("show", "/vol/vol0")] == [None] * 4
+        lun("vol", "check", "vol0")
+    finally:
+        assert second.stop() == 0

@@ -88,10 +88,10 @@ def test_a_tree_says_what_frees_each_snapshot(play: Play) -> None:
         base, later, last = await api.get("/volumes/vol0/families")
         assert [(d["path"], d["kind"], d["snapshot"], d["missing_bytes"]) for d in base["dependents"]] == [
             ("/vol/vol0/copy1", "lun", None, 65536),
-            ("/vol/vol0/.snapshot/later/copy", "snapshot", "later", 0),
-            ("/vol/vol0/.snapshot/later/copy1", "snapshot", "later", 0),
-            ("/vol/vol0/.snapshot/last/copy1", "snapshot", "last", 0),
+            ("/vol/vol0/.snapshot/later", "snapshot", "later", 0),
+            ("/vol/vol0/.snapshot/last", "snapshot", "last", 0),
         ]
+        assert base["dependents"][1]["luns"] == ["/vol/vol0/.snapshot/later/copy", "/vol/vol0/.snapshot/later/copy1"]
         assert base["clones_needed"] == ["/vol/vol0/copy1", "/vol/vol0/third"]
         assert base["snapshots_in_the_way"] == ["later", "last"]
         assert base["missing_bytes"] == 2 * 65536
