@@ -115,15 +115,23 @@ def clone_steps(work: Work) -> Steps:
     yield Turn(0)
     work.check_wanted()
     work.progress.begin(work.lun.missing_blocks(), work.lun.backed_blocks(), work.now())
-    while (yield from _pass(work)):
+    while (yield from _misses_something(work)):
         pass
-    # Another pass may be needed only if someone lowered durability meanwhile; a commit covers all fills so far.
-    while not work.lun.fills_durable:
-        yield from commit(work)
     work.lun.detach()
     work.lun.set_clone_requested(False)
     yield Commit()  # C1: only this makes the detach true, and the snapshot deletable
     work.progress.detached()
+
+
+def _misses_something(work: Work) -> Filling:
+    """One pass.  False: everything is there, and durable, since one pass over one and the same tree and backing: a
+    restore needs another."""
+    inode, backing = work.lun.inode, work.lun.backing
+    if (yield from _pass(work)):
+        return True
+    while not work.lun.fills_durable:
+        yield from commit(work)
+    return work.lun.inode is not inode or work.lun.backing != backing
 
 
 def commit(work: Work) -> Generator[Step, Any, None]:

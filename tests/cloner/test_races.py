@@ -1,0 +1,192 @@
+"""Everything that may happen to a LUN, against the fill of the same blocks: before every step of the job, before every
+turn of the event loop, and in shuffled orders.  The guest's data always wins, and no read is ever torn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+
+import pytest
+
+from cloner import CloneManager, JobState
+from target.iscsi.ports import Response
+from tests.support import tick_loop
+from tests.support.clones import drive, steps_of
+from tests.support.race_guests import (
+    ACTS,
+    LUN_BLOCKS,
+    LUN_BYTES,
+    SECTORS,
+    Scene,
+    clear,
+    compare_write,
+    copy_in,
+    delete_snapshot,
+    offline,
+    resize,
+    restore,
+    snapshot,
+    write,
+    write_same,
+    write_same_zeros,
+)
+from tests.support.scsi_host import read_16
+from wafl import NoSuchLun, VolumeService
+
+CHUNK_BLOCKS = 8
+SEEDS = int(os.environ.get("LAZYLUN_RACE_SEEDS", "50"))
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloner.job.POINTERS", CHUNK_BLOCKS)
+
+
+async def clone(scene: Scene) -> JobState | None:
+    """The daemon's way: a service and a manager on the loop."""
+    service = VolumeService(scene.volume)
+    service.start()
+    manager = CloneManager(lambda event: None, clock=asyncio.get_running_loop().time)
+    job = manager.start(service, "clone")
+    assert job.state is JobState.CREATED
+    running = manager._jobs[job.lun_uuid]
+    await running.wait()
+    await manager.close()
+    await service.stop()
+    return running.state
+
+
+def turns_of_a_clone() -> int:
+    scene = Scene()
+    state, turns = tick_loop.run(clone(scene))
+    assert state is JobState.COMPLETED
+    scene.workshop.finish()
+    return turns
+
+
+def check(scene: Scene, name: str, state: JobState | None, where: str) -> None:
+    assert scene.reads_right(), where
+    if name == "destroy":
+        assert state in (JobState.STOPPED, JobState.COMPLETED), where
+    else:
+        assert state is JobState.COMPLETED, where
+        # A LUN that is restored when its clone has ended has a backing again, and the request for another clone.
+        assert scene.clone.backing is None or (name == "restore" and scene.clone.clone_requested), where
+    scene.workshop.finish()
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_whatever_happens_before_any_step_the_guests_data_wins(name: str) -> None:
+    counted = Scene()
+    total = len(drive(counted.volume, steps_of(counted.volume, counted.clone, CHUNK_BLOCKS)[0]))
+    for wanted in range(total):
+        scene = Scene()
+        steps, _ = steps_of(scene.volume, scene.clone, CHUNK_BLOCKS)
+        state: JobState | None = JobState.COMPLETED
+        try:
+            drive(scene.volume, steps, lambda n, step, s=scene, w=wanted: ACTS[name](s) if n == w else None)  # type: ignore[misc]
+        except NoSuchLun:
+            assert scene.gone
+            state = JobState.STOPPED
+        check(scene, name, state, f"{name} before step {wanted} of {total}")
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_whatever_happens_before_any_turn_of_the_loop_the_guests_data_wins(name: str) -> None:
+    total = turns_of_a_clone()
+    assert total > 60
+    for wanted in range(2, total):
+        scene = Scene()
+
+        def act(turn: int, scene: Scene = scene, wanted: int = wanted) -> None:
+            if turn == wanted:
+                ACTS[name](scene)
+
+        state, _ = tick_loop.run(clone(scene), act)
+        check(scene, name, state, f"{name} before turn {wanted} of {total}")
+
+
+def test_a_read_at_any_turn_gives_what_is_there() -> None:
+    scene = Scene()
+    seen: list[bool] = []
+    state, _ = tick_loop.run(clone(scene), lambda turn: seen.append(scene.reads_right()))
+    assert state is JobState.COMPLETED
+    assert len(seen) > 60
+    assert all(seen)
+    scene.workshop.finish()
+
+
+def test_a_read_that_begins_at_any_turn_and_ends_after_the_detach_is_whole() -> None:
+    """The transport fetches a long read piece by piece, and sends each when the initiator takes it."""
+    total = turns_of_a_clone()
+    for wanted in range(2, total, 3):
+        scene = Scene()
+        first, rest = bytearray(LUN_BYTES // 2), bytearray(LUN_BYTES - LUN_BYTES // 2)
+        begun: list[Response] = []
+
+        def act(
+            turn: int, scene: Scene = scene, at: int = wanted, half: bytearray = first, begun: list[Response] = begun
+        ) -> None:
+            if turn == at:
+                begun.append(scene.send(read_16(0, LUN_BLOCKS * SECTORS)))
+                half[:] = fetch(begun[0], 0, len(half))
+
+        tick_loop.run(clone(scene), act)
+        assert scene.clone.backing is None
+        rest[:] = fetch(begun[0], len(first), len(rest))
+        assert first + rest == scene.model.read(0, LUN_BYTES), f"begun before turn {wanted}"
+        scene.workshop.finish()
+
+
+def fetch(response: Response, at: int, length: int) -> bytes:
+    assert response.status == 0
+    if response.reader is None:
+        return bytes(response.data[at : at + length])
+    out = bytearray(length)
+    response.reader(at, memoryview(out))
+    return bytes(out)
+
+
+def anything(scene: Scene, rng: random.Random) -> None:
+    """One act at a random place."""
+    sector = rng.randrange(LUN_BLOCKS * SECTORS - 1)
+    if rng.random() < 0.5:
+        sector -= sector % SECTORS
+    sectors = min(rng.choice([1, 3, SECTORS, 5 * SECTORS, 20 * SECTORS]), LUN_BLOCKS * SECTORS - sector)
+    seed = rng.randrange(10**9)
+    common = [write, write_same, write_same_zeros, copy_in]
+    kind = rng.randrange(10)
+    if kind < 6:
+        rng.choice(common)(scene, seed, sector, sectors)
+    elif kind == 6:
+        compare_write(scene, seed, sector, min(sectors, SECTORS))
+    elif kind == 7:
+        clear(scene, sector, sectors)
+    elif kind == 8:
+        rng.choice([delete_snapshot, offline, restore])(scene)
+    elif rng.random() < 0.5:
+        resize(scene, max(1, sector))
+    else:
+        snapshot(scene, seed)
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_in_any_order_of_events_the_guests_data_wins(seed: int) -> None:
+    rng = random.Random(seed)
+    scene = Scene()
+    acts = 0
+
+    def act(turn: int) -> None:
+        nonlocal acts
+        if rng.random() < 0.1 and acts < 20:
+            acts += 1
+            anything(scene, rng)
+        if rng.random() < 0.1:
+            assert scene.reads_right(), f"turn {turn}"
+
+    state, _ = tick_loop.run(clone(scene), act, seed)
+    assert state is JobState.COMPLETED
+    assert scene.reads_right()
+    scene.workshop.finish()
