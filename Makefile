@@ -7,6 +7,7 @@ STATE ?= var
 LISTEN ?= 127.0.0.1:3260
 PYTEST_ARGS ?=
 CRASH_ARGS ?=
+SCORE_ARGS ?=
 BENCH_ARGS ?=
 CC ?= cc
 FUZZ_ARGS ?=
@@ -20,7 +21,7 @@ BENCH_READY = $(VENV)/.ready-to-bench
 BENCH_TOOLS = $(addprefix build/bench/,lean_client libiscsi_client bare_target)
 BENCH_CFLAGS = -O2 -std=gnu11 -Wall -Wextra -Wconversion
 
-.PHONY: help run test crash fuzz demo bench bench-tools bench-guard bench-flush bench-rollout bench-scale \
+.PHONY: help run test score crash fuzz demo bench bench-tools bench-guard bench-flush bench-rollout bench-scale \
         lint unit debian clean
 .DEFAULT_GOAL := help
 
@@ -28,6 +29,7 @@ help:
 	@echo 'make run     start lund in the foreground with a volume and a LUN to try'
 	@echo 'make test    lint, and every test, with real initiators'
 	@echo 'make unit    the tests without real initiators'
+	@echo 'make score   the conformance suite of libiscsi on every kind of LUN, and on tgt; SCORE_ARGS="--only thin …"'
 	@echo 'make crash   every kind of crash, for about an hour (root); CRASH_ARGS="--seed N --states N …"'
 	@echo 'make fuzz    a coverage-guided fuzzer on the iSCSI side, ten minutes; FUZZ_ARGS="--seconds N session …"'
 	@echo 'make demo    the whole story in three minutes (root: it boots Linux hosts)'
@@ -69,6 +71,9 @@ unit: lint
 # Real initiators run one after the other on one worker, the rest beside them on the other.
 test: debian lint
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+score: debian $(RUN_READY)
+	@exec $(BIN)/python scripts/conformance.py --markdown docs/conformance.md $(SCORE_ARGS)
 
 crash: debian $(TEST_READY)
 	@exec $(BIN)/python scripts/crash.py $(CRASH_ARGS)

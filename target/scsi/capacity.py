@@ -117,11 +117,6 @@ def is_thin(lu: LogicalUnit) -> bool:
     return lu.thin
 
 
-def erases_blocks(lu: LogicalUnit) -> bool:
-    """SANITIZE, BLOCK ERASE unmaps every block, whether or not hosts may unmap single ones."""
-    return lu.store.thin
-
-
 def unmap(task: Task) -> Reply:
     """SBC-3 5.28; everything is checked before anything is unmapped."""
     if task.wanted == 0:

@@ -239,7 +239,7 @@ COMMANDS: tuple[Command, ...] = (
         exact=True,
     ),
     _sanitize("OVERWRITE", cdbs.SANITIZE_OVERWRITE, format.sanitize_overwrite),
-    _sanitize("BLOCK ERASE", cdbs.SANITIZE_BLOCK_ERASE, format.sanitize_block_erase, capacity.erases_blocks),
+    _sanitize("BLOCK ERASE", cdbs.SANITIZE_BLOCK_ERASE, format.sanitize_block_erase, capacity.is_thin),
     _sanitize("EXIT FAILURE MODE", cdbs.SANITIZE_EXIT_FAILURE_MODE, format.sanitize_exit_failure_mode),
     Command(
         "FORMAT UNIT", cdbs.FORMAT_UNIT, format.format_unit, WRITE, data_out=format.format_out, writes=True,

@@ -136,7 +136,7 @@ READS_AFTER_BLOCK_ERASE = 0x40
 BLOCK_DEVICE_CHARACTERISTICS = Struct(
     "medium_rotation_rate" / Const(1, Int16ub),  # non-rotating
     "product_type" / Const(0, Int8ub),
-    "wabereq" / Const(READS_AFTER_BLOCK_ERASE, Int8ub),
+    "wabereq" / Int8ub,
     "flags" / Const(0, Int8ub),
     Padding(55),
 )
@@ -291,8 +291,8 @@ def block_limits(_: ITNexus, lu: LogicalUnit) -> bytes:
     return built
 
 
-def block_device_characteristics(_: ITNexus, __: LogicalUnit) -> bytes:
-    built: bytes = BLOCK_DEVICE_CHARACTERISTICS.build({})
+def block_device_characteristics(_: ITNexus, lu: LogicalUnit) -> bytes:
+    built: bytes = BLOCK_DEVICE_CHARACTERISTICS.build({"wabereq": READS_AFTER_BLOCK_ERASE if lu.thin else 0})
     return built
 
 

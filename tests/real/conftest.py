@@ -36,8 +36,11 @@ def namespace() -> Iterator[Namespace]:
 @pytest.fixture
 def tools() -> None:
     """libiscsi's and QEMU's command-line initiators."""
-    names = ("iscsi-ls", "iscsi-inq", "iscsi-test-cu", "iscsi-perf", "qemu-img", "qemu-io")
-    missing = [name for name in names if shutil.which(name) is None]
+    unavailable_without("iscsi-ls", "iscsi-inq", "iscsi-test-cu", "iscsi-perf", "qemu-img", "qemu-io")
+
+
+def unavailable_without(*programs: str) -> None:
+    missing = [name for name in programs if shutil.which(name) is None]
     if missing:
         unavailable(f"no {', '.join(missing)}")
 

@@ -1,42 +1,63 @@
-"""libiscsi's tools: listing, INQUIRY, and the conformance suite over the kinds of LUN."""
+"""libiscsi's tools: listing, INQUIRY, and the conformance suite on the kinds of LUN."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from scripts.iscsi_score import Score, parse, tally
-from tests.support.initiators import qemu_io, tool, url
+from scripts.iscsi_score import tally
+from tests.real.conftest import check_volumes, unavailable_without
+from tests.support.conformance import (
+    CLONE,
+    LARGER,
+    NATIVE_4K,
+    NOT_THIN,
+    PROTECTED,
+    QUICK_KINDS,
+    REMOVABLE,
+    RESERVED,
+    RUN_LIMIT_S,
+    TESTS_UNDER_ALL,
+    THIN,
+    USERS,
+    Conformance,
+    Run,
+    skipped_everywhere,
+)
+from tests.support.initiators import tool, url
 from tests.support.lund import MIB, Lund
 from tests.support.netns import Namespace
 
-LUN, CLONE = "/vol/vol0/disk", "/vol/vol0/clone"
-TESTS_UNDER_ALL = 230
-SUITE_LIMIT_S = 240
-TOOLS_FAULT = {"GetLBAStatus.UnmapSingle": "fail"}
-"""Asks for LBA n + 1 and wants a descriptor that begins at n + 8, on any LUN with 8 logical blocks in a physical one;
-SBC-3 5.5.2 has it begin at the LBA asked for, and QEMU's block layer takes anything else for an error.  Passes with
-blocks of 4096 bytes."""
-NOT_OFFERED = {"WriteSame10.ZeroBlocks": "skip", "WriteSame16.ZeroBlocks": "skip"}
-"""WSNZ=1, which these look at before they give up.  With WSNZ=0, WriteSame10.UnmapUntilEnd sends 0xFF with the UNMAP
-bit and wants zeros back."""
-ELSEWHERE = ("NoMedia.", "PreventAllow.", "ReadOnly.", "StartStopUnit.", "Sanitize.")
-"""Families that want another kind of LUN, or leave to erase it."""
-NOTHING_SMALLER = ("LBPPB < 2", "No alignment restrictions")
-"""Why tests of blocks smaller than a physical one are skipped where there are none."""
-CRYPTOGRAPHIC = {f"Sanitize.{name}": "skip" for name in ("CryptoErase", "Readonly", "Reservations")}
-"""There is no cryptographic erase; the last two look at the other kinds all the same."""
-SANITIZE_TESTS = (
-    "BlockErase", "BlockEraseReserved", "CryptoErase", "CryptoEraseReserved", "ExitFailureMode",
-    "InvalidServiceAction", "Overwrite", "OverwriteReserved", "Readonly", "Reservations",
-)  # fmt: skip
-DATA_FAMILIES = ("CompareAndWrite", "ExtendedCopy", "GetLBAStatus", "OrWrite", "Unmap", "Verify16", "WriteSame16")
-"""What the kind of LUN can make a difference to."""
+LUN = "/vol/vol0/disk"
+CRYPTOGRAPHIC = {"Sanitize.CryptoErase", "Sanitize.Readonly", "Sanitize.Reservations"}
+"""Nothing is encrypted, so there is no cryptographic erase; the last two look at the other kinds all the same."""
+MOVES_THE_MEDIUM = {
+    "NoMedia.NoMediaSBC",
+    *(f"PreventAllow.{name}" for name in (
+        "Simple", "Eject", "ITNexusLoss", "Logout", "WarmReset", "ColdReset", "LUNReset", "2ITNexuses"
+    )),
+    *(f"StartStopUnit.{name}" for name in ("Simple", "PwrCnd", "NoLoej")),
+}  # fmt: skip
+READ_ONLY = {"ReadOnly.ReadOnlySBC"}
+PARTS_OF_A_BLOCK = {
+    "CompareAndWrite.InvalidDataOutSize",
+    *(f"WriteSame{size}.{name}" for size in (10, 16) for name in ("InvalidDataOutSize", "UnmapUnaligned")),
+}
+"""Want a physical block that is larger than a logical one."""
+ATOMIC_ALIGNMENT = {"WriteAtomic16.VPD"}
+"""Wants an atomic write that is not aligned, where every block is."""
+ZERO_BLOCKS = {"WriteSame10.ZeroBlocks", "WriteSame16.ZeroBlocks"}
+"""Want WSNZ=0, which a LUN that takes UNMAP does not say."""
+UNMAPS = {"GetLBAStatus.UnmapSingle", *(
+    f"WriteSame{size}.{name}" for size in (10, 16)
+    for name in ("Unmap", "UnmapUnaligned", "UnmapUntilEnd", "InvalidDataOutSize")
+)}  # fmt: skip
+ASKS_WITHIN_A_BLOCK = {"GetLBAStatus.UnmapSingle"}
+"""Asks for LBA n + 1 and wants a descriptor that begins at n + 8, where 8 logical blocks are a physical one; SBC-3
+5.5.2 has it begin at the LBA asked for, and QEMU's block layer takes anything else for an error."""
 
 pytestmark = pytest.mark.usefixtures("tools")
 
@@ -69,102 +90,62 @@ def test_serial_number_page_carries_the_lun_s_serial(disk: str, lund: Lund, name
 # --- the conformance suite --------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Suite:
-    """iscsi-test-cu on one LUN, with two sessions."""
+@pytest.fixture(scope="module")
+def runs(namespace: Namespace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """Every kind of LUN at once, by name; the volumes are whole afterwards."""
+    unavailable_without("iscsi-test-cu", "qemu-io")
+    directory = tmp_path_factory.mktemp("conformance")
+    with Lund(namespace, directory / "state") as lund:
+        suite = Conformance(namespace, lund, directory)
+        found = suite.run(QUICK_KINDS)
+        happened = suite.events(CLONE)
+        assert lund.alive, lund.log()[-3000:]
+    check_volumes(lund)
+    report(Path(os.environ.get("LAZYLUN_REPORTS", directory)) / "iscsi-test-cu.txt", found)
+    before_sanitize = happened[: happened.index("lun.erasure")]
+    assert "lun.clone.started" in before_sanitize
+    assert "lun.clone.completed" not in before_sanitize
+    return found
 
-    namespace: Namespace
-    lund: Lund
-    directory: Path
 
-    def run(self, tests: str, lun_id: int, *options: str) -> list[Score]:
-        log = self.directory / f"{tests}-{lun_id}.log"
-        disk = url(self.lund.target(), lun_id)
-        with log.open("w") as out:
-            self.namespace.run(
-                ["iscsi-test-cu", "--dataloss", *options, "-t", tests, "-V", disk, disk],
-                timeout_s=SUITE_LIMIT_S, capture_output=False, stdout=out, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-        scores = parse(log.read_text(errors="replace"))
-        self._report(f"{tests} on LUN {lun_id}", scores)
-        return scores
-
-    def families(self, families: Sequence[str], lun_id: int, *options: str) -> list[Score]:
-        return [score for family in families for score in self.run(f"SCSI.{family}", lun_id, *options)]
-
-    def _report(self, title: str, scores: list[Score]) -> None:
-        report = Path(os.environ.get("LAZYLUN_REPORTS", self.directory)) / "iscsi-test-cu.txt"
-        with report.open("a") as out:
-            print(title, tally(scores), file=out)
-            for score in scores:
+def report(path: Path, runs: dict[str, Run]) -> None:
+    with path.open("a") as out:
+        for name, run in runs.items():
+            print(f"{name}: {tally(run.scores)} in {run.seconds:.0f} s", file=out)
+            for score in run.scores:
                 if score.outcome != "pass":
                     print(f"    {score.outcome} {score.name}: {'; '.join(score.reasons)}", file=out)
 
 
-@pytest.fixture
-def suite(lund: Lund, namespace: Namespace, tmp_path: Path) -> Iterator[Suite]:
-    yield Suite(namespace, lund, tmp_path)
-    assert lund.alive, lund.log()[-3000:]
+@pytest.mark.timeout(RUN_LIMIT_S + 120)
+@pytest.mark.parametrize("name", [THIN.name, RESERVED.name, CLONE.name])
+def test_a_whole_run_has_no_failure(runs: dict[str, Run], name: str) -> None:
+    run = runs[name]
+    assert len(run.scores) == TESTS_UNDER_ALL
+    assert run.failed == set()
+    assert run.skipped == {*MOVES_THE_MEDIUM, *READ_ONLY, *PARTS_OF_A_BLOCK, *ZERO_BLOCKS, *CRYPTOGRAPHIC}
 
 
-def not_passed(scores: list[Score]) -> dict[str, str]:
-    return {score.name: score.outcome for score in scores if score.outcome != "pass"}
+def test_a_physical_block_of_8_logical_ones(runs: dict[str, Run]) -> None:
+    assert runs[LARGER.name].failed == ASKS_WITHIN_A_BLOCK
+    assert runs[LARGER.name].skipped == ZERO_BLOCKS
 
 
-def patch(lund: Lund, path: str, **properties: bool) -> None:
-    answer = lund.api.patch(f"/v1/luns/{path.removeprefix('/vol/')}", json=properties)
-    assert answer.is_success, answer.text
+def test_blocks_of_4096_bytes(runs: dict[str, Run]) -> None:
+    assert runs[NATIVE_4K.name].failed == set()
+    assert runs[NATIVE_4K.name].skipped == {*PARTS_OF_A_BLOCK, *ZERO_BLOCKS, *ATOMIC_ALIGNMENT}
 
 
-@pytest.mark.timeout(SUITE_LIMIT_S + 60)
-def test_the_conformance_suite_on_a_thin_lun(suite: Suite, lund: Lund) -> None:
-    lund.add_lun(LUN, 256 * MIB)
-    scores = suite.run("ALL", 0)
-    assert len(scores) == TESTS_UNDER_ALL
-    assert {name: outcome for name, outcome in not_passed(scores).items() if not name.startswith(ELSEWHERE)} == {
-        **TOOLS_FAULT, **NOT_OFFERED
-    }
+def test_a_lun_without_thin_provisioning(runs: dict[str, Run]) -> None:
+    assert runs[NOT_THIN.name].failed == set()
+    assert runs[NOT_THIN.name].skipped == UNMAPS
 
 
-@pytest.mark.parametrize("clone_runs", [False, True], ids=["reserved", "clone"])
-def test_reading_writing_and_provisioning(suite: Suite, lund: Lund, clone_runs: bool) -> None:
-    lund.add_lun(LUN, 256 * MIB, reserved=True)
-    lun_id = 0
-    if clone_runs:
-        qemu_io(suite.namespace, url(lund.target()), "write -P 7 0 128M")
-        lund.lun("clone", "create", CLONE, "-b", LUN)
-        lund.map(CLONE, lun_id=1)
-        lund.lun("clone", "start", "--limit", "1m", CLONE)
-        lun_id = 1
-    scores = suite.families(DATA_FAMILIES, lun_id)
-    assert not_passed(scores) == {**TOOLS_FAULT, "WriteSame16.ZeroBlocks": "skip"}
-    if clone_runs:
-        assert lund.clone_status(CLONE)["state"] == "running"
+@pytest.mark.parametrize("name", [REMOVABLE.name, PROTECTED.name, *(user.name for user in USERS)])
+def test_what_another_kind_or_a_login_is_for(runs: dict[str, Run], name: str) -> None:
+    assert runs[name].scores
+    assert runs[name].failed == runs[name].skipped == set()
 
 
-def test_a_removable_lun(suite: Suite, lund: Lund) -> None:
-    lund.add_lun(LUN, 64 * MIB)
-    patch(lund, LUN, removable=True)
-    assert not_passed(suite.families(["NoMedia", "PreventAllow", "StartStopUnit"], 0)) == {}
-
-
-def test_a_write_protected_lun(suite: Suite, lund: Lund) -> None:
-    lund.add_lun(LUN, 64 * MIB)
-    patch(lund, LUN, write_protected=True)
-    assert not_passed(suite.families(["ReadOnly"], 0)) == {}
-
-
-def test_a_lun_of_4096_byte_blocks(suite: Suite, lund: Lund) -> None:
-    lund.post("luns", path=LUN, size_bytes=256 * MIB, block_bytes=4096, reserved=False)
-    lund.map(LUN)
-    scores = suite.families([*DATA_FAMILIES, "WriteAtomic16"], 0)
-    unaligned = {score.name for score in scores if any(word in " ".join(score.reasons) for word in NOTHING_SMALLER)}
-    found = {name: outcome for name, outcome in not_passed(scores).items() if name not in unaligned}
-    assert found == {"WriteSame16.ZeroBlocks": "skip"}
-
-
-def test_sanitize(suite: Suite, lund: Lund) -> None:
-    """Without Sanitize.Reset, which sleeps a minute: tests/target/scsi/test_erasure.py has what it looks at."""
-    lund.add_lun(LUN, 32 * MIB)
-    scores = suite.families([f"Sanitize.{name}" for name in SANITIZE_TESTS], 0, "--allow-sanitize")
-    assert not_passed(scores) == CRYPTOGRAPHIC
+def test_no_test_is_skipped_everywhere_but_for_encryption(runs: dict[str, Run]) -> None:
+    assert skipped_everywhere(runs.values()) == CRYPTOGRAPHIC

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
 import pytest
 
-from tests.support.initiators import download, qemu_io, upload, url
+from tests.support.initiators import download, qemu_io, tool, upload, url
 from tests.support.lund import Lund
 from tests.support.netns import Namespace
 
@@ -35,6 +36,25 @@ def test_qemu_img_writes_an_image_and_reads_it_back(lund: Lund, namespace: Names
     content = golden_image(tmp_path / "golden.raw", 1)
     upload(namespace, tmp_path / "golden.raw", url(lund.target()))
     assert download(namespace, url(lund.target()), tmp_path / "back.raw") == content
+
+
+def test_qemu_img_converts_to_and_from_qcow2_and_knows_the_holes(
+    lund: Lund, namespace: Namespace, tmp_path: Path
+) -> None:
+    """`map` asks GET LBA STATUS; holes of a qcow2 image stay holes of the LUN."""
+    lund.add_lun(GOLDEN, SIZE_BYTES)
+    raw, image, back = (tmp_path / name for name in ("golden.raw", "golden.qcow2", "back.qcow2"))
+    golden_image(raw, 3)
+    disk = url(lund.target())
+    tool(namespace, ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image])
+    tool(namespace, ["qemu-img", "convert", "-n", "-f", "qcow2", "-O", "raw", image, disk])
+    tool(namespace, ["qemu-img", "compare", "-f", "qcow2", "-F", "raw", image, disk])
+    extents = json.loads(tool(namespace, ["qemu-img", "map", "-f", "raw", "--output=json", disk]))
+    assert sum(extent["length"] for extent in extents) == SIZE_BYTES
+    data = sum(extent["length"] for extent in extents if extent["data"])
+    assert 0 < data <= lund.get("luns/vol0/golden")["used_bytes"] < SIZE_BYTES
+    tool(namespace, ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", disk, back])
+    tool(namespace, ["qemu-img", "compare", image, back])
 
 
 def test_qemu_io_finds_its_patterns_again(lund: Lund, namespace: Namespace) -> None:

@@ -53,13 +53,20 @@ def test_every_block_of_it_is_mapped() -> None:
     assert data[16:21] == (BLOCKS - 8).to_bytes(4, "big") + b"\0"
 
 
-def test_zeros_and_block_erase_still_give_its_space_back() -> None:
+def test_zeros_still_give_its_space_back() -> None:
     host, _, store = one_host(fully_provisioned=b"1")
     store.write(0, memoryview(b"x" * 8192))
     assert host.send(sixteen(SAME_16, 0, 8), bytes(512)).status == 0
     assert store.used_bytes == 4096
-    assert host.send(sanitize(BLOCK_ERASE)).status == 0
-    assert store.used_bytes == 0
+
+
+def test_block_erase_goes_with_thin_provisioning() -> None:
+    thin, _, _ = one_host()
+    assert thin.data(thin.send(inquiry(0xB1)))[7] == 0x40  # WABEREQ
+    assert thin.send(sanitize(BLOCK_ERASE)).status == 0
+    host, _, _ = one_host(fully_provisioned=b"1")
+    assert host.data(host.send(inquiry(0xB1)))[7] == 0
+    assert key_asc(host.send(sanitize(BLOCK_ERASE))) == BAD_OPCODE
 
 
 def test_a_threshold_says_nothing_to_its_hosts() -> None:
