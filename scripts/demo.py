@@ -94,8 +94,7 @@ class Story:
     def clones(self) -> None:
         self.title(f"2  A snapshot, and {len(CLONES)} clones in an instant")
         self.lun("snap", "create", VOLUME, SNAPSHOT)
-        for path in CLONES:
-            self.lun("create", "-b", f"/vol/{VOLUME}/.snapshot/{SNAPSHOT}/golden", path)
+        self.lun("clone", "create", "--count", str(len(CLONES)), f"/vol/{VOLUME}/vm%d", "-b", GOLDEN, SNAPSHOT)
         self.lun("map", CLONES[0], "hosts", "1")
         self.lun("df")
 
@@ -114,6 +113,9 @@ class Story:
 
     def separate(self) -> None:
         self.title("4  Underneath, the clone is separated from its snapshot")
+        self.lun("clone", "tree", VOLUME)
+        self.lun("show", "--map", CLONES[0])
+        self.lun("clone", "estimate", CLONES[0])
         self.lun("clone", "start", "--limit", CLONE_RATE, CLONES[0])
         refusal = ""
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -145,6 +146,14 @@ _FORCE = click.option("-f", "--force", is_flag=True, help="Start although there 
 _JOBS = click.option("--jobs", "running", type=click.IntRange(1, 1000), help="Clones at work at once; others wait.")
 _FOLLOW = click.option("-f", "--follow", is_flag=True, help="Follow it to its end: a bar, or a line for each change.")
 
+
+def start_options(function: Callable[..., None]) -> Callable[..., None]:
+    """How a clone that is started works."""
+    for option in (_FORCE, _POLICY, _SPEED, _PRIORITY, _LIMIT):
+        function = option(function)
+    return function
+
+
 command(clone, "show")(click.argument("path", type=PATH, required=False)(show))
 command(clone, "create")(
     _PATH(
@@ -158,7 +167,7 @@ command(clone, "create")(
 command(clone, "set")(_NEW_LIMIT(_PRIORITY(_SPEED(_POLICY(_PATH(change))))))
 command(clone, "limits")(_NEW_LIMIT(_JOBS(limits)))
 for made in (
-    command(clone, "start")(_LIMIT(_PRIORITY(_SPEED(_POLICY(_FORCE(_PATH(start))))))),
+    command(clone, "start")(start_options(_PATH(start))),
     command(clone, "stop")(_PATH(stop)),
     command(clone, "status")(_FOLLOW(_PATH(status))),
 ):

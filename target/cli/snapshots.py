@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from target.cli.client import segment
+from target.cli.clones import start_options
 from target.cli.output import Column, number, size, text, when
 from target.cli.root import PATH, Context, command, main
 from target.cli.sizes import format_size
@@ -62,16 +63,27 @@ def online_volumes(ctx: Context) -> list[str]:
 @command(snap, "delete")
 @click.option("--detach", is_flag=True, help="Clone the LUNs that hold it, and delete it when they are done.")
 @click.option("--cancel", is_flag=True, help="Keep one that was to go with --detach; clones that run go on.")
+@start_options
 @click.argument("volume")
 @click.argument("name", metavar="SNAP")
-def delete(ctx: Context, volume: str, name: str, detach: bool, cancel: bool) -> None:
-    """Delete a snapshot that nothing depends on; its space comes back in the background."""
+def delete(
+    ctx: Context, volume: str, name: str, detach: bool, cancel: bool, force: bool, **options: Any
+) -> None:
+    """Delete a snapshot that nothing depends on; its space comes back in the background.
+
+    With --detach one that LUNs depend on: the other options are for their clones, as in 'lun clone start'."""
     if detach and cancel:
         raise click.UsageError("--detach or --cancel, not both")
+    if not detach and (force or any(value is not None for value in options.values())):
+        raise click.UsageError("options of clones go with --detach")
     if cancel:
         ctx.out.done(ctx.client.delete(f"{_url(volume, name)}/departure"), f"snapshot {name} of volume {volume} stays")
         return
-    waiting = ctx.client.put(f"{_url(volume, name)}/departure") if detach else ctx.client.delete(_url(volume, name))
+    waiting = None
+    if detach:
+        waiting = ctx.client.put(f"{_url(volume, name)}/departure", {**options, "force": force})
+    else:
+        ctx.client.delete(_url(volume, name))
     if waiting is None:
         ctx.out.done(waiting, f"snapshot {name} of volume {volume} is gone")
         return

@@ -46,6 +46,10 @@ def _refusing() -> Iterator[None]:
         raise Refused(error.name, str(error)) from None
 
 
+def options_of(wanted: clone_models.CloneStart) -> CloneOptions:
+    return CloneOptions(wanted.limit_bytes_s, wanted.priority, wanted.full_speed, wanted.policy)
+
+
 class Clones:
     def __init__(self, core: Core) -> None:
         self.core = core
@@ -108,7 +112,7 @@ class Clones:
     # -- commands ----------------------------------------------------------------------------------------
 
     async def start(self, text: str, wanted: clone_models.CloneStart) -> models.CloneStatus:
-        options = CloneOptions(wanted.limit_bytes_s, wanted.priority, wanted.full_speed, wanted.policy)
+        options = options_of(wanted)
         async with self.core.changing:
             unit, lun, _path = self.core.find(text)
             await self.ask(unit, lun, options, force=wanted.force)

@@ -22,7 +22,8 @@ from collections.abc import Callable
 from typing import Any
 
 from target.management import models
-from target.management.clones import Clones
+from target.management.clone_models import CloneStart
+from target.management.clones import Clones, options_of
 from target.management.core import Core, Unit
 from target.management.events import Severity
 from target.management.families import SNAPSHOT, by_snapshot
@@ -51,8 +52,9 @@ class Departures:
 
     # -- asked for ---------------------------------------------------------------------------------------
 
-    async def ask(self, volume: str, name: str) -> models.Snapshot | None:
-        """Delete the snapshot as soon as its LUNs are cloned.  None: nothing holds it, and it is gone."""
+    async def ask(self, volume: str, name: str, wanted: CloneStart) -> models.Snapshot | None:
+        """Delete the snapshot as soon as its LUNs are cloned, in the way that is wanted where no clone is under way.
+        None: nothing holds it, and it is gone."""
         async with self.core.changing:
             unit = self.core.unit(volume)
             snapshot = unit.snapshot(name)
@@ -62,7 +64,7 @@ class Departures:
                 return None
             luns = _luns(unit, snapshot)
             for lun in luns:
-                await self._start(unit, lun)
+                await self._start(unit, lun, wanted)
             await unit.service.durable()
             known = wish_for(self.core.state, unit.volume.uuid, snapshot)
             wish = known or Wish(snapshot.id, snapshot.created_at, self._clock())
@@ -71,12 +73,12 @@ class Departures:
         self._event(unit, snapshot.name, "started", f"goes when {_counted(snapshot, luns)}")
         return self.snapshots.get(volume, snapshot.name)
 
-    async def _start(self, unit: Unit, lun: Lun) -> None:
+    async def _start(self, unit: Unit, lun: Lun, wanted: CloneStart) -> None:
         if lun.backing is None or self.core.clones.status(unit.service, lun.name).state in UNDER_WAY:
             return
         self._refused.pop(str(lun.uuid), None)
         try:
-            await self.clones.ask(unit, lun)
+            await self.clones.ask(unit, lun, options_of(wanted), force=wanted.force)
         except (Refused, WaflError) as error:
             self._refused[str(lun.uuid)] = refusal_of(error).message
 

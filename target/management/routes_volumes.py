@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from target.management import models
+from target.management.clone_models import CloneStart
 from target.management.routes_system import operation_model
 from target.management.services import services_of
 
@@ -107,10 +108,12 @@ async def delete(request: Request, volume: str, snapshot: str) -> None:
 
 
 @router.put("/{volume}/snapshots/{snapshot}/departure", tags=["snapshots"])
-async def depart(request: Request, volume: str, snapshot: str) -> models.Snapshot | None:
+async def depart(
+    request: Request, volume: str, snapshot: str, wanted: CloneStart | None = None
+) -> models.Snapshot | None:
     """Clone the LUNs that hold it, and delete it when they are done; null: nothing holds it, and it is gone.  Asked for
-    once more it starts again the clones that failed or were stopped."""
-    return await services_of(request).departures.ask(volume, snapshot)
+    once more it starts again the clones that failed or were stopped.  The body is for the clones that are started."""
+    return await services_of(request).departures.ask(volume, snapshot, wanted or CloneStart())
 
 
 @router.delete("/{volume}/snapshots/{snapshot}/departure", tags=["snapshots"])

@@ -160,7 +160,9 @@ def test_a_snapshot_on_its_way_out_goes_though_the_daemon_is_killed(tmp_path: Pa
     lun("snap", "create", "vol0", "s")
     lun("clone", "create", "--count", "3", lun.path("vm%d"), "-b", lun.path("golden"), "s")
     lun("clone", "limits", "--limit", "1")
-    lun("snap", "delete", "--detach", "vol0", "s")
+    assert lun.run("snap", "delete", "--limit", "1g", "vol0", "s").exit_code == 2
+    assert lun.run("snap", "delete", "-f", "vol0", "s").exit_code == 2
+    lun("snap", "delete", "--detach", "--priority", "low", "--limit", "1g", "vol0", "s")
     first.process.kill()
     first.process.wait()
     second = DaemonProcess(tmp_path / "state")
@@ -169,6 +171,8 @@ def test_a_snapshot_on_its_way_out_goes_though_the_daemon_is_killed(tmp_path: Pa
         (departure,) = (each["departure"] for each in lun.json("snap", "list", "vol0"))
         assert [wait["path"] for wait in departure["waits_for"]] == [lun.path(f"vm{number}") for number in (1, 2, 3)]
         assert not any(wait["stuck"] for wait in departure["waits_for"])
+        jobs = lun.json("clone", "show")
+        assert [(job["priority"], job["limit_bytes_s"]) for job in jobs] == [("low", 1 << 30)] * 3
         lun("clone", "limits", "--limit", "none")
         while lun("snap", "list", "vol0"):
             time.sleep(0.05)
