@@ -152,7 +152,7 @@ def _damaged(connection: Connection, task: Task, pdu: Pdu) -> None:
     """7.8: data whose digest does not match is refused at once, and the command fails when all of it has come."""
     connection.session.counters.digest_errors += 1
     task.failure = task.failure or PROTOCOL_SERVICE_CRC_ERROR
-    connection.reject(pdu, RejectReason.DATA_DIGEST_ERROR)
+    connection.reject(pdu, RejectReason.DATA_DIGEST_ERROR, "data digest does not match")
 
 
 def find_sequence(connection: Connection, header: memoryview) -> tuple[Task, Sequence] | None:

@@ -7,7 +7,7 @@
     connection.all_sent()                   until now
     connection.resume(now)                  while `blocked`: there is room for answers again
     connection.tick(now), .deadline         time-outs
-    connection.next_event()                 LoggedIn, LoginFailed, Closed
+    connection.next_event()                 LoggedIn, LoginFailed, Rejected, Closed
     connection.lost(reason)                 the transport is gone
 
 `wake` is called when there is something to send although nothing was received (a command finished later, another
@@ -21,19 +21,18 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
 
 from target.iscsi import commands, fence, hotpath, limits
 from target.iscsi.answers import Answer, Message
 from target.iscsi.buffers import OutputBuffer, ReceiveBuffer
-from target.iscsi.constants import NO_TAG, AsyncEvent, Opcode, RejectReason
+from target.iscsi.constants import NO_TAG, Opcode, RejectReason
 from target.iscsi.direct import DirectData, begin_direct
 from target.iscsi.errors import FormatError, LoginFailure, PduRejected
 from target.iscsi.establish import establish
 from target.iscsi.fence import Fence
 from target.iscsi.framing import Framing, Pdu
 from target.iscsi.fullfeature import HANDLERS, SEQUENCED
-from target.iscsi.host import Closed, Event, Host, LoggedIn, LoginFailed
+from target.iscsi.host import Closed, Event, Host, LoggedIn, LoginFailed, Rejected
 from target.iscsi.keys import Value
 from target.iscsi.login import Login, LoginReply
 from target.iscsi.session import ConnectionInfo, Session
@@ -96,6 +95,7 @@ class Connection:
         """The nexus's, once there is one; also for what leaves at the very end."""
         self._direct: DirectData | None = None
         self._events: deque[Event] = deque()
+        self._rejected: set[RejectReason] = set()
         self._now = now
         self._heard_at = now
         self._ping_sent: float | None = None
@@ -245,7 +245,7 @@ class Connection:
                 return
             handler(self, pdu)
         except PduRejected as refused:
-            self.reject(pdu, refused.reason)
+            self.reject(pdu, refused.reason, str(refused))
 
     def command_aside(self, view: memoryview, at: int) -> None:
         """A SCSI Command whose CmdSN the hot path has taken already."""
@@ -253,7 +253,7 @@ class Connection:
         try:
             commands.scsi_command(self, pdu)
         except PduRejected as refused:
-            self.reject(pdu, refused.reason)
+            self.reject(pdu, refused.reason, str(refused))
 
     def _in_order(self, pdu: Pdu) -> bool:
         """4.2.2.1: take the CmdSN, hold what is early, ignore what is outside the window."""
@@ -267,9 +267,12 @@ class Connection:
             window.keep(Held(self, cmd_sn, pdu.encoded(self.framing)))
         return False
 
-    def reject(self, pdu: Pdu, reason: RejectReason) -> None:
-        """11.17: the header comes back with the reason."""
+    def reject(self, pdu: Pdu, reason: RejectReason, detail: str) -> None:
+        """11.17: the header comes back with the reason.  The log hears of each reason once a connection."""
         self.session.counters.rejects += 1
+        if reason not in self._rejected:
+            self._rejected.add(reason)
+            self._events.append(Rejected(reason, detail))
         self.emit(Message(Opcode.REJECT, bytes(pdu.header), reason=reason, itt=NO_TAG))
 
     def ask_for_fence(self, waiting: Fence) -> None:
@@ -290,27 +293,6 @@ class Connection:
 
     def ask_for_data(self, task: Task) -> None:
         commands.ask_for_data(self, task)
-
-    def request_logout(self, time_s: int) -> None:
-        """11.9.1, event 1: please log out within `time_s` seconds."""
-        self._async_message(AsyncEvent.LOGOUT_REQUEST, parameter3=time_s)
-
-    def announce_drop(self, event: AsyncEvent, cid: int = 0) -> None:
-        """11.9.1, events 2 and 3: the connection `cid`, or the session, is being ended from this side."""
-        time2wait = self.session.parameters["DefaultTime2Wait"]
-        self._async_message(event, parameter1=cid, parameter2=time2wait)
-
-    def announce_event(self, lun: int, sense: bytes) -> None:
-        """11.9.4: sense data of a SCSI event.  One that waits already is not said twice."""
-        data = len(sense).to_bytes(2, "big") + sense
-        event = Message(Opcode.ASYNC_MESSAGE, data, itt=NO_TAG, lun=lun, async_event=AsyncEvent.SCSI)
-        if not any(isinstance(each, Message) and event.says_what(each) for each in self.waiting):
-            self.emit(event)
-            self.wake()
-
-    def _async_message(self, event: AsyncEvent, **parameters: Any) -> None:
-        self.emit(Message(Opcode.ASYNC_MESSAGE, itt=NO_TAG, async_event=event, **parameters))
-        self.wake()
 
     # --- login
 

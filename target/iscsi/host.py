@@ -48,4 +48,12 @@ class Closed:
     """True: something was wrong, worth a line in the log."""
 
 
-Event = LoggedIn | LoginFailed | Closed
+@dataclass(frozen=True)
+class Rejected:
+    """A PDU was refused, for a reason that is new on this connection."""
+
+    reason: int
+    detail: str
+
+
+Event = LoggedIn | LoginFailed | Rejected | Closed

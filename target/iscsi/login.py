@@ -23,7 +23,7 @@ from target.iscsi.keys import When
 from target.iscsi.negotiation import Negotiation
 from target.iscsi.ports import LoginRefused, TargetDirectory
 from target.iscsi.session import Identity
-from target.iscsi.text import Pairs, format_pairs, parse_pairs
+from target.iscsi.text import Pairs, format_pairs, parse_pairs, readable
 
 VERSION = 0x00
 """RFC 7143 has version number 0."""
@@ -191,9 +191,8 @@ class Login:
             raise LoginFailure(LoginStatus.CANNOT_INCLUDE_IN_SESSION, "a discovery session has one connection")
         policy = self._directory.chap_policy(initiator, target, self._peer)
         self._authentication = Authentication(policy, self._entropy)
-        self.identity = Identity(
-            initiator, self.request.isid, target, self._tpgt, alias=str(declared.get("InitiatorAlias", ""))
-        )
+        alias = readable(str(declared.get("InitiatorAlias", "")))
+        self.identity = Identity(initiator, self.request.isid, target, self._tpgt, alias)
         return [("TargetPortalGroupTag", str(self._tpgt))] if target is not None and not self.request.tsih else []
 
     def _may_leave(self, csg: Stage) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from target.iscsi import limits
+from target.iscsi import announce, limits
 from target.iscsi.buffers import BufferPool
 from target.iscsi.constants import LoginStatus
 from target.iscsi.errors import LoginFailure
@@ -79,7 +79,7 @@ class Registry:
 
         def ask(session: Session) -> None:
             for connection in session.connections.values():
-                connection.request_logout(time_s)
+                announce.logout_request(connection, time_s)
 
         return self._each(target, tsih, ask)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from target.iscsi import announce as announcing
 from target.iscsi import limits
 from target.iscsi.buffers import BufferPool
 from target.iscsi.constants import AsyncEvent
@@ -219,7 +220,7 @@ class Session:
         """11.9.1, event 0: a SCSI event, by one connection."""
         for connection in self.connections.values():
             if connection.full_feature:
-                connection.announce_event(lun, sense)
+                announcing.scsi_event(connection, lun, sense)
                 return
 
     # --- connections
@@ -261,7 +262,7 @@ class Session:
         self._leave_fence(connection)
         if announce:
             teller = next(iter(self.connections.values()))
-            teller.announce_drop(AsyncEvent.CONNECTION_DROP, connection.cid)
+            announcing.drop(teller, AsyncEvent.CONNECTION_DROP, connection.cid)
         self.catch_up()
 
     def _leave_fence(self, connection: Connection) -> None:
@@ -273,7 +274,7 @@ class Session:
     def drop(self, reason: str) -> None:
         """End the session from this side: its initiator is told (11.9.1, event 3) before the connections close."""
         for connection in list(self.connections.values()):
-            connection.announce_drop(AsyncEvent.SESSION_DROP)
+            announcing.drop(connection, AsyncEvent.SESSION_DROP)
             connection.finish_and_close(reason)
             connection.wake()
         self.connections.clear()

@@ -102,8 +102,14 @@ def format_binary(value: bytes) -> str:
     return "0x" + value.hex()
 
 
+def readable(value: str) -> str:
+    """Without what a terminal would take for a command."""
+    return "".join(each if each.isprintable() else "?" for each in value)
+
+
 def check_iscsi_name(name: str) -> str:
     """An iqn., eui. or naa. name (4.2.7), else TextError."""
-    if len(name.encode()) > limits.ISCSI_NAME_BYTES or not _ISCSI_NAME.match(name):
+    # names get into logs and onto terminals: nothing that does more there than be read
+    if len(name.encode()) > limits.ISCSI_NAME_BYTES or not _ISCSI_NAME.match(name) or not name.isprintable():
         raise TextError(f"not an iSCSI name: {name[:80]!r}")
     return name

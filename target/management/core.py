@@ -21,6 +21,7 @@ from target.management.refusal import Refused
 from target.management.serving import Served
 from target.management.state import AdminState
 from target.management.store import AdminStore
+from target.portal.logs import INFOS, Allowance
 from wafl import Lun, NoSuchLun, NoSuchSnapshot, SnapshotInfo, Volume, VolumeService
 
 
@@ -74,8 +75,17 @@ class Core:
     """The wall clock that schedules go by, in `zone`."""
     zone: tzinfo | None = None
     """None: the machine's local time."""
+    session_events: Allowance = field(init=False)
+    """How many events an initiator's sessions may make."""
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held over every change that awaits, so that what was checked still holds when it is done."""
+
+    def __post_init__(self) -> None:
+        self.session_events = Allowance(INFOS, time.monotonic, self._left_out)
+
+    def _left_out(self, initiator: str, count: int) -> None:
+        text = f"{initiator}: {count} more openings and ends of sessions"
+        self.events.emit("iscsi.session.left-out", text, subject=initiator)
 
     @property
     def state(self) -> AdminState:

@@ -161,7 +161,7 @@ def open_nexus(core: Core, volume: str, initiator: str, isid: bytes, tpgt: int) 
     device = core.served[volume].device
     seen = lun_map(core, volume, initiator)
     text = f"{initiator} logged in to {device.name} and sees {len(seen)} LUNs"
-    core.events.emit("iscsi.session.opened", text, subject=initiator)
+    _tell_of_session(core, "iscsi.session.opened", text, initiator)
     return device.open_nexus(initiator, isid, seen, _noted_close(core), tpgt)
 
 
@@ -183,9 +183,15 @@ def tell_port_groups(core: Core, groups: tuple[int, ...]) -> None:
 def _noted_close(core: Core) -> Callable[[OpenNexus], None]:
     def closed(nexus: OpenNexus) -> None:
         text = f"the session of {nexus.initiator} with {nexus.target_name} ended"
-        core.events.emit("iscsi.session.closed", text, subject=nexus.initiator)
+        _tell_of_session(core, "iscsi.session.closed", text, nexus.initiator)
 
     return closed
+
+
+def _tell_of_session(core: Core, kind: str, text: str, initiator: str) -> None:
+    """A host that comes and goes without end must not drive everything else out of the events."""
+    if core.session_events.take(initiator):
+        core.events.emit(kind, text, subject=initiator)
 
 
 # -- telling sessions that a LUN is not what it was --------------------------------------------------------

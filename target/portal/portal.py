@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from target.iscsi import limits
+from target.iscsi import announce, limits
 from target.iscsi.host import Host
 from target.iscsi.ports import TargetDirectory
 from target.iscsi.registry import Registry
@@ -135,7 +135,7 @@ class Portal:
     async def _ask_for_logout(self, time_s: float) -> None:
         for transport in self.connections:
             if transport.logged_in:
-                transport.core.request_logout(int(time_s))
+                announce.logout_request(transport.core, int(time_s))
         await self._until_closed(time_s)
 
     def _accepted(self, host: Host, spinner: Spinner | None) -> IscsiTransport:

@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 from target.iscsi import limits
 from target.iscsi.connection import Connection
-from target.iscsi.host import Closed, Event, Host, LoggedIn, LoginFailed
+from target.iscsi.host import Event, Host, LoggedIn, LoginFailed, Rejected
 from target.portal.logs import RateLimited
 from target.portal.spin import Spinner
 
@@ -212,16 +212,22 @@ class IscsiTransport(asyncio.BufferedProtocol):
             self._gate.established(self)
             who = event.identity
             where = who.target or "discovery"
-            log.info("%s: %s logged in to %s (TSIH %d)", self._name, who.initiator, where, event.tsih)
+            self._notices.info(
+                self.peer[0], "%s: %s logged in to %s (TSIH %d)", self._name, who.initiator, where, event.tsih
+            )
         elif isinstance(event, LoginFailed):
             self._notices.warning(
                 self.peer[0], "%s: login of %s refused (status %04xh): %s", self._name, event.who, event.status,
                 event.detail,
             )  # fmt: skip
-        elif isinstance(event, Closed) and event.fault:
+        elif isinstance(event, Rejected):
+            self._notices.warning(
+                self.peer[0], "%s: a PDU was rejected (reason %02xh): %s", self._name, event.reason, event.detail
+            )
+        elif event.fault:
             self._notices.warning(self.peer[0], "%s: connection closed: %s", self._name, event.reason)
         elif self.logged_in:
-            log.info("%s: connection closed: %s", self._name, event.reason)
+            self._notices.info(self.peer[0], "%s: connection closed: %s", self._name, event.reason)
 
     def _crashed(self, error: Exception) -> None:
         """A fault of ours: one connection pays for it."""

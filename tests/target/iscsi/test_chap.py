@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hmac
 from dataclasses import replace
 
 import pytest
@@ -87,6 +88,24 @@ def test_anything_wrong_fails_and_the_log_has_no_secret(bench: Bench, chap: Chap
     assert failure is not None
     assert SECRET.decode() not in failure.detail
     assert initiator.name in failure.who
+
+
+@pytest.mark.parametrize("case", ["secret", "name"])
+def test_an_unknown_name_costs_the_same_comparison_as_a_wrong_secret(
+    bench: Bench, chap: ChapClient, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[int, int]] = []
+    compare = hmac.compare_digest
+
+    def counted(one: bytes, other: bytes) -> bool:
+        compared.append((len(one), len(other)))
+        return compare(one, other)
+
+    bench.directory.policy = ONE_WAY
+    monkeypatch.setattr(hmac, "compare_digest", counted)
+    assert status(bench.initiator().login(replace(chap, **WRONG[case]))) == FAILED  # type: ignore[arg-type]
+    assert len(compared) == 1
+    assert len(set(*compared)) == 1
 
 
 def test_no_proof_where_one_is_needed_fails(bench: Bench) -> None:

@@ -10,6 +10,7 @@ import pytest
 from target.iscsi import limits
 from target.iscsi.keys import TABLE, Key
 from target.iscsi.text import format_boolean
+from target.portal import logs, transport
 
 TEXT = (Path(__file__).resolve().parents[3] / "docs" / "protocol.md").read_text()
 ROWS = {cells[0]: cells for line in TEXT.splitlines() if (cells := [c.strip() for c in line.strip("| ").split("|")])}
@@ -37,6 +38,13 @@ def test_the_row_of_each_key_is_the_tables(key: Key) -> None:
     row = [*ROWS[key.name], "", ""]
     assert row[1] == key.result.name.lower().replace("_", " ")
     assert row[5:7] == [shown(key.default), shown(key.ours)]
+
+
+def test_the_limits_that_are_named_exist() -> None:
+    section = TEXT.partition("## Bad input")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([A-Z][A-Z_]+)`", section))
+    assert len(named) > 10
+    assert named <= set(vars(limits)) | set(vars(logs)) | set(vars(transport))
 
 
 def test_the_numbers_in_the_text_are_the_limits() -> None:

@@ -144,6 +144,12 @@ REFUSED = {
     "no target name": ([("InitiatorName", NAME)], LoginStatus.MISSING_PARAMETER),
     "unknown target": ([("InitiatorName", NAME), ("TargetName", TARGET + "x")], LoginStatus.NOT_FOUND),
     "not an iSCSI name": ([("InitiatorName", "fred"), ("TargetName", TARGET)], LoginStatus.INITIATOR_ERROR),
+    "a name that moves the cursor": (
+        [("InitiatorName", NAME + "\x9b1A"), ("TargetName", TARGET)], LoginStatus.INITIATOR_ERROR,
+    ),
+    "a name that reads backwards": (
+        [("InitiatorName", NAME + "\u202e"), ("TargetName", TARGET)], LoginStatus.INITIATOR_ERROR,
+    ),
     "a key twice": ([("InitiatorName", NAME), ("InitiatorName", NAME)], LoginStatus.INITIATOR_ERROR),
     "the target's key": ([("InitiatorName", NAME), ("TargetAlias", "x")], LoginStatus.INITIATOR_ERROR),
     "SendTargets in login": ([("InitiatorName", NAME), ("SendTargets", "All")], LoginStatus.INITIATOR_ERROR),
@@ -330,6 +336,14 @@ def test_an_answer_to_the_question_keeps_the_connection(make_bench: MakeBench) -
     initiator.request(Opcode.NOP_OUT, immediate=True, itt=0xFFFFFFFF, ttt=ping.ttt)
     assert initiator.link.pass_time(5) == []
     assert initiator.link.closed is None
+
+
+def test_an_alias_is_made_readable(bench: Bench) -> None:
+    initiator = bench.initiator()
+    initiator.login_pdu(0, 1, [*initiator.names(), ("InitiatorAlias", "\x1b[2Jweb 1\n"), ("AuthMethod", "None")])
+    initiator.finish_login()
+    (info,) = bench.host.registry.sessions()
+    assert info.initiator_alias == "?[2Jweb 1?"
 
 
 def test_names_are_compared_without_case(bench: Bench) -> None:

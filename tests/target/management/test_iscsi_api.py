@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from target.daemon import Daemon
 from target.iscsi.constants import LoginStatus, Opcode
 from target.iscsi.ports import LoginRefused
 from target.management.names import PortalAddress
+from target.portal.logs import INFOS
 from tests.support.initiator import ChapClient, Initiator, Reply
 from tests.target.management.conftest import HOST, Api, Play
 from tests.target.portal.test_portal import SocketLink
 
 LUN = "/vol/vol0/lun0"
+OTHER = "iqn.2000-01.com.example:other"
 ISID = b"\x80\0\0\0\0\1"
 SECRET, OUT_SECRET = "initiator-secret-1", "outgoing-secret-2"
 
@@ -168,8 +171,11 @@ def test_redirections_that_lead_nowhere_are_refused(play: Play) -> None:
 
 
 def test_an_initiator_is_asked_to_log_out_and_closed_if_it_does_not(play: Play) -> None:
+    ready = threading.Event()
+
     def stay(initiator: Initiator) -> list[int]:
         assert initiator.login().status_class == 0
+        ready.set()
         link: Any = initiator.link
         events = []
         while not link.gone:
@@ -179,8 +185,8 @@ def test_an_initiator_is_asked_to_log_out_and_closed_if_it_does_not(play: Play) 
     async def scene(api: Api) -> None:
         target = await served(api)
         staying = asyncio.ensure_future(on_a_link(api, stay, target))
-        while not (sessions := await api.get("/iscsi/sessions")):
-            await asyncio.sleep(0.01)
+        assert await asyncio.to_thread(ready.wait, 20)
+        sessions = await api.get("/iscsi/sessions")
         asked = await api.post(f"/iscsi/sessions/{sessions[0]['id']}/logout", {"time_s": 0})
         assert asked["initiator"] == HOST
         assert await asyncio.wait_for(staying, 20) == [1, 3]
@@ -278,5 +284,20 @@ def test_a_resize_and_a_new_map_are_told_before_the_host_asks(play: Play) -> Non
             return [(reply.async_event, reply.data[14:16].hex()) for reply in told]
 
         assert await on_a_link(api, act, target) == [(0, "2a09"), (0, "3f0e")]
+
+    play(scene)
+
+
+def test_sessions_without_end_do_not_drive_everything_else_out_of_the_events(play: Play) -> None:
+    async def scene(api: Api) -> None:
+        target = await served(api)
+        directory = api.daemon.directory
+        await api.post("/igroups/hosts/initiators", {"initiators": [OTHER]})
+        for _ in range(3 * INFOS):
+            directory.open_nexus(HOST, ISID, target, 1).close()
+        directory.open_nexus(OTHER, ISID, target, 1).close()
+        kinds = [event.kind for event in api.core.events.since(0) if event.subject == HOST]
+        assert kinds == ["iscsi.session.opened", "iscsi.session.closed"] * (INFOS // 2)
+        assert len([event for event in api.core.events.since(0) if event.subject == OTHER]) == 2
 
     play(scene)

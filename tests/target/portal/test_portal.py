@@ -18,7 +18,7 @@ from target.iscsi.ports import Response
 from target.iscsi.registry import Registry
 from target.portal import Portal, PortalConfig
 from target.portal import transport as transport_module
-from target.portal.logs import LINES, RateLimited
+from target.portal.logs import RateLimited
 from target.portal.transport import IscsiTransport
 from tests.conftest import unavailable
 from tests.support.initiator import READ_10, Initiator, Link, Reply, cdb_10, make_host
@@ -367,18 +367,6 @@ def test_stopping_asks_initiators_to_log_out_first() -> None:
         await host
 
     asyncio.run(run())
-
-
-def test_log_lines_of_one_source_are_limited(caplog: pytest.LogCaptureFixture) -> None:
-    now = 0.0
-    notices = RateLimited(logging.getLogger("limited"), lambda: now)
-    for n in range(1000):
-        notices.warning("192.0.2.1", "line %d", n)
-    notices.warning("192.0.2.2", "another source")
-    assert len(caplog.records) == LINES + 1
-    now = 61.0
-    notices.warning("192.0.2.1", "later")
-    assert f"{1000 - LINES} more messages" in caplog.text
 
 
 @each_loop
