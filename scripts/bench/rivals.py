@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ BUILD = ROOT / "build" / "bench"
 ADDRESS = "127.0.0.1"
 PORTS = {TGT: 3261, TUNED: 3262, C_LOOP: 3263, PYTHON_LOOP: 3264, NBD: 10809}
 SPIN_PORT, SPIN_US = 3265, 100
+DIGESTS = {"HeaderDigest": "CRC32C,None", "DataDigest": "CRC32C,None"}
+"""What the initiator offers decides."""
 TUNING = {"MaxRecvDataSegmentLength": 256 << 10, "FirstBurstLength": 256 << 10, "InitialR2T": "No"}
 START_LIMIT_S = 20.0
 RECLAIM_LIMIT_S = 60.0
@@ -119,10 +121,10 @@ class Arena:
         if "clones" in volumes:
             self.lund.post("volumes/clones/snapshots", name="golden")
 
-    def _start_tgt(self, name: str, tuning: dict[str, int | str]) -> None:
+    def _start_tgt(self, name: str, tuning: Mapping[str, int | str]) -> None:
         tgt = Tgt(self.namespace, self._copy(name), address=ADDRESS, port=PORTS[name])
         self._stack.enter_context(tgt)
-        tgt.tune(**tuning)
+        tgt.tune(**DIGESTS, **tuning)
         self.servers[name] = Server(tgt.backing, PORTS[name], tgt.iqn, tgt.lun, tgt.process.pid)
 
     def _start_bare(self, name: str, argv: list[str | Path]) -> None:
