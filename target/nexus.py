@@ -32,7 +32,7 @@ the way; everything else goes through the router.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from target.iscsi.ports import Aborted, Announce, DataInFailed, Done, Response, SegmentReader
@@ -178,6 +178,34 @@ class Nexus(ITNexus):
         counters.reads += 1
         counters.read_bytes += edtl
         return edtl
+
+    def fast_read_pieces(
+        self, lun: int, buf: memoryview, cdb_at: int, edtl: int, pieces: Sequence[memoryview]
+    ) -> bool:
+        try:
+            shift, size, read, counters = self._readable[lun]
+        except KeyError:
+            return False
+        opcode = buf[cdb_at]
+        if opcode == READ_10_OPCODE:
+            _, flags, lba, blocks, control = unpack_10(buf, cdb_at)
+        elif opcode == READ_16_OPCODE:
+            _, flags, lba, blocks, control = unpack_16(buf, cdb_at)
+        else:
+            return False
+        offset = lba << shift
+        if flags & NOT_PLAIN or control or blocks << shift != edtl or offset + edtl > size:
+            return False
+        try:
+            for piece in pieces:
+                if not read(offset, piece):
+                    return False
+                offset += len(piece)
+        except Exception:  # as above
+            return False
+        counters.reads += 1
+        counters.read_bytes += edtl
+        return True
 
     def fast_write(self, lun: int, buf: memoryview, cdb_at: int, data: memoryview) -> bool:
         try:

@@ -1,7 +1,7 @@
 """The hot path: plain reads and writes of a batch, straight from one buffer into the other (DESIGN 6.2).
 
 A plain command is in order, unaddressed by anything special, and done by the device server in one call
-(`fast_read`, `fast_write`).  It costs one unpack, one call, one pack: no object, no log, no state outside the locals
+(`fast_read`, `fast_read_pieces`, `fast_write`).  It costs one unpack, one call, one pack: no object, no log, no state outside the locals
 of `run`.  Everything else goes to the connection's `dispatch`, with the locals written back before and read again
 after.  A READ that the device server cannot do at once (a disk wait, most likely; it has begun to read ahead) is
 put aside until the rest of the batch is done; SIMPLE and untagged tasks may be reordered (SAM-5 8.6), and whatever
@@ -39,6 +39,7 @@ _PLAIN_WRITES = frozenset((0xA0, 0xA1))
 _READ_CODES = frozenset((0x08, 0x28, 0x88, 0xA8))
 # ORDERED, HEAD OF QUEUE, ACA (11.3.1): what came before them comes first
 _ORDERED = 0x06
+_BLOCK_MASK = 0x1FF
 _COMMAND = int(Opcode.SCSI_COMMAND)
 _DATA_IN = int(Opcode.DATA_IN)
 _RESPONSE = int(Opcode.SCSI_RESPONSE)
@@ -70,28 +71,44 @@ def run(c: Connection) -> None:
             raise FormatError("header digest does not match")
 
         if opcode == _COMMAND and cmd_sn == expected and plain and itt not in tasks:
-            if flags in _PLAIN_READS and not lengths and 0 < edtl <= read_max and not edtl & 3:
-                data_at = at + bhs
-                data_end = data_at + edtl
-                if data_end > room:
-                    c.blocked = True
-                    break
-                if fast_read(lun, view, pos + 32, edtl, answers[data_at:data_end]) == edtl:  # type: ignore[misc]
-                    expected = (expected + 1) & MASK
-                    _PACK_DATA_IN(
-                        buffer, at, _DATA_IN, _FINAL_WITH_STATUS, 0, edtl, 0, itt, NO_TAG, stat_sn, expected,
-                        (expected + credit) & MASK, 0, 0, 0,
-                    )  # fmt: skip
-                    if header_digest:
-                        _PACK_DIGEST(buffer, at + 48, crc32c(answers[at : at + 48]))
-                    if data_digest:
-                        _PACK_DIGEST(buffer, data_end, crc32c(answers[data_at:data_end]))
-                    stat_sn = (stat_sn + 1) & MASK
-                    at = data_end + trailer
-                    pos += bhs
-                    reads += 1
-                    read_bytes += edtl
-                    continue
+            if flags in _PLAIN_READS and not lengths and edtl and not edtl & 3:
+                if edtl <= read_max:
+                    data_at = at + bhs
+                    data_end = data_at + edtl
+                    if data_end > room:
+                        c.blocked = True
+                        break
+                    if fast_read(lun, view, pos + 32, edtl, answers[data_at:data_end]) == edtl:  # type: ignore[misc]
+                        expected = (expected + 1) & MASK
+                        _PACK_DATA_IN(
+                            buffer, at, _DATA_IN, _FINAL_WITH_STATUS, 0, edtl, 0, itt, NO_TAG, stat_sn, expected,
+                            (expected + credit) & MASK, 0, 0, 0,
+                        )  # fmt: skip
+                        if header_digest:
+                            _PACK_DIGEST(buffer, at + 48, crc32c(answers[at : at + 48]))
+                        if data_digest:
+                            _PACK_DIGEST(buffer, data_end, crc32c(answers[data_at:data_end]))
+                        stat_sn = (stat_sn + 1) & MASK
+                        at = data_end + trailer
+                        pos += bhs
+                        reads += 1
+                        read_bytes += edtl
+                        continue
+                elif pieces := _pieces(c, edtl, at, bhs, trailer):
+                    after = pieces[-1][1] + trailer
+                    if after > out.size:
+                        c.blocked = True
+                        break
+                    views = [answers[begin:finish] for begin, finish, _ in pieces]
+                    if nexus.fast_read_pieces(lun, view, pos + 32, edtl, views):  # type: ignore[union-attr]
+                        expected = (expected + 1) & MASK
+                        _answer_in_pieces(c, itt, pieces, stat_sn, expected, (expected + credit) & MASK)
+                        stat_sn = (stat_sn + 1) & MASK
+                        at = after
+                        pos += bhs
+                        reads += 1
+                        read_bytes += edtl
+                        continue
                 if credit > 0 and view[pos + 32] in _READ_CODES:
                     expected = (expected + 1) & MASK
                     credit -= 1
@@ -150,6 +167,47 @@ def run(c: Connection) -> None:
         c.heard()
     if aside:
         _take_aside(c, aside)
+
+
+def _pieces(c: Connection, edtl: int, at: int, bhs: int, trailer: int) -> list[tuple[int, int, int]]:
+    """Where the data of a READ goes that takes several Data-In: (begin, end, flags) of each.  Empty: not even an empty
+    output buffer holds it, or its pieces would not be whole blocks."""
+    longest, max_burst = c.plain_read_max, c.max_burst
+    count = -(-edtl // longest) + edtl // max_burst
+    if (longest | max_burst) & _BLOCK_MASK or edtl + count * (bhs + trailer) > c.output.size:
+        return []
+    pieces = []
+    done = 0
+    while done < edtl:
+        # 13.13: a sequence ends at MaxBurstLength
+        length = min(longest, edtl - done, max_burst - done % max_burst)
+        done += length
+        begin = at + bhs
+        at = begin + length
+        pieces.append((begin, at, _FINAL_WITH_STATUS if done == edtl else 0 if done % max_burst else FINAL))
+        at += trailer
+    return pieces
+
+
+def _answer_in_pieces(
+    c: Connection, itt: int, pieces: list[tuple[int, int, int]], stat_sn: int, expected: int, max_cmd_sn: int
+) -> None:
+    """The headers and digests around data that is in its places."""
+    buffer, answers, framing = c.output.buffer, c.output.view, c.framing
+    bhs = 52 if framing.header_digest else 48
+    offset = 0
+    for data_sn, (begin, end, flags) in enumerate(pieces):
+        at = begin - bhs
+        # 11.7.3: StatSN is reserved without the S bit
+        _PACK_DATA_IN(
+            buffer, at, _DATA_IN, flags, 0, end - begin, 0, itt, NO_TAG, stat_sn if flags & DATA_IN_STATUS else 0,
+            expected, max_cmd_sn, data_sn, offset, 0,
+        )  # fmt: skip
+        if framing.header_digest:
+            _PACK_DIGEST(buffer, at + 48, crc32c(answers[at : at + 48]))
+        if framing.data_digest:
+            _PACK_DIGEST(buffer, end, crc32c(answers[begin:end]))
+        offset += end - begin
 
 
 def _take_aside(c: Connection, aside: list[int]) -> None:

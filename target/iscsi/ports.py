@@ -7,7 +7,7 @@ them; the tests have small ones of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -72,6 +72,12 @@ class Nexus(Protocol):
         """Hot path.  If `buf[cdb_at:]` is a plain in-range READ of exactly `edtl` bytes that fit `out`, nothing
         (unit attention, reservation, offline) stands in its way and the data needs no disk wait: fill `out` and
         return the bytes read.  Else return -1, having changed nothing."""
+
+    def fast_read_pieces(
+        self, lun: int, buf: memoryview, cdb_at: int, edtl: int, pieces: Sequence[memoryview]
+    ) -> bool:
+        """Hot path.  As `fast_read`, into pieces that make up `edtl` bytes, each but the last a multiple of 512.
+        False: `pieces` are undefined and nothing else has changed."""
 
     def fast_write(self, lun: int, buf: memoryview, cdb_at: int, data: memoryview) -> bool:
         """Hot path.  Same for a plain WRITE without FUA whose whole Data-Out is `data`."""

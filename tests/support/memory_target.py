@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from target.iscsi.ports import Aborted, Announce, ChapPolicy, DataInFailed, Done, LoginRefused, Nexus, Response
@@ -82,6 +82,19 @@ class MemoryNexus:
             return -1
         out[:] = self._view[offset : offset + length]
         return length
+
+    def fast_read_pieces(
+        self, lun: int, buf: memoryview, cdb_at: int, edtl: int, pieces: Sequence[memoryview]
+    ) -> bool:
+        whole = memoryview(bytearray(edtl))
+        if self.fast_read(lun, buf, cdb_at, edtl, whole) != edtl:
+            return False
+        at = 0
+        for piece in pieces:
+            piece[:] = whole[at : at + len(piece)]
+            at += len(piece)
+        assert at == edtl
+        return True
 
     def fast_write(self, lun: int, buf: memoryview, cdb_at: int, data: memoryview) -> bool:
         code = buf[cdb_at]
