@@ -1,8 +1,8 @@
 """The hot path: plain reads and writes of a batch, straight from one buffer into the other (DESIGN 6.2).
 
-A plain command is in order, unaddressed by anything special, and done by the device server in one call
-(`fast_read`, `fast_read_pieces`, `fast_write`).  It costs one unpack, one call, one pack: no object, no log, no state outside the locals
-of `run`.  Everything else goes to the connection's `dispatch`, with the locals written back before and read again
+A plain command is in order, unaddressed by anything special, and done by the device server in one call (`fast_read`,
+`fast_read_pieces`, `fast_write`).  It costs one unpack, one call, one pack: no object, no log, no state outside the
+locals of `run`.  Everything else goes to `dispatch` of the connection, with the locals written back and read again
 after.  A READ that the device server cannot do at once (a disk wait, most likely; it has begun to read ahead) is
 put aside until the rest of the batch is done; SIMPLE and untagged tasks may be reordered (SAM-5 8.6), and whatever
 is not such a SCSI Command waits for what was put aside.  It counts against the command window all the while.
