@@ -38,8 +38,13 @@ class Family:
         return read_all(self.clone) == self.model.read(0, self.model.size_bytes)
 
 
-def make_family(workshop: Workshop, size_bytes: int = 16 * MIB, blocks: list[int] = GOLDEN_BLOCKS) -> Family:
-    volume = workshop.format(size_bytes)
+def make_family(
+    workshop: Workshop,
+    size_bytes: int = 16 * MIB,
+    blocks: list[int] = GOLDEN_BLOCKS,
+    log_bytes: int | None = None,
+) -> Family:
+    volume = workshop.format(size_bytes, log_bytes=log_bytes)
     golden = volume.create_lun("golden", GOLDEN_BYTES)
     model = ModelLun(GOLDEN_BYTES)
     for block in blocks:

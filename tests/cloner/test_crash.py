@@ -1,0 +1,78 @@
+"""A crash at every write of the life of two clones; and the harnesses of clones, which must see a fault."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from tests.cloner.test_races import clone
+from tests.support import tick_loop
+from tests.support.crash_clones import NAMES, judge_jobs, two_clones
+from tests.support.crash_history import History
+from tests.support.crash_log import LoggedHistory
+from tests.support.race_guests import ACTS, Scene
+from tests.support.volumes import MIB
+from wafl import BLOCK_BYTES, FillPlan, Lun
+
+EVERY = int(os.environ.get("LAZYLUN_CRASH_EVERY", "1"))
+"""Of the writes: 1 is each one of them."""
+
+
+def told(kind: type[History], seed: int) -> History:
+    history = kind(size_bytes=4 * MIB)
+    two_clones(history, random.Random(seed))
+    return history
+
+
+def faults(history: History, every: int = EVERY, seed: int = 1) -> list[str]:
+    points = range(history.marks[0].durable, history.device.journal.position + 1, every)
+    seen, found = set(), []
+    for state in history.states(points, seed):
+        identity = history.identity(state)
+        if identity in seen:
+            continue
+        seen.add(identity)
+        # The jobs first: the verdict changes the image.
+        verdict = judge_jobs(state) or history.verdict(state)
+        if verdict:
+            found.append(verdict)
+    assert len(seen) > len(points) / 2
+    return found
+
+
+@pytest.mark.parametrize("kind", [History, LoggedHistory])
+def test_a_crash_at_any_write_of_two_clones_loses_nothing_and_both_end_afterwards(kind: type[History]) -> None:
+    history = told(kind, 1)
+    for name in NAMES:
+        assert history.volume.lun(name).backing is None
+    assert faults(history) == []
+
+
+def test_the_harness_catches_a_detach_that_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fills still on their way when the detach is made."""
+    monkeypatch.setattr(Lun, "fills_durable", property(lambda self: True))
+    history = History(size_bytes=4 * MIB)
+    history.device.slow = lambda offset, data: history.volume.running is None
+    two_clones(history, random.Random(1))
+    assert faults(history, 5)
+
+
+def test_the_race_harness_catches_a_fill_that_does_not_look_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a guest wrote between plan and install is written over."""
+
+    def blind(plan: FillPlan, data: memoryview) -> int:
+        for position in range(plan.blocks):
+            plan.lun.write(plan.offset(position), data[position * BLOCK_BYTES : (position + 1) * BLOCK_BYTES])
+        return plan.blocks
+
+    monkeypatch.setattr(FillPlan, "install", blind)
+    right = []
+    for wanted in range(2, 20):
+        scene = Scene()
+        tick_loop.run(clone(scene), lambda turn, s=scene, w=wanted: ACTS["WRITE"](s) if turn == w else None)  # type: ignore[misc]
+        right.append(scene.reads_right())
+        scene.workshop.finish()
+    assert not all(right)
+    assert any(right)
