@@ -115,6 +115,7 @@ class Daemon:
         steps: list[Callable[[], object]] = [
             self.housekeeping.stop,
             self.server.stop,
+            self.services.iscsi.stop,
             lambda: self.portal.stop(logout_time_s=self.config.iscsi.logout_time_s),
             self.services.volumes.unmount_all,
             self.core.clones.close,

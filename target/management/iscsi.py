@@ -7,6 +7,7 @@ Portals come from the command line or the configuration file (fixed for this run
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -48,12 +49,14 @@ class Iscsi:
         self.portal = portal
         self.registry = registry
         self.listeners: dict[PortalAddress, Listener] = {}
+        self._trying: asyncio.Task[None] | None = None
 
     # -- portals -----------------------------------------------------------------------------------------
 
     async def start(self, fixed: Sequence[tuple[PortalAddress, int]]) -> None:
         """Listen on addresses with their portal groups.  One from the command line that cannot be bound is fatal, one
-        from the settings is not."""
+        from the settings is tried again when the machine's addresses change."""
+        self.portal.on_addresses = self._addresses_changed
         for address, group in fixed:
             await self._listen(Listener(address, group, True))
         for address, group in self.core.state.portals.items():
@@ -68,6 +71,30 @@ class Iscsi:
                     )
         if not fixed and not self.core.state.portals:
             await self._listen_everywhere()
+        if self._absent():
+            await self.portal.follow()
+
+    async def stop(self) -> None:
+        """Before the portals close: none is opened any more."""
+        self.portal.on_addresses = lambda: None
+        if self._trying is not None:
+            self._trying.cancel()
+            await asyncio.gather(self._trying, return_exceptions=True)
+
+    def _absent(self) -> list[Listener]:
+        return [listener for listener in self.listeners.values() if listener.actual is None]
+
+    def _addresses_changed(self) -> None:
+        if self._absent() and (self._trying is None or self._trying.done()):
+            self._trying = asyncio.ensure_future(self._try_again())
+
+    async def _try_again(self) -> None:
+        """Addresses that could not be listened on may be there now."""
+        async with self.core.changing:
+            for listener in self._absent():
+                with contextlib.suppress(Refused):
+                    await self._listen(listener)
+                    listener.problem = ""
 
     async def _listen_everywhere(self) -> None:
         await self._listen(Listener(EVERYWHERE[0], 1, True))

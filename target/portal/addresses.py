@@ -1,9 +1,10 @@
 """Which addresses of this machine a listener answers on, followed as they change (pyroute2).
 
-A listener on one address answers on that one.  A listener on the wildcard answers on every address of its family; the
-kernel is asked for them over rtnetlink and tells of changes, so that SendTargets never gives out an address that went
-away.  Loopback addresses are given out only when there is nothing else, or to whoever came by one: that one, and
-before the others.  Link-local IPv6 addresses never are (they mean nothing without an interface).
+A listener on one address answers on that one, while the machine has it.  A listener on the wildcard answers on every
+address of its family.  The kernel is asked for them over rtnetlink and tells of changes, so that SendTargets never
+gives out an address that went away.  Loopback addresses are given out only when there is nothing else, or to whoever
+came by one: that one, and before the others.  Link-local IPv6 addresses never are (they mean nothing without an
+interface).
 """
 
 from __future__ import annotations
@@ -30,13 +31,20 @@ def format_address(host: str, port: int, tpgt: int) -> str:
 
 def expand(listening: list[tuple[str, int, int]], machine: set[str], local: str = "") -> list[str]:
     """TargetAddress values of listeners (address, port, portal group), wildcards replaced by the machine's addresses
-    of the family.  `local`: the address by which the one who asks has come."""
+    of the family.  `machine`: empty if nobody follows them.  `local`: the address by which who asks has come."""
     found: list[str] = []
     for host, port, tpgt in listening:
         family = WILDCARDS.get(host)
-        hosts = [host] if family is None else _useful(machine, family, local)
+        hosts = _alone(machine, host) if family is None else _useful(machine, family, local)
         found += [format_address(h, port, tpgt) for h in hosts]
     return list(dict.fromkeys(found))
+
+
+def _alone(machine: set[str], host: str) -> list[str]:
+    """The address of a listener of its own, unless it has gone away."""
+    address = host.partition("%")[0]
+    there = not machine or address in machine or ipaddress.ip_address(address).is_loopback
+    return [host] if there else []
 
 
 def _useful(machine: set[str], family: int, local: str) -> list[str]:
@@ -52,11 +60,15 @@ def _useful(machine: set[str], family: int, local: str) -> list[str]:
 
 
 class MachineAddresses:
-    """The machine's addresses, kept current while started.  `changed` is called after each change."""
+    """The machine's addresses, kept current while started.  `changed` is called after each change, `noticed` after each
+    notice of the kernel: an IPv6 address is there before it can be used."""
 
-    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, changed: Callable[[], None] = lambda: None, noticed: Callable[[], None] = lambda: None
+    ) -> None:
         self.current: set[str] = set()
         self._changed = changed
+        self._noticed = noticed
         self._socket: socket.socket | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._stale = False
@@ -105,6 +117,7 @@ class MachineAddresses:
             while self._stale:
                 self._stale = False
                 await self.refresh()
+                self._noticed()
         except Exception as error:
             log.warning("the machine's addresses could not be read: %r", error)
         finally:
@@ -120,7 +133,7 @@ def read_addresses() -> set[str]:
 
 
 def _ask_kernel() -> set[str]:
-    # imported here: pyroute2 takes a quarter of a second, and only a wildcard listener needs it
+    # imported here: pyroute2 takes a quarter of a second, and a listener on loopback does not need it
     from pyroute2 import IPRoute
 
     with IPRoute() as route:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -14,7 +15,7 @@ from target.iscsi import announce, limits
 from target.iscsi.host import Host
 from target.iscsi.ports import TargetDirectory
 from target.iscsi.registry import Registry
-from target.portal.addresses import WILDCARDS, MachineAddresses, expand
+from target.portal.addresses import MachineAddresses, expand
 from target.portal.logs import RateLimited
 from target.portal.spin import Spinner
 from target.portal.transport import IscsiTransport
@@ -62,7 +63,9 @@ class Portal:
         self._servers: dict[tuple[str, int], asyncio.Server] = {}
         self._groups: dict[tuple[str, int], int] = {}
         """Target portal group tag of each listener."""
-        self._machine = MachineAddresses(self._addresses_changed)
+        self.on_addresses: Callable[[], None] = lambda: None
+        """Called when addresses of the machine came, went, or became usable."""
+        self._machine = MachineAddresses(self._addresses_changed, lambda: self.on_addresses())
         self._following = False
         self._stopping = False
         self._notices: RateLimited | None = None
@@ -89,11 +92,16 @@ class Portal:
         server = await loop.create_server(accepted, sock=listener, backlog=BACKLOG)
         self._servers[bound] = server
         self._groups[bound] = tpgt
-        if address in WILDCARDS and not self._following:
-            self._following = True
-            await self._machine.start()
+        if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+            await self.follow()
         log.info("listening on %s port %d, portal group %d", *bound, tpgt)
         return bound
+
+    async def follow(self) -> None:
+        """Watch the machine's addresses come and go."""
+        if not self._following:
+            self._following = True
+            await self._machine.start()
 
     async def close_listener(self, address: str, port: int) -> None:
         """Stop listening on one address; connections that came by it stay."""

@@ -32,6 +32,24 @@ def nexus_of(api: Api, name: str = "iqn.host:a") -> Nexus:
     return TargetDevice("iqn.test").open_nexus(name, b"\x80abcde", {0: served(api)})
 
 
+def test_a_new_serial_is_an_inquiry_data_change(play: Play) -> None:
+    async def scene(api: Api) -> None:
+        await api.volume()
+        await api.lun()
+        nexus = nexus_of(api)
+        await send(nexus, bytes(6))
+        await api.call("PATCH", "/luns/vol0/lun0", {"online": False})
+        await api.call("PATCH", "/luns/vol0/lun0", {"serial": "ABC-123", "online": True})
+        attention = nexus.execute(lun_field(0), bytes(16), 1, memoryview(b""), 1, lambda _: None)
+        assert attention is not None
+        assert key_asc(attention) == (6, 0x3F03)
+        inquiry = bytes((0x12, 1, 0x80, 0, 64)).ljust(16, b"\0")
+        assert bytes((await send(nexus, inquiry)).data)[4:] == b"ABC-123"
+        nexus.close()
+
+    play(scene)
+
+
 def test_a_reservation_with_aptpl_is_there_after_a_restart(play: Play) -> None:
     async def reserve(api: Api) -> None:
         await api.volume()

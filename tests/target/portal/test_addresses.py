@@ -23,11 +23,16 @@ MACHINE = {"127.0.0.1", "192.0.2.9", "192.0.2.10", "::1", "fe80::1", "2001:db8::
         ([("127.0.0.1", 3260, 1)], ["127.0.0.1:3260,1"]),
         ([("0.0.0.0", 3260, 1), ("192.0.2.9", 3260, 1)], ["192.0.2.9:3260,1", "192.0.2.10:3260,1"]),
         ([("192.0.2.9", 3260, 1), ("192.0.2.10", 3260, 7)], ["192.0.2.9:3260,1", "192.0.2.10:3260,7"]),
+        ([("192.0.2.99", 3260, 1), ("192.0.2.9", 3260, 1)], ["192.0.2.9:3260,1"]),
         ([], []),
     ],
 )
 def test_wildcards_become_the_machines_addresses(listening: list[tuple[str, int, int]], expected: list[str]) -> None:
     assert expand(listening, MACHINE) == expected
+
+
+def test_an_address_is_given_out_where_nobody_knows_the_machines() -> None:
+    assert expand([("192.0.2.99", 3260, 1)], set()) == ["192.0.2.99:3260,1"]
 
 
 def test_loopback_is_given_out_when_there_is_nothing_else() -> None:
