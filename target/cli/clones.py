@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -20,7 +20,7 @@ LIMIT = Column("Limit", lambda o: o["limit_bytes_s"], lambda v: f"{format_size(v
 LEFT = Column("Left", lambda o: o["remaining_s"], format_duration, right=True)
 STATE = Column("State", lambda o: o["state"] if o["queue_place"] is None else f"queued ({o['queue_place']} before it)")
 FULL_SPEED = Column("Full speed", lambda o: o["full_speed"], lambda v: "yes" if v else "no")
-HOLDERS = Column("Held by", lambda o: " ".join(o["holders"]))
+HOLDERS = Column("Held by", lambda o: _holders(o), lambda v: _some(v))
 COLUMNS = (text("Path", "path"), STATE, PERCENT, RATE, LEFT, text("Backing", "backing"), HOLDERS)
 DETAILS = (
     STATE, PERCENT, number("Blocks done", "completed_blocks"), number("Blocks in all", "total_blocks"),
@@ -29,6 +29,15 @@ DETAILS = (
     text("Policy", "policy"), text("Backing", "backing"), HOLDERS, text("Message", "message"),
 )  # fmt: skip
 JOBS = number("Running", "running")
+
+
+def _holders(job: Mapping[str, Any]) -> list[str]:
+    return job["holders"] + ["…"] * (job["holder_count"] > len(job["holders"]))
+
+
+def _some(paths: list[str]) -> str:
+    """As many as a table has room for."""
+    return ", ".join(paths[:2] + ["…"] * (len(paths) > 2)) or "-"
 
 
 @main.group()

@@ -19,6 +19,7 @@ from target.management import clone_models, models
 from target.management.clone_settings import remember, remembered
 from target.management.core import Core, Unit
 from target.management.events import EventLog, Severity
+from target.management.families import SNAPSHOT, by_snapshot
 from target.management.operations import Operation, OperationState
 from target.management.refusal import Refused
 from target.management.snapshots import holder_path
@@ -34,8 +35,14 @@ def forward_event(events: EventLog, event: CloneEvent) -> None:
     events.emit(event.kind, event.message, subject=event.path, severity=Severity[event.level.upper()], data=event.data)
 
 
-def _paths(unit: Unit, holders: list[str]) -> list[str]:
-    return [holder_path(unit, holder) for holder in holders]
+HOLDERS_SHOWN = 8
+"""In the list of all jobs: a golden image has hundreds of LUNs, and each of them has a line there."""
+
+
+def _holders(unit: Unit, holders: list[str]) -> list[str]:
+    """LUNs, then later snapshots that have such LUNs in them, each once."""
+    luns, snapshots = by_snapshot(holders)
+    return [holder_path(unit, name) for name in (*luns, *(f"{SNAPSHOT}{name}" for name in snapshots))]
 
 
 @contextlib.contextmanager
@@ -63,12 +70,13 @@ class Clones:
         shown = []
         for unit in self.core.units.values():
             jobs = {status.lun_uuid: status for status in self.core.clones.show(unit.service)}
-            holders = {each.name: _paths(unit, each.busy_holders) for each in unit.volume.snapshots()}
+            holders = {each.name: _holders(unit, each.busy_holders) for each in unit.volume.snapshots()}
             for lun in sorted(unit.volume.luns(), key=lambda each: each.name):
                 job = jobs.get(str(lun.uuid))
                 if job is not None or lun.backing is not None:
                     model = self._model(unit, job or self.core.clones.status(unit.service, lun.name))
-                    model.holders = holders.get(lun.backing.snapshot_name, []) if lun.backing is not None else []
+                    found = holders.get(lun.backing.snapshot_name, []) if lun.backing is not None else []
+                    model.holders, model.holder_count = found[:HOLDERS_SHOWN], len(found)
                     shown.append(model)
         return shown
 
@@ -76,7 +84,8 @@ class Clones:
         unit, lun, _path = self.core.find(text)
         model = self._model(unit, self.core.clones.status(unit.service, lun.name))
         if lun.backing is not None and lun.backing.snapshot_name:
-            model.holders = _paths(unit, unit.volume.snapshot_usage(lun.backing.snapshot_name))
+            model.holders = _holders(unit, unit.volume.snapshot_usage(lun.backing.snapshot_name))
+            model.holder_count = len(model.holders)
         return model
 
     def jobs(self, unit: Unit) -> dict[str, models.CloneStatus]:

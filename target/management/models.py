@@ -169,7 +169,10 @@ class CloneStatus(BaseModel):
     full_speed: bool = Field(default=False, description="It gives way to nobody")
     policy: str = Field(default="report", description="What it does about source blocks that cannot be read")
     queue_place: int | None = Field(default=None, description="How many jobs come before it, while it is queued")
-    holders: list[str] = Field(default=[], description="What keeps the backing snapshot: LUNs, and later snapshots")
+    holders: list[str] = Field(
+        default=[], description="What keeps the backing snapshot: LUNs, and later snapshots; in the list the first 8"
+    )
+    holder_count: int = 0
     message: str = Field(default="", description="Why it is paused, failed or stopped")
     operation: str | None = Field(default=None, description="Operation to wait for or cancel")
 

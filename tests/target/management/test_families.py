@@ -140,3 +140,20 @@ def test_metrics_count_jobs_by_state_and_what_they_copied(play: Play) -> None:
         assert 'lund_clone_rate_bytes_per_second{lun="/vol/vol0/copy1"' in page
 
     play(scene)
+
+
+def test_the_list_of_clones_does_not_name_a_hundred_holders_a_hundred_times(play: Play) -> None:
+    async def scene(api: Api) -> None:
+        await golden(api)
+        backing = {"path": "/vol/vol0/.snapshot/base/lun0"}
+        await api.post("/rollouts", {"pattern": "/vol/vol0/vm%d", "count": 99, "backing": backing, "reserved": False})
+        for name in ("s1", "s2"):
+            await api.post("/volumes/vol0/snapshots", {"name": name})
+        listed = await api.get("/clones")
+        assert len(listed) == 100
+        assert {(len(each["holders"]), each["holder_count"]) for each in listed} == {(8, 102)}
+        one = await api.get("/clones/vol0/copy")
+        assert (len(one["holders"]), one["holder_count"]) == (102, 102)
+        assert one["holders"][-2:] == ["/vol/vol0/.snapshot/s1", "/vol/vol0/.snapshot/s2"]
+
+    play(scene)
