@@ -32,7 +32,7 @@ JOBS = number("Running", "running")
 
 
 def _holders(job: Mapping[str, Any]) -> list[str]:
-    return job["holders"] + ["…"] * (job["holder_count"] > len(job["holders"]))
+    return [*job["holders"], *["…"] * (job["holder_count"] > len(job["holders"]))]
 
 
 def _some(paths: list[str]) -> str:
