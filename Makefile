@@ -21,7 +21,7 @@ BENCH_READY = $(VENV)/.ready-to-bench
 BENCH_TOOLS = $(addprefix build/bench/,lean_client libiscsi_client bare_target)
 BENCH_CFLAGS = -O2 -std=gnu11 -Wall -Wextra -Wconversion
 
-.PHONY: help run test score crash fuzz demo bench bench-tools bench-guard bench-flush bench-rollout bench-scale \
+.PHONY: help run test score crash fuzz demo bench bench-tools bench-guard bench-clone bench-flush bench-rollout bench-scale \
         lint unit debian clean
 .DEFAULT_GOAL := help
 
@@ -35,6 +35,7 @@ help:
 	@echo 'make demo    the whole story in three minutes (root: it boots Linux hosts)'
 	@echo 'make bench   everything side by side with tgt; BENCH_ARGS="--only read-4k-qd32 --rounds 5 …", or --list'
 	@echo 'make bench-guard   the hot path counted in instructions: no measurement of time, the same on every machine'
+	@echo 'make bench-clone   what a lazy clone costs hosts, and its speed beside cp and QEMU; BENCH_ARGS="--only copy …"'
 	@echo 'make bench-flush   writes and flushes beside tgt, with and without the log; BENCH_ARGS="--rounds N …"'
 	@echo 'make bench-rollout  a golden image rolled out as 10, 100 and 250 LUNs; BENCH_ARGS="--rounds N …"'
 	@echo 'make bench-scale   a volume of 1 TiB with 1,000 LUNs and 255 snapshots; BENCH_ARGS="--json FILE …"'
@@ -109,6 +110,10 @@ bench-guard: $(TEST_READY)
 
 bench-flush: debian $(RUN_READY)
 	@exec $(BIN)/python scripts/bench_flush.py $(BENCH_ARGS)
+
+bench-clone: bench-tools $(BENCH_READY)
+	@sh scripts/install_debian.sh qemu-system-common
+	@exec $(BIN)/python -m scripts.bench.cloning $(BENCH_ARGS)
 
 bench-rollout: $(RUN_READY)
 	@exec $(BIN)/python scripts/bench_rollout.py $(BENCH_ARGS)
