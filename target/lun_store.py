@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NoReturn
 
-from target.scsi.store import FlushDone, MediumError, SpaceExhausted, StoreError
+from target.scsi.store import BlockStore, FlushDone, MediumError, SpaceExhausted, StoreError
 from wafl import BLOCK_BYTES, BackingLost, CorruptVolume, Lun, NoSpace, VolumeService, WaflError, write_atomic
 
 
@@ -89,6 +89,14 @@ class LunStore:
     def write_atomic(self, offset: int, data: memoryview) -> None:
         try:
             write_atomic(self.lun, offset, data)
+        except (WaflError, OSError) as error:
+            fail(offset, error)
+
+    def share(self, offset: int, source: BlockStore, source_offset: int, length: int) -> int:
+        if not isinstance(source, LunStore):
+            return 0
+        try:
+            return self.lun.share(offset, source.lun, source_offset, length)
         except (WaflError, OSError) as error:
             fail(offset, error)
 

@@ -9,7 +9,7 @@ Rules:
 - A pointer that goes is put into `Allocator.freed` like any other.  `drop` takes it off the count when the frees are
   applied, and only a block whose last pointer has gone loses its bit.  Until then the count has it: count = pointers
   + frees not applied - 1.  So it does not matter whether a block is shared once more before or after.
-- A block that only a snapshot holds has no pointer: its bit is not set, and sharing it sets the bit (`Grant.add`).
+- A block that only a snapshot holds has no pointer: its bit is not set, and sharing it sets the bit (`add`).
 - Rows are read when they are needed and kept for a while; a changed one is in memory until its consistency point is
   durable.  Which rows there are is always known, and so are the pointer blocks above them.
 - Room for all rows of the volume is kept back once the file exists (FileSystem.set_reserve): counting never fails.
@@ -274,12 +274,13 @@ class References:
             if full.any():
                 most = min(most, int(first[at : at + len(here)][full].min()))
             at += len(here)
-        return Grant(self, rows, most)
+        if most < len(vbns):
+            blocks, times = np.unique(vbns[:most], return_counts=True)
+        return Grant(self, most, blocks, times, rows)
 
-    def add(self, vbns: Vbns, rows: dict[int, Row]) -> None:
-        """One more pointer to each of these: as many as were granted, and nothing else has happened since."""
+    def add(self, blocks: Vbns, times: npt.NDArray[np.intp], rows: dict[int, Row]) -> None:
+        """So many more pointers to each of these blocks (`Grant.use`)."""
         allocator = self._core.allocator
-        blocks, times = np.unique(vbns, return_counts=True)
         active = are_set(allocator.active, blocks)
         allocator.activate(blocks[~active])
         more = times - ~active
@@ -352,14 +353,17 @@ class References:
 class Grant:
     """Blocks that may be shared.  Good until something else happens to the volume."""
 
-    def __init__(self, references: References, rows: dict[int, Row], blocks: int) -> None:
+    def __init__(
+        self, references: References, most: int, blocks: Vbns, times: npt.NDArray[np.intp], rows: dict[int, Row]
+    ) -> None:
         self._references = references
-        self._rows = rows
-        self.blocks = blocks
+        self._what = blocks, times, rows
+        self.most = most
         """Of those asked for, from the front."""
 
-    def add(self, vbns: Vbns) -> None:
-        self._references.add(vbns, self._rows)
+    def use(self) -> None:
+        """They are named once more each."""
+        self._references.add(*self._what)
 
 
 def by_row(vbns: Vbns) -> Iterator[tuple[int, Vbns]]:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from wafl.bits import Vbns
     from wafl.lun import Lun
 
-RANGES_A_CALL = 64
-"""Level-1 ranges that one call goes over: some milliseconds."""
+RANGES_A_CALL = 16
+"""Level-1 ranges that one call goes over: one to four milliseconds."""
 LOST_CRC = 0xFFFFFFFF
 """Beside the right checksum of a block it is a wrong one."""
 
@@ -153,9 +153,9 @@ def _share(lun: Lun, source: Lun, pieces: list[_Piece]) -> int:
             break
     data = np.concatenate([piece.data for piece in pieces])
     grant = files.references.grant(data)
-    pieces = _cut(pieces, grant.blocks)
+    pieces = _cut(pieces, grant.most)
     before = [(which, files.reserve.needed_by(which)) for which in {lun, source}]
-    grant.add(data[: grant.blocks])
+    grant.use()
     for piece in pieces:
         _give(source, piece)
         _take(lun, piece)

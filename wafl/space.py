@@ -39,6 +39,7 @@ def space_of(volume: Volume) -> Space:
         reserved=min(free, own_room) * BLOCK_BYTES,
         reserved_luns=min(max(0, free - own_room), luns) * BLOCK_BYTES,
         overcommitted=volume.files.reserve.missing * BLOCK_BYTES,
+        shared=volume.files.references.total * BLOCK_BYTES,
     )
 
 

@@ -105,6 +105,8 @@ class Space:
     """Kept back for what reserved LUNs may still write."""
     overcommitted: int = 0
     """What reserved LUNs may still write and there is no room for (volumes of versions that kept nothing back)."""
+    shared: int = 0
+    """Saved by sharing: what further pointers to blocks would take as blocks of their own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ DETAILS = (
     size("Size", "size_bytes"), size("Used", "used_bytes"), size("Free", "free_bytes"),
     size("Active", "active_bytes"), size("Snapshots only", "snapshot_bytes"), size("Kept for LUNs", "kept_bytes"),
     size("Kept back", "reserved_bytes"), size("Overcommitted", "overcommitted_bytes"),
+    size("Saved by sharing", "shared_bytes"),
     number("LUNs", "luns"), number("Snapshots", "snapshots"), number("Consistency point", "generation"),
     text("Mount report", "mount_report"),
     Column("Last scrub", lambda o: last_scrub(o.get("last_scrub"))),

@@ -24,6 +24,7 @@ VOLUME_GAUGES = {
     "snapshot_bytes": "Bytes held by snapshots alone",
     "kept_bytes": "Bytes kept back for what space-reserved LUNs may still write",
     "overcommitted_bytes": "Bytes that space-reserved LUNs may still write and there is no room for",
+    "shared_bytes": "Bytes saved by blocks that several places share",
     "luns": "LUNs",
     "snapshots": "Snapshots",
     "generation": "Last durable consistency point",

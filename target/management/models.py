@@ -68,6 +68,7 @@ class Volume(BaseModel):
     reserved_bytes: int = Field(default=0, description="Kept back for consistency points")
     kept_bytes: int = Field(default=0, description="Kept back for what space-reserved LUNs may still write")
     overcommitted_bytes: int = Field(default=0, description="What they may still write and there is no room for")
+    shared_bytes: int = Field(default=0, description="Saved by blocks that several LUNs, or places of one, share")
     generation: int = Field(default=0, description="The last durable consistency point")
     luns: int = 0
     snapshots: int = 0

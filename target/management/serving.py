@@ -71,6 +71,9 @@ class GoneStore:
     def write_atomic(self, offset: int, data: memoryview) -> None:
         raise self._offline()
 
+    def share(self, offset: int, source: BlockStore, source_offset: int, length: int) -> int:
+        raise self._offline()
+
     def unmap(self, offset: int, length: int) -> None:
         raise self._offline()
 

@@ -76,6 +76,7 @@ class Volumes:
         shown.reserved_bytes = space.reserved
         shown.kept_bytes = space.reserved_luns
         shown.overcommitted_bytes = space.overcommitted
+        shown.shared_bytes = space.shared
         shown.generation = unit.volume.generation
         shown.luns = len(unit.volume.luns())
         shown.snapshots = len(unit.volume.snapshot_names())

@@ -18,8 +18,11 @@ from target.scsi.limits import (
     MAX_UNMAP_DESCRIPTORS,
     MAX_WRITE_SAME_BYTES,
     OPTIMAL_TRANSFER_BYTES,
+    PATTERN_BYTES,
+    SHARE_BYTES,
 )
 from target.scsi.sense import Asc, illegal, invalid_field, invalid_parameter, lba_out_of_range
+from target.scsi.store import MediumError
 from target.scsi.task import Reply, Task, data_in
 from target.scsi.unit import LogicalUnit
 
@@ -187,7 +190,40 @@ def _blocks_to_the_end(task: Task) -> int:
 
 
 def _fill(lu: LogicalUnit, offset: int, length: int, block: bytes) -> None:
+    """A part of the pattern is written, or found before the range, and the rest is more pointers to its blocks."""
     lu.counters.write_bytes += length
     pattern = memoryview(block * (min(length, OPTIMAL_TRANSFER_BYTES) // len(block)))
-    for at in range(0, length, len(pattern)):
-        lu.store.write(offset + at, pattern[: length - at])
+    start = -(-offset // SHARE_BYTES) * SHARE_BYTES
+    end = (offset + length) // SHARE_BYTES * SHARE_BYTES
+    if end - start < 2 * PATTERN_BYTES:
+        start = end = offset
+    _write_over(lu, offset, start, pattern)
+    at, seed = start, _before(lu, start, pattern[:PATTERN_BYTES]) if start < end else None
+    written = -1
+    while at < end:
+        done = 0 if seed is None else lu.store.share(at, lu.store, seed, min(end - at, at - seed))
+        if not done and at == written:
+            break  # not even what has just been written can be shared
+        if not done:
+            seed, done = at, min(PATTERN_BYTES, end - at)
+            written = at + done
+            _write_over(lu, at, written, pattern)
+        at += done
+    _write_over(lu, at, offset + length, pattern)
+
+
+def _before(lu: LogicalUnit, offset: int, pattern: memoryview) -> int | None:
+    """Where the pattern lies right before the range, as after the last of several commands in a row; None if not."""
+    found = memoryview(bytearray(len(pattern)))
+    if offset < len(pattern):
+        return None
+    try:
+        there = lu.store.read_into_nowait(offset - len(pattern), found)
+    except MediumError:
+        return None  # it is written over, or nobody's concern here
+    return offset - len(pattern) if there and found == pattern else None
+
+
+def _write_over(lu: LogicalUnit, offset: int, end: int, pattern: memoryview) -> None:
+    for at in range(offset, end, len(pattern)):
+        lu.store.write(at, pattern[: end - at])

@@ -1,7 +1,8 @@
 """Moving data from one logical unit to another in slices: what EXTENDED COPY and the tokens share.
 
-A copy reads and writes like a host that has the fast path: what is not in memory is read ahead and asked for again,
-zeros become holes, and between two slices everybody else has a turn.
+Whole blocks that lie alike in both are shared by the store, which moves nothing. What cannot be is read and written
+like by a host that has the fast path: what is not in memory is read ahead and asked for again, zeros become holes.
+Between two slices everybody else has a turn.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from target.scsi.limits import COPY_RETRIES, COPY_STEP_BYTES, COPY_WAIT_S
+from target.scsi.limits import COPY_RETRIES, COPY_STEP_BYTES, COPY_WAIT_S, SHARE_BYTES
 from target.scsi.sense import Asc, CheckCondition, SenseKey
 from target.scsi.store import StoreError
 from target.scsi.task import store_failure
@@ -79,17 +80,38 @@ class Copier:
             raise condition
         if source.contents != self._contents[self.segments_done]:
             raise CheckCondition(SenseKey.ABORTED_COMMAND, Asc.COMMANDS_CLEARED_BY_DEVICE_SERVER)
-        view = self._buffer[: segment.length - self._offset]
-        if view and not self._read(source, segment.source_offset + self._offset, view):
-            return COPY_WAIT_S
-        if view:
-            write(destination, segment.destination_offset + self._offset, view)
-        self._offset += len(view)
-        self.bytes_done += len(view)
+        done = self._share(segment)
+        if not done:
+            view = self._buffer[: self._unshared(segment)]
+            if view and not self._read(source, segment.source_offset + self._offset, view):
+                return COPY_WAIT_S
+            if view:
+                write(destination, segment.destination_offset + self._offset, view)
+            done = len(view)
+        self._offset += done
+        self.bytes_done += done
         if self._offset == segment.length:
             self.segments_done += 1
             self._offset = 0
         return 0.0
+
+    def _share(self, segment: Segment) -> int:
+        """Bytes that need no copying, from where the segment has come to."""
+        at, start = segment.source_offset + self._offset, segment.destination_offset + self._offset
+        length = (segment.length - self._offset) // SHARE_BYTES * SHARE_BYTES
+        if not length or (at | start) % SHARE_BYTES:
+            return 0
+        done = segment.destination.store.share(start, segment.source.store, at, length)
+        if done:
+            segment.destination.counters.writes += 1
+            segment.destination.counters.write_bytes += done
+        return done
+
+    def _unshared(self, segment: Segment) -> int:
+        """Bytes to copy: up to the next whole block, if the rest lies alike in both."""
+        at, start = segment.source_offset + self._offset, segment.destination_offset + self._offset
+        left = segment.length - self._offset
+        return min(left, -at % SHARE_BYTES) if at % SHARE_BYTES and (at - start) % SHARE_BYTES == 0 else left
 
     def _read(self, source: LogicalUnit, offset: int, view: memoryview) -> bool:
         if not source.store.read_into_nowait(offset, view):

@@ -12,8 +12,16 @@ OPTIMAL_TRANSFER_BYTES = 1 << 20
 """One level-1 buffer's worth; Linux takes it as io_opt and reads ahead by it."""
 
 MAX_WRITE_SAME_BYTES = 16 << 20
-"""A pattern that is not zeros is really written, on the loop that serves everybody else.  Under 65,536 blocks: beyond
+"""Where blocks cannot be shared, a pattern that is not zeros is really written, on the loop that serves everybody else.
+Under 65,536 blocks: beyond
 that libiscsi's suite fills the range first with one WRITE of the same length."""
+
+SHARE_BYTES = 4096
+"""What stores share is whole blocks of this size."""
+
+PATTERN_BYTES = 64 << 10
+"""WRITE SAME writes this much of a pattern and shares it onto the rest: reads of the range still find it in pieces of
+that size."""
 
 MAX_UNMAP_BLOCKS = 1 << 20
 """One UNMAP command: bounds the time it holds the loop, and libiscsi's suite accepts no more (or FFFFFFFFh)."""

@@ -89,6 +89,11 @@ class BlockStore(Protocol):
         """Like `write`, and after a crash either all of it is there or none.  Whole blocks of 4096 bytes, at most
         1 MiB.  Raises StoreError."""
 
+    def share(self, offset: int, source: BlockStore, source_offset: int, length: int) -> int:
+        """Make `length` bytes at `offset` the same blocks as those of `source` at its `source_offset`, without moving
+        them.  The bytes done, from the front, bounded work a call; 0 where that cannot be: the caller copies.
+        Raises StoreError."""
+
     def unmap(self, offset: int, length: int) -> None:
         """Make the range read zeros, giving back every whole block in it.  Raises StoreError."""
 

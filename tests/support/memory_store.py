@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
-from target.scsi.store import FlushDone, MediumError, SpaceExhausted, StoreOffline
+from target.scsi.store import BlockStore, FlushDone, MediumError, SpaceExhausted, StoreOffline
 
 PIECE = 4096
 
@@ -94,6 +94,11 @@ class MemoryStore:
         assert not (offset | len(data)) % PIECE
         assert len(data) <= 1 << 20
         self.write(offset, data)
+
+    def share(self, offset: int, source: BlockStore, source_offset: int, length: int) -> int:
+        """It has no blocks that could be in two places: whoever asks has to copy."""
+        self._check(offset, length)
+        return 0
 
     def unmap(self, offset: int, length: int) -> None:
         self._check(offset, length)

@@ -48,8 +48,8 @@ class Host:
             if self.tag in self.late:
                 return self.late.pop(self.tag)
             for each in {lu, *(itl.lu for itl in self.nexus.itls.values())}:
-                assert isinstance(each.store, MemoryStore)
-                each.store.finish_flushes()
+                if isinstance(each.store, MemoryStore):
+                    each.store.finish_flushes()
                 platform = platform_of(each)
                 platform.finish_saves()
                 if platform.calls:

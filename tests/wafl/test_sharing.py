@@ -126,7 +126,7 @@ def test_one_call_makes_any_empty_range_empty(volume: Volume) -> None:
     assert other.share(0, big, 0, TIB) == TIB
     assert read(other, 5 * MIB, BLOCK) == bytes(BLOCK)
     other.write(TIB - MIB, pattern(4, BLOCK))
-    assert share_all(big, other, TIB) < 20
+    assert share_all(big, other, TIB) < 40
     assert read(big, TIB - MIB, BLOCK) == pattern(4, BLOCK)
 
 
@@ -135,8 +135,8 @@ def test_one_call_does_bounded_work(workshop: Workshop) -> None:
     a, b = (volume.create_lun(name, 256 * MIB) for name in ("a", "b"))
     for at in range(0, 256 * MIB, MIB):
         a.write(at, pattern(at, BLOCK))
-    assert b.share(0, a, 0, 256 * MIB) == 64 * MIB
-    assert share_all(b, a, 256 * MIB) == 4
+    assert b.share(0, a, 0, 256 * MIB) == 16 * MIB
+    assert share_all(b, a, 256 * MIB) == 16
 
 
 def test_holes_become_zeros_below_the_limit_of_a_backing(volume: Volume) -> None:

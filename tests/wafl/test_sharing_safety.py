@@ -47,7 +47,7 @@ def without_audit(monkeypatch: pytest.MonkeyPatch, volume: Volume) -> None:
 
 
 def test_the_harness_catches_a_share_that_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(References, "add", lambda self, vbns, rows: None)
+    monkeypatch.setattr(References, "add", lambda self, blocks, times, rows: None)
     history = History()
     without_audit(monkeypatch, history.volume)
     assert fault(history)
