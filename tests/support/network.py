@@ -16,7 +16,7 @@ Every write that is sent again has other data: were the first one done after it 
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 
 from target.iscsi.constants import NO_TAG, Opcode, RejectReason
 from target.iscsi.errors import FormatError
@@ -38,6 +38,10 @@ DEPTH = 12
 STEPS = 40_000
 """More than any story takes: one that does not end is a fault."""
 FLUSH = bytes((0x35,)) + bytes(15)
+ABORT_TASK, LUN_RESET, QUERY_TASK, I_T_NEXUS_RESET = 1, 5, 9, 11
+QUESTIONS = (QUERY_TASK, 10, 12)
+FUNCTIONS = (ABORT_TASK, ABORT_TASK, ABORT_TASK, 2, 4, LUN_RESET)
+LEVEL_2 = (*QUESTIONS, I_T_NEXUS_RESET)
 
 
 class Lost(Exception):
@@ -57,6 +61,8 @@ class Story:
         self.todo: deque[Work] = deque()
         self.busy: set[int] = set()
         self.commands: dict[int, Command] = {}
+        self.answered: Counter[int] = Counter()
+        """Task management functions, 0 for those that nobody waits for any more."""
         self.functions: dict[int, tuple[int, int, Command | None]] = {}
         """Task management: tag -> (function, CmdSN, the command that ABORT TASK names)."""
         self.logouts: dict[int, Pipe] = {}
@@ -72,6 +78,7 @@ class Story:
             "MaxBurstLength": str(self.dice.choice((512, 2048, 65536))),
             "FirstBurstLength": str(self.dice.choice((512, 2048, 65536))),
             "MaxOutstandingR2T": str(self.dice.choice((1, 2, 8))),
+            "iSCSIProtocolLevel": self.dice.choice(("1", "2")),
         }
         self.watch = FenceWatch(self.answer_comes)
         self.segment = self.dice.choice((512, 700, 2048, 65536))
@@ -217,15 +224,16 @@ class Story:
         return Work(region, blocks, kind, self.dice.randbytes(blocks * BLOCK) if kind == "write" else b"")
 
     def manage(self) -> None:
-        """ABORT TASK of any command, or the end of the whole task set."""
+        """ABORT TASK of any command, the end of the whole task set, or a question of RFC 7144."""
         pipe = self.dice.choice(self.pipes)
         itt, cmd_sn = pipe.initiator.next_itt(), self.leading.cmd_sn
         named = self.dice.choice(list(self.commands.values())) if self.commands else None
-        function = self.dice.choice((1, 1, 1, 2, 4, 5)) if named else 5
+        choice = FUNCTIONS + (LEVEL_2 if self.keys["iSCSIProtocolLevel"] == "2" else ())
+        function = self.dice.choice(choice) if named else LUN_RESET
         fields = {"flags": 0x80 | function, "itt": itt, "cmd_sn": cmd_sn, "referenced_itt": NO_TAG}
-        if function == 1 and named is not None:
+        if function in (ABORT_TASK, QUERY_TASK) and named is not None:
             fields |= {"referenced_itt": named.itt, "ref_cmd_sn": named.cmd_sn}
-        self.functions[itt] = (function, cmd_sn, named if function == 1 else None)
+        self.functions[itt] = (function, cmd_sn, named if function == ABORT_TASK else None)
         self.post(pipe, Opcode.TASK_MANAGEMENT_REQUEST, immediate=True, **fields)
 
     # --- receiving
@@ -315,7 +323,10 @@ class Story:
 
     def managed(self, pipe: Pipe, reply: Reply) -> None:
         function, cmd_sn, named = self.functions.pop(reply.itt, (0, 0, None))
-        if function == 1:
+        self.answered[function] += 1
+        if function in QUESTIONS:
+            assert reply.response in (0, 7)
+        elif function == ABORT_TASK:
             assert reply.response in (0, 1)
             if reply.response == 0 and named is not None and self.commands.get(named.itt) is named:
                 self.retired.add(named.itt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -24,6 +25,18 @@ def test_data_is_right_in_the_end_whatever_the_network_does(group: int) -> None:
         except Exception as error:
             error.add_note(f"python -c 'from tests.support.network import Story; Story({seed}).play()'")
             raise
+
+
+def test_the_stories_have_every_function_and_many_fences() -> None:
+    answered: Counter[int] = Counter()
+    fences = 0
+    for seed in range(2 * STORIES):
+        story = Story(seed)
+        story.play()
+        answered += story.answered
+        fences += story.watch.passed
+    assert {1, 2, 4, 5, 9, 10, 11, 12} <= set(answered)
+    assert fences > 10
 
 
 def test_a_fence_that_holds_nothing_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
