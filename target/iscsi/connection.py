@@ -83,7 +83,7 @@ class Connection:
         self.closing: str | None = None
         self.cid = 0
         self.immediate_outstanding = 0
-        self._fences: dict[int, Fence] = {}
+        self.fences: dict[int, Fence] = {}
         """Fences that wait for the initiator to have what was sent here, by the tag of the NOP-In that asks."""
         self._fence_asked_at = now
         self.send_data_max = limits.LOGIN_DATA_SEGMENT_BYTES
@@ -278,13 +278,13 @@ class Connection:
     def ask_for_fence(self, waiting: Fence) -> None:
         """Tell it when the initiator has everything that was sent here until now."""
         tag = self.session.tags.take()
-        self._fences[tag] = waiting
+        self.fences[tag] = waiting
         self._fence_asked_at = self._now
         fence.ask(self, tag)
 
     def fence_passed(self, tag: int) -> None:
         """A NOP-Out that answers."""
-        waiting = self._fences.pop(tag, None)
+        waiting = self.fences.pop(tag, None)
         if waiting is not None:
             waiting.passed(self)
 
@@ -404,7 +404,7 @@ class Connection:
             self._keep_alive(now)
 
     def _keep_alive(self, now: float) -> None:
-        if self._fences and now >= self._fence_asked_at + self.host.nop_timeout_s:
+        if self.fences and now >= self._fence_asked_at + self.host.nop_timeout_s:
             self.close("no answer to NOP-In", fault=True)
         elif self._ping_sent is not None:
             if now >= self._ping_sent + self.host.nop_timeout_s:
@@ -448,7 +448,7 @@ class Connection:
 
     def _leave_session(self, reason: str, fault: bool) -> None:
         session = getattr(self, "session", None)
-        self._fences.clear()
+        self.fences.clear()
         if session is not None:
             session.leave(self, reason, announce=fault)
 

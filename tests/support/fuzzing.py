@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from target.iscsi import limits
-from target.iscsi.constants import Opcode, TaskFunction
+from target.iscsi.constants import NO_TAG, Opcode, TaskFunction
 from target.iscsi.errors import FormatError, TextError
 from target.iscsi.framing import Framing, additional_headers, encode
 from target.iscsi.keys import When
@@ -203,6 +203,8 @@ def session(data: bytes) -> None:
         for initiator in (bystander, one, two):
             drain(initiator.link)
             assert_bounded(initiator.link)
+        if not flags & 8:
+            _pass_fences(one, two)
     for each in units.values():
         _catch_up(each)
     if not reset:
@@ -234,6 +236,14 @@ def _request(connections: tuple[Initiator, Initiator], reader: Reader, units: di
     raw_send(link, encode(bytes(header), reader.take(length), link.core.framing))
     management = header[0] & 0x3F == Opcode.TASK_MANAGEMENT_REQUEST
     return management and header[1] & 0x7F == TaskFunction.TARGET_COLD_RESET
+
+
+def _pass_fences(*connections: Initiator) -> None:
+    """What a peer that follows the protocol answers to a response fence."""
+    for initiator in connections:
+        for tag in list(initiator.link.core.fences):
+            raw_send(initiator.link, initiator.encode(Opcode.NOP_OUT, immediate=True, itt=NO_TAG, ttt=tag))
+            drain(initiator.link)
 
 
 def _take_attentions(initiator: Initiator) -> None:
@@ -319,6 +329,7 @@ OTHERS = (
     bytes((0x9E, 0x10)) + bytes(11) + b"\x20\0\0", bytes((0x9E, 0x12)) + bytes(11) + b"\x40\0\0",
     bytes((0xA3, 0x0C)) + bytes(7) + b"\xff\0\0", bytes((0x5E, 0, 0, 0, 0, 0, 0, 0, 64, 0)),
     bytes((0x12, 1, 0xB0, 0, 64, 0)), bytes((0x5A, 0, 0x3F, 0xFF, 0, 0, 0, 1, 0, 0)),
+    bytes((0xA3, 0x0A)) + bytes(7) + b"\xff\0\0", bytes((0x83, 0x1C)), bytes((0x84, 0x05)) + bytes(11) + b"\xff\0\0",
 )  # fmt: skip
 WRITES = (
     (cdb_10(0x2A, 0, 1), 512), (bytes((0x89, 0)) + bytes(11) + b"\1\0\0", 1024),
@@ -326,6 +337,7 @@ WRITES = (
     (bytes((0x5F, 0)) + bytes(6) + b"\x18\0", 24), (bytes((0x5F, 5)) + bytes(6) + b"\x18\0", 24),
     (bytes((0x83, 0)) + bytes(10) + b"\0\x40\0\0", 64), (bytes((0x15, 0x10, 0, 0, 24, 0)), 24),
     (bytes((0x48, 1, 0, 0, 0, 0, 0, 2, 4, 0)), 516), (bytes((0x04, 0x10)) + bytes(4), 4),
+    (bytes((0xA4, 0x0A)) + bytes(7) + b"\x08\0\0", 8),
 )  # fmt: skip
 
 
