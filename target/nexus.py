@@ -104,6 +104,8 @@ class TargetDevice:
         """URLs, for VPD page 85h."""
         self.before_answers: Callable[[], None] = lambda: None
         """What must have happened before any answer of this device leaves."""
+        self.when_warm: Callable[[Callable[[], None]], bool] = lambda done: False
+        """As `ports.Nexus` has it."""
 
     def open_nexus(
         self, initiator: str, isid: bytes, lun_map: LunMap, on_close: OnClose | None = None, tpgt: int = 1
@@ -147,6 +149,9 @@ class Nexus(ITNexus):
 
     def before_answers(self) -> None:
         self.device.before_answers()
+
+    def when_warm(self, done: Callable[[], None]) -> bool:
+        return self.device.when_warm(done)
 
     def announce(self, lun: int, attention: Asc) -> None:
         if self.on_event is not None:

@@ -171,6 +171,8 @@ class Core:
         """Set by the file system: adds up what is kept back for reserved LUNs; True if that is less than before."""
         self.cool: Callable[[], None] = lambda: None
         """Set by the volume: empties all read and write maps, so that their buffers may be evicted."""
+        self.cold: int | None = None
+        """Offset on the device of what the disk was last asked to read ahead; None: nothing since it was waited for."""
         self.syncs = 0
         """Since the last data run began."""
         self._run_blocks = DATA_RUN_BLOCKS
@@ -332,6 +334,11 @@ class Core:
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
+    def prefetch(self, offset: int, length: int) -> None:
+        """The disk begins to read what a `nowait` call did not find."""
+        self.device.prefetch(offset, length)
+        self.cold = offset
+
     def load(self, parent: Buffer | Inode, slot: int, level: int, nowait: bool = False) -> Buffer | None:
         """Read and verify the child block at `slot`; None if `nowait` and the disk would have to be waited for."""
         vbn, expected = parent.vbns[slot], parent.crcs[slot]
@@ -343,7 +350,7 @@ class Core:
         if not nowait:
             self.device.pread(offset, data)
         elif not self.device.pread_nowait(offset, data):
-            self.device.prefetch(offset, BLOCK_BYTES)
+            self.prefetch(offset, BLOCK_BYTES)
             return None
         found = crc32c(data)
         if found != expected:

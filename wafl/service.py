@@ -64,6 +64,8 @@ class VolumeService:
         self._reclaim_wanted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._syncs: GroupSync | None = None
+        self._reads: GroupSync | None = None
+        self._cold_at = 0
         self._checks: set[asyncio.Future[list[Finding]]] = set()
         self._stopping = False
         self._forced = False
@@ -78,6 +80,7 @@ class VolumeService:
     def start(self) -> None:
         """Call on the loop that is to drive the volume."""
         self._syncs = GroupSync(self.volume.push_log, self.volume.sync, f"sync-{self.volume.name}")
+        self._reads = GroupSync(self._take_cold, self._read_cold, f"read-{self.volume.name}")
         self._last_start = asyncio.get_running_loop().time()
         if self.volume.read_only:
             return
@@ -105,6 +108,9 @@ class VolumeService:
         if self._syncs is not None:
             await self._syncs.close()
             self._syncs = None
+        if self._reads is not None:
+            await self._reads.close()
+            self._reads = None
 
     # --- requests --------------------------------------------------------------------------------------------------
 
@@ -123,6 +129,25 @@ class VolumeService:
         if error is not None:
             self._report(error)
         self._answer([done], None if error is None else VolumeFailed(f"the volume has failed: {error}"))
+
+    def when_warm(self, done: Callable[[], None]) -> bool:
+        """Reads that did not want to wait have met what is not in memory, and the disk has begun to read it: call
+        `done`, later, when the last of that is there.  False: there is nothing to wait for."""
+        if self.volume.core.cold is None or self._reads is None:
+            return False
+        self._reads.request(lambda _: done())
+        return True
+
+    def _take_cold(self) -> None:
+        core = self.volume.core
+        if core.cold is not None:
+            self._cold_at, core.cold = core.cold, None
+
+    def _read_cold(self) -> None:
+        """In the thread.  One read for a whole batch: each call of a thread costs the loop more than a read does, and
+        the disk does what it was asked for more or less in turn.  Its outcome is of no interest: who wants the data
+        reads it again."""
+        self.volume.device.pread(self._cold_at, bytearray(1))
 
     async def durable(self) -> None:
         """As `flush`: for what the log has.  Raises VolumeFailed."""

@@ -164,7 +164,7 @@ class View:
                     view[:] = ZERO_BLOCK
                     return True
                 if not self._pread_nowait(vbn << BLOCK_SHIFT, view):
-                    self.core.device.prefetch(vbn << BLOCK_SHIFT, BLOCK_BYTES)
+                    self.core.prefetch(vbn << BLOCK_SHIFT, BLOCK_BYTES)
                     return False
                 found = crc32c(view)
                 if found != pointers.crcs[slot]:
@@ -196,7 +196,7 @@ class View:
         if two and vbns[slot + 1] != vbn + 1:
             return None
         if not self._pread_nowait(vbn << BLOCK_SHIFT, _PAIR if two else _LEFT):
-            self.core.device.prefetch(vbn << BLOCK_SHIFT, (1 + two) * BLOCK_BYTES)
+            self.core.prefetch(vbn << BLOCK_SHIFT, (1 + two) * BLOCK_BYTES)
             return False
         if crc32c(_LEFT) != crcs[slot]:
             raise self._corrupt(vbn, crcs[slot], crc32c(_LEFT), fbn)
@@ -256,7 +256,7 @@ class View:
     def _prefetch(self, runs: list[Run]) -> None:
         for vbn, blocks, _ in runs:
             if vbn >= FIRST_DATA_VBN:
-                self.core.device.prefetch(vbn << BLOCK_SHIFT, blocks << BLOCK_SHIFT)
+                self.core.prefetch(vbn << BLOCK_SHIFT, blocks << BLOCK_SHIFT)
 
     def _runs(self, first: int, end: int, nowait: bool) -> tuple[list[Run], Crcs] | None:
         """The runs of blocks `first` to `end - 1`, and the checksum of each block."""

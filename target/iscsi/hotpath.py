@@ -94,7 +94,7 @@ def run(c: Connection) -> None:
                         reads += 1
                         read_bytes += edtl
                         continue
-                elif pieces := _pieces(c, edtl, at, bhs, trailer):
+                elif pieces := places(c, edtl, at, bhs, trailer):
                     after = pieces[-1][1] + trailer
                     if after > out.size:
                         c.blocked = True
@@ -102,7 +102,7 @@ def run(c: Connection) -> None:
                     views = [answers[begin:finish] for begin, finish, _ in pieces]
                     if nexus.fast_read_pieces(lun, view, pos + 32, edtl, views):  # type: ignore[union-attr]
                         expected = (expected + 1) & MASK
-                        _answer_in_pieces(c, itt, pieces, stat_sn, expected, (expected + credit) & MASK)
+                        answer_in_pieces(c, itt, pieces, stat_sn, expected, (expected + credit) & MASK)
                         stat_sn = (stat_sn + 1) & MASK
                         at = after
                         pos += bhs
@@ -145,8 +145,9 @@ def run(c: Connection) -> None:
         if end - pos < size:
             break
         out.used, window.exp_cmd_sn, c.stat_sn = at, expected, stat_sn
-        if aside and (opcode != _COMMAND or flags & _ORDERED):
-            _take_aside(c, aside)
+        if (aside or session.cold.waiting) and (opcode != _COMMAND or flags & _ORDERED):
+            session.cold.put_aside(c, aside)
+            session.cold.finish()
         c.dispatch(view, pos)
         pos += size
         at, expected, credit, stat_sn = out.used, window.exp_cmd_sn, window.credit, c.stat_sn
@@ -166,10 +167,11 @@ def run(c: Connection) -> None:
     if reads or writes:
         c.heard()
     if aside:
-        _take_aside(c, aside)
+        session.cold.put_aside(c, aside)
+        session.cold.wait()
 
 
-def _pieces(c: Connection, edtl: int, at: int, bhs: int, trailer: int) -> list[tuple[int, int, int]]:
+def places(c: Connection, edtl: int, at: int, bhs: int, trailer: int) -> list[tuple[int, int, int]]:
     """Where the data of a READ goes that takes several Data-In: (begin, end, flags) of each.  Empty: not even an empty
     output buffer holds it, or its pieces would not be whole blocks."""
     longest, max_burst = c.plain_read_max, c.max_burst
@@ -189,7 +191,7 @@ def _pieces(c: Connection, edtl: int, at: int, bhs: int, trailer: int) -> list[t
     return pieces
 
 
-def _answer_in_pieces(
+def answer_in_pieces(
     c: Connection, itt: int, pieces: list[tuple[int, int, int]], stat_sn: int, expected: int, max_cmd_sn: int
 ) -> None:
     """The headers and digests around data that is in its places."""
@@ -208,13 +210,3 @@ def _answer_in_pieces(
         if framing.data_digest:
             _PACK_DIGEST(buffer, end, crc32c(answers[begin:end]))
         offset += end - begin
-
-
-def _take_aside(c: Connection, aside: list[int]) -> None:
-    """Do what was put aside; the PDUs are still where they were in the receive buffer."""
-    window = c.session.window
-    for pos in aside:
-        window.outstanding -= 1
-        if c.full_feature:
-            c.command_aside(c.rx.view, pos)
-    aside.clear()

@@ -66,6 +66,9 @@ IMMEDIATE_COMMANDS = 16
 the task management requests of a session that wait for commands sent before them."""
 FENCED_FUNCTIONS = 16
 """Answers to task management that wait until the session's other connections have had everything sent before."""
+COLD_TRIES = 6
+"""How often a READ that waits for the disk is tried again before the loop waits with it: a LUN's pointers may be cold
+at each of their levels."""
 HELD_BYTES = COMMAND_WINDOW * (FIRST_BURST_BYTES + 4096)
 """Commands that arrived ahead of a gap in CmdSN and wait for it to be filled, with all the data that an initiator may
 send unasked: beside others, a connection may be a whole window ahead."""

@@ -107,6 +107,10 @@ class Nexus(Protocol):
         """QUERY ASYNCHRONOUS EVENT (SAM-5 7.10): the three bytes that describe the unit attention which is reported
         next, none if there is none to report; None if there is no such logical unit."""
 
+    def when_warm(self, done: Callable[[], None]) -> bool:
+        """READs were refused by the fast ways.  If that may be because the disk has to be waited for: True, and `done`
+        is called when they are worth another try, never before returning.  False: waiting would change nothing."""
+
     def before_answers(self) -> None:
         """Called before answers leave, once for all that are ready: what they promise must be there then.  If it
         raises, they do not leave."""

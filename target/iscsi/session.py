@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from target.iscsi import announce as announcing
 from target.iscsi import limits
 from target.iscsi.buffers import BufferPool
+from target.iscsi.cold import ColdReads
 from target.iscsi.constants import AsyncEvent
 from target.iscsi.fence import Deferred, Fence
 from target.iscsi.keys import Value
@@ -107,7 +108,11 @@ class Session:
     """The answer that must be seen in its place on all connections, while it is not."""
     deferred: deque[Deferred] = field(default_factory=deque)
     """Answers that wait for the fence, in their order."""
+    cold: ColdReads = field(init=False)
     closed: bool = False
+
+    def __post_init__(self) -> None:
+        self.cold = ColdReads(self)
 
     @property
     def discovery(self) -> bool:
@@ -247,6 +252,7 @@ class Session:
             self.finish(task)
             self.counters.aborted += 1
         self.window.forget(connection)
+        self.cold.forget(connection)
 
     def leave(self, connection: Connection, reason: str, announce: bool) -> None:
         """A connection has ended.  `announce`: it was this side's doing, and the others are told (11.9.1, event 2)."""

@@ -115,6 +115,7 @@ class Volumes:
             self.core.served[record.name] = serving.Served(serving.new_device(self.core, record.name))
         # From here on records go into the log once a batch, before the answers.
         self.core.served[record.name].device.before_answers = volume.push_log
+        self.core.served[record.name].device.when_warm = unit.service.when_warm
         volume.batch_log()
         unit.service.on_failure = lambda error: self._volume_failed(unit, error)
         unit.service.start()

@@ -39,6 +39,9 @@ class MemoryDisk:
     """SYNCHRONIZE CACHE waits here until the test answers it: (tag, done)."""
     bad_offset: int | None = None
     """A READ that touches this byte fails from there on with MEDIUM ERROR."""
+    cold: bool = False
+    """The fast ways are refused because the disk has to be waited for; the test tells when it has read (`warmed`)."""
+    warmers: list[Callable[[], None]] = field(default_factory=list)
     crash: bool = False
     """`execute` raises what no device server should."""
     seen: list[bytes] = field(default_factory=list)
@@ -53,6 +56,12 @@ class MemoryDisk:
 
     def __post_init__(self) -> None:
         self.view = memoryview(self.data)
+
+    def warmed(self) -> None:
+        """Whoever waits for the disk is told."""
+        waiting, self.warmers[:] = list(self.warmers), []
+        for done in waiting:
+            done()
 
 
 class MemoryNexus:
@@ -78,10 +87,15 @@ class MemoryNexus:
         offset, length = lba * BLOCK, blocks * BLOCK
         if not self.disk.fast or lun or length != edtl or offset + length > self._size:
             return -1
-        if self.disk.bad_offset is not None:
+        if self.disk.bad_offset is not None or self.disk.cold:
             return -1
         out[:] = self._view[offset : offset + length]
         return length
+
+    def when_warm(self, done: Callable[[], None]) -> bool:
+        if self.disk.cold:
+            self.disk.warmers.append(done)
+        return self.disk.cold
 
     def fast_read_pieces(
         self, lun: int, buf: memoryview, cdb_at: int, edtl: int, pieces: Sequence[memoryview]
