@@ -7,10 +7,14 @@ import pytest
 from target.iscsi import limits
 from target.iscsi.constants import NO_TAG, Opcode, RejectReason
 from target.iscsi.ports import Response
-from tests.support.initiator import Initiator, Reply
+from tests.support.initiator import NAME, Initiator, Link, Reply, make_host
+from tests.support.scsi_host import unit
+from tests.support.scsi_target import TARGET as SCSI_TARGET
+from tests.support.scsi_target import OpenDirectory
 from tests.target.iscsi.conftest import Bench
 from tests.target.iscsi.test_connections import (
     READ_ONE,
+    SEVERAL,
     WRITE_ONE,
     Pair,
     answer_nop,
@@ -282,3 +286,35 @@ def test_the_session_ends_in_the_middle_of_a_fence(bench: Bench, pair: Pair) -> 
     assert bench.host.registry.disconnect(two.target) == 1
     assert one.link.closed == two.link.closed == "disconnected by management"
     assert bench.logged_in().read(0, 1).status == 0
+
+
+# --- with the device server
+
+
+def test_the_unit_attention_of_another_sessions_reset_is_fenced() -> None:
+    """A read is on its way by one connection when the other brings the news that the logical unit was reset."""
+    units = {0: unit()}
+    host = make_host(OpenDirectory(units))
+    settings = {"target": SCSI_TARGET, "keys": {**SEVERAL, "iSCSIProtocolLevel": "2"}}
+    one = Initiator(Link(host), **settings)
+    other = Initiator(Link(host), name=NAME + ":other", isid=b"\x80\0\0\0\0\7", **settings)
+    for each in (one, other):
+        assert each.login().status_class == 0
+        assert ready(each)[0].status == 2  # power on
+    two = one.join(Link(host))
+    assert two.login().status_class == 0
+    assert manage(other, LUN_RESET)[0].response == 0
+    assert ready(two) == []
+    (ping,) = ready(one)
+    assert pong(one, ping) == []
+    attention, ping = two.link.take()
+    assert attention.data[2 + 2] & 15 == 6
+    assert attention.data[2 + 12 : 2 + 14] == b"\x29\x03"
+    assert one.link.take() == []
+    pong(two, ping)
+    assert [reply.status for reply in one.link.take()] == [0]
+    assert [reply.status for reply in ready(two)] == [0]
+
+
+def ready(initiator: Initiator) -> list[Reply]:
+    return initiator.numbered(Opcode.SCSI_COMMAND, flags=0x81, cdb=bytes(16))
