@@ -24,6 +24,8 @@ class RunQueue:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._tickets: set[Ticket] = set()
+        self._places: dict[Ticket, int] = {}
+        """As of the last `settle`."""
 
     @property
     def limit(self) -> int:
@@ -48,11 +50,12 @@ class RunQueue:
         """How many are to get a place before this one; None: it waits for none."""
         if ticket not in self._tickets or ticket.admitted.is_set():
             return None
-        return self._order().index(ticket) - self._limit
+        return self._places[ticket] - self._limit
 
     def settle(self) -> None:
         """After a change, also of a ticket's priority."""
-        for number, ticket in enumerate(self._order()):
+        self._places = {ticket: number for number, ticket in enumerate(self._order())}
+        for ticket, number in self._places.items():
             if number >= self._limit:
                 ticket.admitted.clear()
             elif not ticket.admitted.is_set():

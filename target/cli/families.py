@@ -69,10 +69,7 @@ def _draw(families: list[dict[str, Any]]) -> None:
 
 def _children(dependent: dict[str, Any], families: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """LUNs made from a LUN in a later snapshot: the next links of the chain."""
-    return [
-        each for family in families for each in family["dependents"]
-        if each["backing"] in dependent["luns"]
-    ]  # fmt: skip
+    return [each for family in families for each in family["dependents"] if each["path"] in dependent["derived"]]
 
 
 def _title(family: dict[str, Any]) -> str:
@@ -90,6 +87,6 @@ def _title(family: dict[str, Any]) -> str:
 def _branch(each: dict[str, Any]) -> str:
     path = printable(each["path"])
     if each["kind"] == "snapshot":
-        return f"{path}  has {len(each['luns'])} LUNs of it, until it goes"
+        return f"{path}  has {each['luns']} LUNs of it, until it goes"
     state = f", clone {each['clone']}" if each["clone"] != "none" else ""
     return f"{path}  {format_size(each['missing_bytes'])} to copy{state}"

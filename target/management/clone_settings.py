@@ -7,9 +7,9 @@ again or destroyed.
 
 from __future__ import annotations
 
-import functools
 import logging
 import sqlite3
+from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -39,17 +39,24 @@ class Remembered(BaseModel):
     position: int = Field(ge=0, le=MAX_SIZE_BYTES)
 
 
-async def remember(core: Core, unit: Unit, lun: Lun, options: CloneOptions, position: int) -> None:
-    value = Remembered(
-        limit_bytes_s=options.limit_bytes_s,
-        priority=options.priority,
-        full_speed=options.full_speed,
-        policy=options.policy,
-        position=position,
-    ).model_dump_json().encode()  # fmt: skip
-    await core.store.change(
-        functools.partial(set_value, volume=unit.name, uuid=str(lun.uuid), name=CLONE, value=value)
-    )
+async def remember(core: Core, unit: Unit, wanted: Sequence[tuple[Lun, CloneOptions, int]]) -> None:
+    """LUNs, what their clones are asked for, and the places of the requests; in one transaction."""
+    values = {
+        str(lun.uuid): Remembered(
+            limit_bytes_s=options.limit_bytes_s,
+            priority=options.priority,
+            full_speed=options.full_speed,
+            policy=options.policy,
+            position=position,
+        ).model_dump_json().encode()
+        for lun, options, position in wanted
+    }  # fmt: skip
+
+    def change(cursor: sqlite3.Cursor) -> None:
+        for uuid, value in values.items():
+            set_value(cursor, unit.name, uuid, CLONE, value)
+
+    await core.store.change(change)
 
 
 def remembered(core: Core, lun: Lun) -> tuple[CloneOptions, int | None]:

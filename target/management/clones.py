@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cloner import DEFAULTS, ENDED, CloneError, CloneEvent, CloneOptions, CloneStatus
@@ -21,12 +21,14 @@ from target.management.core import Core, Unit
 from target.management.events import EventLog, Severity
 from target.management.families import SNAPSHOT, by_snapshot
 from target.management.operations import Operation, OperationState
-from target.management.refusal import Refused
+from target.management.refusal import Refused, refusal_of
 from target.management.snapshots import holder_path
 from wafl import Lun, WaflError
 
 log = logging.getLogger("lund.clone")
 
+LAUNCHES = 16
+"""Jobs that are started before others have their turn."""
 PROGRESS_S = 0.5
 """How often an operation takes over the job's progress."""
 
@@ -133,8 +135,24 @@ class Clones:
         with _refusing():
             self.core.clones.check_start(unit.service, lun.name, force=force)
         position = self.core.clones.next_position()
-        await remember(self.core, unit, lun, options, position)
+        await remember(self.core, unit, [(lun, options, position)])
         self.launch(unit, lun, options, position, force=True)
+
+    async def ask_all(
+        self, unit: Unit, luns: Sequence[Lun], options: CloneOptions, *, force: bool
+    ) -> dict[str, Refused]:
+        """The same for many, which are remembered at once; those that are refused, by UUID."""
+        wanted = [(lun, options, self.core.clones.next_position()) for lun in luns]
+        await remember(self.core, unit, wanted)
+        refused = {}
+        for number, (lun, _options, position) in enumerate(wanted):
+            if number % LAUNCHES == LAUNCHES - 1:
+                await asyncio.sleep(0)
+            try:
+                self.launch(unit, lun, options, position, force=force)
+            except (Refused, WaflError) as error:
+                refused[str(lun.uuid)] = refusal_of(error)
+        return refused
 
     def launch(
         self,
@@ -165,7 +183,7 @@ class Clones:
             if wanted.limit_bytes_s == 0:
                 given["limit_bytes_s"] = None
             options = dataclasses.replace(status.options, **given)
-            await remember(self.core, unit, lun, options, status.position)
+            await remember(self.core, unit, [(lun, options, status.position)])
             with _refusing():
                 self.core.clones.set_options(unit.service, lun.name, options)
         return self.get(text)

@@ -27,12 +27,14 @@ from target.management.clones import Clones, options_of
 from target.management.core import Core, Unit
 from target.management.events import Severity
 from target.management.families import SNAPSHOT, by_snapshot
-from target.management.refusal import Refused, one_line, refusal_of
+from target.management.refusal import Refused, one_line
 from target.management.snapshots import Snapshots, delete_snapshot, holder_path
 from target.management.store import set_setting
 from target.management.wishes import Wish, key_of, wish_for, wishes_of
-from wafl import BLOCK_BYTES, Lun, SnapshotInfo, WaflError
+from wafl import BLOCK_BYTES, Lun, NoSuchLun, SnapshotInfo, WaflError
 
+NAMED = 5
+"""Of what an event says."""
 UNDER_WAY = ("created", "queued", "running", "paused")
 
 
@@ -46,6 +48,9 @@ class Departures:
         self._clock = clock
         self._refused: dict[str, str] = {}
         """LUN UUID -> why its clone could not be started."""
+        self._looked: dict[tuple[str, int], tuple[int, int]] = {}
+        """(volume UUID, snapshot id) -> consistency point and number of snapshots when later ones were found to hold
+        it."""
         self._said: dict[tuple[str, int], str] = {}
         """(volume UUID, snapshot id) -> what was last said to stand in its way."""
         snapshots.departure = self.status
@@ -63,8 +68,7 @@ class Departures:
                 await self._delete(unit, snapshot)
                 return None
             luns = _luns(unit, snapshot)
-            for lun in luns:
-                await self._start(unit, lun, wanted)
+            await self._start(unit, luns, wanted)
             await unit.service.durable()
             known = wish_for(self.core.state, unit.volume.uuid, snapshot)
             wish = known or Wish(snapshot.id, snapshot.created_at, self._clock())
@@ -73,14 +77,12 @@ class Departures:
         self._event(unit, snapshot.name, "started", f"goes when {_counted(snapshot, luns)}")
         return self.snapshots.get(volume, snapshot.name)
 
-    async def _start(self, unit: Unit, lun: Lun, wanted: CloneStart) -> None:
-        if lun.backing is None or self.core.clones.status(unit.service, lun.name).state in UNDER_WAY:
-            return
-        self._refused.pop(str(lun.uuid), None)
-        try:
-            await self.clones.ask(unit, lun, options_of(wanted), force=wanted.force)
-        except (Refused, WaflError) as error:
-            self._refused[str(lun.uuid)] = refusal_of(error).message
+    async def _start(self, unit: Unit, luns: list[Lun], wanted: CloneStart) -> None:
+        idle = [lun for lun in luns if self.core.clones.status(unit.service, lun.name).state not in UNDER_WAY]
+        refused = await self.clones.ask_all(unit, idle, options_of(wanted), force=wanted.force)
+        for lun in luns:
+            self._refused.pop(str(lun.uuid), None)
+        self._refused.update({uuid: error.message for uuid, error in refused.items()})
 
     async def cancel(self, volume: str, name: str) -> models.Snapshot:
         """The snapshot stays; clones that run go on."""
@@ -123,7 +125,10 @@ class Departures:
 
     def _wait(self, unit: Unit, name: str) -> models.DepartureWait:
         path = holder_path(unit, name)
-        lun = next((each for each in unit.volume.luns() if each.name == name), None)
+        try:
+            lun = unit.volume.lun(name)
+        except NoSuchLun:
+            lun = None
         if lun is None or lun.backing is None:
             return models.DepartureWait(path=path, stuck=False, why="it has let go; the next consistency point says so")
         job = self.core.clones.status(unit.service, lun.name)
@@ -142,21 +147,36 @@ class Departures:
     # -- doing it ----------------------------------------------------------------------------------------
 
     async def look(self, unit: Unit) -> None:
-        """Delete what nothing holds any more.  Once a second: of volumes without a wish it costs nothing."""
+        """Delete what nothing holds any more.  Once a second: of volumes without a wish it costs nothing, and of others
+        little while LUNs hold on."""
         wishes = wishes_of(self.core.state, unit.volume.uuid)
         if not wishes:
             return
+        held: dict[int, list[Lun]] = {}
+        for lun in unit.volume.luns():
+            if lun.backing is not None:
+                held.setdefault(lun.backing.snapshot_id, []).append(lun)
         for wish in wishes:
-            snapshot = _find(unit, wish)
-            if snapshot is not None and snapshot.busy_holders:
-                self._say_once(unit, snapshot, self._stuck(unit, snapshot))
-                continue
-            try:
-                await self._settle(unit, wish)
-            except (WaflError, OSError) as error:
-                if snapshot is None:
-                    raise
-                self._say_once(unit, snapshot, one_line(error))
+            if wish.id in held:
+                self._say_once(unit, wish, self._stuck(unit, held[wish.id]))
+            else:
+                await self._look_closely(unit, wish)
+
+    async def _look_closely(self, unit: Unit, wish: Wish) -> None:
+        """No LUN holds it, but a later snapshot may: asked again when something has changed."""
+        key, now = (unit.volume.uuid, wish.id), (unit.volume.generation, len(unit.volume.snapshot_names()))
+        if self._looked.get(key) == now:
+            return
+        snapshot = _find(unit, wish)
+        if snapshot is not None and snapshot.busy_holders:
+            self._looked[key] = now
+            waits = self._waits(unit, snapshot.busy_holders)
+            self._say_once(unit, wish, _some([f"{each.path} {each.why}" for each in waits if each.stuck]))
+            return
+        try:
+            await self._settle(unit, wish)
+        except (WaflError, OSError) as error:
+            self._say_once(unit, wish, one_line(error))
 
     async def _settle(self, unit: Unit, wish: Wish) -> None:
         async with self.core.changing:
@@ -170,23 +190,24 @@ class Departures:
                 await self._delete(unit, snapshot)
             await self._keep(unit.volume.uuid, drop=[wish])
         self._said.pop((unit.volume.uuid, wish.id), None)
+        self._looked.pop((unit.volume.uuid, wish.id), None)
 
     async def _delete(self, unit: Unit, snapshot: SnapshotInfo) -> None:
         await delete_snapshot(self.core, unit, snapshot.name)
         self._event(unit, snapshot.name, "completed", "is gone: nothing depended on it any more")
 
-    def _stuck(self, unit: Unit, snapshot: SnapshotInfo) -> str:
-        """What does not end by itself."""
-        status = self.status(unit, snapshot)
-        waits = status.waits_for if status is not None else []
-        return "; ".join(f"{each.path}: {each.why}" for each in waits if each.stuck)
+    def _stuck(self, unit: Unit, luns: list[Lun]) -> str:
+        """Which do not let go by themselves."""
+        waits = [self._wait(unit, lun.name) for lun in luns]
+        return _some([f"{each.path}: {each.why}" for each in waits if each.stuck])
 
-    def _say_once(self, unit: Unit, snapshot: SnapshotInfo, text: str) -> None:
-        key = unit.volume.uuid, snapshot.id
+    def _say_once(self, unit: Unit, wish: Wish, text: str) -> None:
+        key = unit.volume.uuid, wish.id
         if self._said.get(key, "") == text:
             return
         self._said[key] = text
-        if text:
+        snapshot = _find(unit, wish)
+        if text and snapshot is not None:
             self._event(unit, snapshot.name, "waiting", f"cannot go yet: {text}", Severity.WARNING)
 
     def _event(self, unit: Unit, name: str, verb: str, text: str, severity: Severity = Severity.NOTICE) -> None:
@@ -212,6 +233,11 @@ def _write(cursor: sqlite3.Cursor, uuid: str, kept: list[dict[str, Any]]) -> Non
 
 def _find(unit: Unit, wish: Wish) -> SnapshotInfo | None:
     return next((each for each in unit.volume.snapshots() if wish.means(each)), None)
+
+
+def _some(texts: list[str]) -> str:
+    more = f"; and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
+    return "; ".join(texts[:NAMED]) + more
 
 
 def _luns(unit: Unit, snapshot: SnapshotInfo) -> list[Lun]:

@@ -6,6 +6,8 @@ first; what holds those comes on top.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from cloner import NotBacked
 from target.management import family_models as models
 from target.management.core import Core, Unit
@@ -44,8 +46,9 @@ class Families:
         unit = self.core.unit(volume)
         snapshots = unit.volume.snapshots()
         states = {job.lun_uuid: str(job.state) for job in self.core.clones.show(unit.service)}
+        children = _children(unit)
         dependents = {
-            each.name: _dependents(unit, each.busy_holders, states) for each in snapshots
+            each.name: _dependents(unit, each.busy_holders, states, children) for each in snapshots
         }
         shown = []
         for each in snapshots:
@@ -67,17 +70,36 @@ class Families:
         return shown
 
 
-def _dependents(unit: Unit, holders: list[str], states: dict[str, str]) -> list[models.Dependent]:
+Children = Mapping[str, Mapping[str, list[str]]]
+"""Snapshot and LUN in it -> the LUNs that read through that."""
+
+
+def _children(unit: Unit) -> Children:
+    found: dict[str, dict[str, list[str]]] = {}
+    for lun in unit.volume.luns():
+        if lun.backing is not None:
+            found.setdefault(lun.backing.snapshot_name, {}).setdefault(lun.backing.lun_name, []).append(lun.name)
+    return found
+
+
+def _dependents(
+    unit: Unit, holders: list[str], states: dict[str, str], children: Children
+) -> list[models.Dependent]:
     """LUNs first, then the later snapshots, each once."""
     luns, snapshots = by_snapshot(holders)
     found = [_lun(unit, name, states) for name in luns]
     return found + [
         models.Dependent(
-            path=f"/vol/{unit.name}/{SNAPSHOT}{name}", kind="snapshot", snapshot=name,
-            luns=[holder_path(unit, holder) for holder in held],
+            path=f"/vol/{unit.name}/{SNAPSHOT}{name}", kind="snapshot", snapshot=name, luns=len(held),
+            derived=[f"/vol/{unit.name}/{lun}" for lun in _derived(children.get(name, {}), name, held)],
         )
         for name, held in snapshots.items()
     ]  # fmt: skip
+
+
+def _derived(children: Mapping[str, list[str]], snapshot: str, held: list[str]) -> list[str]:
+    """LUNs made from these LUNs in the snapshot."""
+    return [lun for holder in held for lun in children.get(holder.removeprefix(f"{SNAPSHOT}{snapshot}/"), ())]
 
 
 def _lun(unit: Unit, name: str, states: dict[str, str]) -> models.Dependent:

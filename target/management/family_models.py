@@ -47,7 +47,8 @@ class Dependent(BaseModel):
     path: str
     kind: Literal["lun", "snapshot"] = Field(description="A LUN, or a later snapshot that has such LUNs in it")
     snapshot: str | None = Field(default=None, description="Name of the later snapshot, which has to be deleted")
-    luns: list[str] = Field(default=[], description="Of a later snapshot: paths of those LUNs in it")
+    luns: int = Field(default=0, description="Of a later snapshot: how many such LUNs it has")
+    derived: list[str] = Field(default=[], description="Of a later snapshot: LUNs that were made from those in it")
     backing: str | None = Field(default=None, description="Of a LUN: path of what it reads through")
     missing_bytes: int = Field(default=0, description="Of a LUN: what its clone has to copy")
     clone: str = Field(default="none", description="Of a LUN: state of its clone")
