@@ -240,7 +240,10 @@ def complete(task: Task, response: Response) -> None:
     if not task.write and response.length:
         session.counters.reads += 1
         session.counters.read_bytes += min(response.length, task.edtl)
-    session.respond(connection, partial(_answer, task, response), fenced=response.fenced)
+    if session.fence is None and not response.fenced:
+        _answer(task, response)
+    else:
+        session.respond(connection, partial(_answer, task, response), fenced=response.fenced)
 
 
 def _answer(task: Task, response: Response) -> None:

@@ -17,6 +17,7 @@ from target.daemon import Daemon
 from target.iscsi.constants import LoginStatus, Opcode
 from target.iscsi.ports import LoginRefused
 from target.management.names import PortalAddress
+from target.management.serving import new_device
 from target.portal.logs import INFOS
 from tests.support.initiator import ChapClient, Initiator, Reply
 from tests.target.management.conftest import HOST, Api, Play
@@ -258,6 +259,25 @@ def test_keepalive_cannot_be_turned_off(key: str) -> None:
     """Half-open connections would keep their reservations for ever."""
     with pytest.raises(ValidationError):
         Config.model_validate({"iscsi": {key: 0}})
+
+
+def test_hosts_are_told_where_the_management_is(tmp_path: Path) -> None:
+    config = Config.model_validate({"management": {"addresses": ["https://store1.example/"]}})
+
+    async def run() -> tuple[str, ...]:
+        daemon = Daemon(tmp_path, [(PortalAddress("127.0.0.1", 0), 1)], tmp_path / "lund.sock", config)
+        try:
+            return new_device(daemon.core, "vol0").open_nexus(HOST, ISID, {}).management_addresses
+        finally:
+            await daemon.stop()
+
+    assert asyncio.run(run()) == ("https://store1.example/",)
+
+
+@pytest.mark.parametrize("address", ["", "store1", "https://", "https://a b", "x" * 300])
+def test_what_is_no_url_is_no_address_of_the_management(address: str) -> None:
+    with pytest.raises(ValidationError):
+        Config.model_validate({"management": {"addresses": [address]}})
 
 
 # -- events ------------------------------------------------------------------------------------------------
