@@ -197,9 +197,9 @@ class Departures:
         self._event(unit, snapshot.name, "completed", "is gone: nothing depended on it any more")
 
     def _stuck(self, unit: Unit, luns: list[Lun]) -> str:
-        """Which do not let go by themselves."""
+        """Which do not let go by themselves, once no other is under way."""
         waits = [self._wait(unit, lun.name) for lun in luns]
-        return _some([f"{each.path}: {each.why}" for each in waits if each.stuck])
+        return _some([f"{each.path}: {each.why}" for each in waits]) if all(each.stuck for each in waits) else ""
 
     def _say_once(self, unit: Unit, wish: Wish, text: str) -> None:
         key = unit.volume.uuid, wish.id

@@ -331,3 +331,65 @@ def test_a_volume_that_is_destroyed_takes_its_wishes_along(play: Play) -> None:
         assert not any(name.startswith("departures") for name in api.core.state.settings)
 
     play(scene)
+
+
+def test_many_luns_are_asked_for_at_once_and_few_are_named(play: Play) -> None:
+    async def scene(api: Api) -> None:
+        await golden(api, copies=0)
+        body = {"pattern": "/vol/vol0/vm%d", "count": 40, "backing": {"path": "/vol/vol0/.snapshot/base/lun0"}}
+        await api.post("/rollouts", body)
+        spoil(api, 3)
+        changes = 0
+        transact = api.core.store._transact
+
+        def counting(change: Any) -> Any:
+            nonlocal changes
+            changes += 1
+            return transact(change)
+
+        api.core.store._transact = counting  # type: ignore[method-assign]
+        await api.call("PUT", DEPARTURE)
+        # what the clones are asked for, and the wish
+        assert changes == 2
+        await clones_ended(api)
+        await look(api)
+        (told,) = (event for event in api.core.events.since(0) if event.kind == "snapshot.detach.waiting")
+        assert told.message.count("its clone failed") == 5
+        assert told.message.endswith("; and 35 more")
+        for lun in ("lun0", *(f"vm{number}" for number in range(1, 41))):
+            await api.http.put(f"/v1/data/vol0/{lun}?offset={3 * BLOCK}", content=b"\xa5" * BLOCK)
+        await api.call("PUT", DEPARTURE)
+        await clones_ended(api)
+        await look(api)
+        assert await names(api) == []
+
+    play(scene)
+
+
+def test_a_snapshot_that_is_held_by_a_later_one_is_looked_at_only_when_something_changed(play: Play) -> None:
+    async def scene(api: Api) -> None:
+        await golden(api, copies=1)
+        await api.post("/volumes/vol0/snapshots", {"name": "later"})
+        await api.call("PUT", DEPARTURE)
+        await clones_ended(api)
+        volume = api.core.units["vol0"].volume
+        await api.core.units["vol0"].service.commit()
+        await look(api)
+        asked = 0
+        snapshots = volume.snapshots
+
+        def counting() -> Any:
+            nonlocal asked
+            asked += 1
+            return snapshots()
+
+        volume.snapshots = counting  # type: ignore[method-assign]
+        for _ in range(5):
+            await look(api)
+        assert asked == 0
+        del volume.snapshots  # type: ignore[method-assign]
+        await api.call("DELETE", "/volumes/vol0/snapshots/later")
+        await look(api)
+        assert await names(api) == []
+
+    play(scene)
