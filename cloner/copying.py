@@ -11,11 +11,15 @@ from typing import Any
 
 from cloner.errors import BadSource, FillStuck
 from cloner.room import ROOM_BYTES, guest_reserve_bytes, has_room
-from cloner.steps import OFFSETS_KEPT, Filling, Read, Step, Turn, WaitForRoom, Work, commit
-from wafl import BLOCK_BYTES, LEVEL_ONE_BYTES, POINTERS, CorruptVolume, FillPlan, NoSpace
+from cloner.steps import OFFSETS_KEPT, Filling, Read, Step, Turn, WaitForRoom, Work, commit, sync_now_and_then
+from wafl import BLOCK_BYTES, LEVEL_ONE_BYTES, POINTERS, CorruptVolume, FillPlan, NoSpace, available_bytes
 
 FRUITLESS_LIMIT = 64
 """Fills in a row, at one place, that changed nothing: guests may win some times, not for ever."""
+AHEAD = 4
+"""Level-1 ranges, of 1 MiB each: how far ahead the disk reads while one is installed."""
+AHEAD_FROM_BLOCKS = POINTERS // 2
+"""Only for those in a hurry."""
 
 
 class Bad(Exception):
@@ -57,14 +61,16 @@ def copy_level_one(work: Work, index: int) -> Filling:
             raise FillStuck(work.lun.name, index)
         filled_bytes = (filled or 0) * BLOCK_BYTES
         work.unsynced.filled_bytes += filled_bytes
-        if work.unsynced.bytes >= work.unsynced_limit():
-            yield from commit(work)
+        yield from sync_now_and_then(work)
 
 
 def _plan(work: Work, index: int, first: int, most: int) -> FillPlan | None:
     """What to copy next, or None: nothing, or nothing that can be told."""
     try:
-        return work.lun.plan_fill(index, first, most)
+        plan = work.lun.plan_fill(index, first, most)
+        if plan is not None and plan.blocks > AHEAD_FROM_BLOCKS:
+            plan.ahead = work.lun.missing_extents(index + AHEAD)
+        return plan
     except (CorruptVolume, OSError) as error:
         # A pointer block: of the backing, or of the LUN itself.
         offset = index * LEVEL_ONE_BYTES
@@ -109,9 +115,9 @@ def _fill(work: Work, plan: FillPlan) -> Generator[Step, Any, int | None]:
 
 def _make_room(work: Work) -> Generator[Step, Any, None]:
     """A consistency point gives back what was freed since the last one; if that is nothing, wait for more."""
-    before = work.volume.space().available
+    before = available_bytes(work.volume)
     yield from commit(work)
-    if work.volume.space().available <= before:
+    if available_bytes(work.volume) <= before:
         yield WaitForRoom(before + ROOM_BYTES)
     work.check_wanted()
 

@@ -27,10 +27,21 @@ from cloner.options import WEIGHTS, CloneOptions, Policy
 from cloner.progress import CloneStatus, Progress
 from cloner.queue import RunQueue, Ticket
 from cloner.states import ENDED, JobState, moved
-from cloner.steps import UNSYNCED_FILL_BYTES, Commit, Read, Step, Turn, Unsynced, WaitForRoom, Work, clone_steps
+from cloner.steps import (
+    UNSYNCED_FILL_BYTES,
+    BeginCommit,
+    Commit,
+    Read,
+    Step,
+    Turn,
+    Unsynced,
+    WaitForRoom,
+    Work,
+    clone_steps,
+)
 from cloner.throttle import TokenBucket
 from cloner.turns import Share, Turns
-from wafl import BLOCK_BYTES, POINTERS, Lun, NoSuchLun, VolumeFailed, VolumeService, WaflError
+from wafl import BLOCK_BYTES, POINTERS, Lun, NoSuchLun, VolumeFailed, VolumeService, WaflError, available_bytes
 
 log = logging.getLogger("lund.clone")
 
@@ -62,11 +73,13 @@ class Shared:
     fast: Turns = field(init=False)
     unsynced: dict[str, Unsynced] = field(default_factory=dict)
     """By the volume's UUID."""
+    behind: set[asyncio.Task[None]] = field(default_factory=set)
+    """Consistency points that nobody waits for."""
     recent_rates: dict[str, float] = field(default_factory=dict)
     """Bytes a second of the last job of a volume that copied anything, by the volume's UUID."""
 
     def __post_init__(self) -> None:
-        self.polite = Turns(lambda: 1 if self.guests.pressure() else GATE_CAPACITY)
+        self.polite = Turns(lambda: 1 if self.guests.commands_s() else GATE_CAPACITY)
         self.fast = Turns(lambda: GATE_CAPACITY)
 
 
@@ -101,6 +114,7 @@ class Job:
             Turn: self._turn,
             Read: self._read,
             Commit: self._commit,
+            BeginCommit: self._begin_commit,
             WaitForRoom: self._wait_for_room,
         }
 
@@ -240,8 +254,8 @@ class Job:
         await gate.enter(self._share, leaving=leaving)
         self._gate = gate
         now = self._shared.clock()
-        if gate.rest_until > now:
-            await self._nap(gate.rest_until - now)
+        if gate.rest_until > now:  # too short to be woken from
+            await self._shared.sleep(gate.rest_until - now)
         self._turn_at = self._shared.clock()
 
     def _leave_turn(self) -> None:
@@ -253,9 +267,13 @@ class Job:
     def _rest_after(self, gate: Turns) -> None:
         if gate is self._shared.polite:
             now = self._shared.clock()
-            gate.rest_until = now + rest_s(now - self._turn_at, self._shared.guests.pressure())
+            gate.rest_until = now + rest_s(now - self._turn_at, self._shared.guests.commands_s())
 
     async def _read(self, step: Read) -> object:
+        # What is in memory is read sooner than a thread is woken.
+        if step.plan.blocks <= guests.CHUNK_BLOCKS and (data := step.plan.read_nowait()) is not None:
+            await asyncio.sleep(0)
+            return data
         loop = asyncio.get_running_loop()
         reading = loop.run_in_executor(self._shared.threads, step.plan.read)
         try:
@@ -267,14 +285,26 @@ class Job:
 
     async def _commit(self, step: Commit) -> None:
         self._leave_turn()
+        begun = self._work.unsynced.begin()
         await self.service.commit()
+        self._work.unsynced.end(begun)
+
+    async def _begin_commit(self, step: BeginCommit) -> None:
+        task = asyncio.create_task(self._commit_behind(self._work.unsynced.begin()))
+        self._shared.behind.add(task)
+        task.add_done_callback(self._shared.behind.discard)
+
+    async def _commit_behind(self, begun: int) -> None:
+        with contextlib.suppress(VolumeFailed):  # whoever waits for the next one is told
+            await self.service.commit()
+            self._work.unsynced.end(begun)
 
     async def _wait_for_room(self, step: WaitForRoom) -> None:
         self._leave_turn()
         self._shared.queue.leave(self.ticket)
         self._move(JobState.PAUSED, f"the volume is full: goes on when {step.available_bytes >> 10} KiB are free")
         self._tell("paused", self.message)
-        while self.service.volume.space().available < step.available_bytes:
+        while available_bytes(self.service.volume) < step.available_bytes:
             self._check_alive()
             await self._nap(LOOK_S)
         self._tell("resumed", "there is room again")
@@ -310,7 +340,7 @@ class Job:
 
     @property
     def _gives_way(self) -> bool:
-        return not self.options.full_speed and self._shared.guests.pressure() > 0
+        return not self.options.full_speed and self._shared.guests.commands_s() > 0
 
     def _chunk_blocks(self) -> int:
         most = guests.CHUNK_BLOCKS if self._gives_way else POINTERS

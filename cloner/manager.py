@@ -187,6 +187,7 @@ class CloneManager:
     async def close(self) -> None:
         for service in {id(job.service): job.service for job in self._jobs.values()}.values():
             await self.forget(service)
+        await asyncio.gather(*self._shared.behind)
         self._shared.threads.shutdown(wait=True)
 
     # -- questions

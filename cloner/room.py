@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wafl import Lun, Volume
+from wafl import Lun, Volume, available_bytes
 
 GUEST_RESERVE_PARTS = 64
 GUEST_RESERVE_MAX_BYTES = 1 << 30
@@ -17,4 +17,4 @@ def guest_reserve_bytes(volume: Volume) -> int:
 
 def has_room(volume: Volume, lun: Lun) -> bool:
     # What a reserved LUN misses is kept back for it: filling it takes nothing from guests.
-    return lun.reserved or volume.space().available >= guest_reserve_bytes(volume) + ROOM_BYTES
+    return lun.reserved or available_bytes(volume) >= guest_reserve_bytes(volume) + ROOM_BYTES

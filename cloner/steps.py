@@ -28,7 +28,8 @@ from cloner.progress import Progress
 from wafl import FillPlan, Lun, NoSuchLun, Volume
 
 UNSYNCED_FILL_BYTES = 64 << 20
-"""A consistency point is asked for after this much, so that a guest's flush never pays for more."""
+"""There is never more that no consistency point covers, so that a guest's flush never pays for more.  One is begun at
+half of it, so that a job need not wait for it."""
 OFFSETS_KEPT = 20
 """Of blocks that were passed over."""
 
@@ -53,13 +54,18 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
+class BeginCommit:
+    """See that a consistency point is under way that covers everything done so far; wait for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class WaitForRoom:
     """Pause until the volume has this many bytes free."""
 
     available_bytes: int
 
 
-Step = Turn | Read | Commit | WaitForRoom
+Step = Turn | Read | Commit | BeginCommit | WaitForRoom
 Steps = Generator[Step, Any, None]
 Filling = Generator[Step, Any, bool]
 
@@ -70,12 +76,22 @@ class Unsynced:
 
     filled_bytes: int = 0
     """Ever."""
+    begun_bytes: int = 0
+    """Of these, what a consistency point that has begun covers."""
     synced_bytes: int = 0
-    """Of these, what a consistency point that has ended covered."""
+    """Of these, what one that has ended covered."""
 
     @property
     def bytes(self) -> int:
         return self.filled_bytes - self.synced_bytes
+
+    def begin(self) -> int:
+        """A consistency point begins: pass this to `end` when it has ended."""
+        self.begun_bytes = self.filled_bytes
+        return self.filled_bytes
+
+    def end(self, begun_bytes: int) -> None:
+        self.synced_bytes = max(self.synced_bytes, begun_bytes)
 
 
 @dataclass(slots=True)
@@ -135,10 +151,18 @@ def _misses_something(work: Work) -> Filling:
 
 
 def commit(work: Work) -> Generator[Step, Any, None]:
-    filled = work.unsynced.filled_bytes
     yield Commit()
-    work.unsynced.synced_bytes = max(work.unsynced.synced_bytes, filled)
     work.check_wanted()
+
+
+def sync_now_and_then(work: Work) -> Generator[Step, Any, None]:
+    """After a fill."""
+    unsynced, limit = work.unsynced, work.unsynced_limit()
+    if unsynced.bytes >= limit:
+        yield from commit(work)
+    elif unsynced.filled_bytes - unsynced.begun_bytes >= limit // 2:
+        yield BeginCommit()
+        work.check_wanted()
 
 
 def _pass(work: Work) -> Filling:

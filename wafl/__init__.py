@@ -39,6 +39,7 @@ from wafl.making import create_luns
 from wafl.scrub import BadBlock, Scrub
 from wafl.scrub_driver import Pace, drive_scrub
 from wafl.service import VolumeService
+from wafl.space import available_bytes
 from wafl.types import Backing, LunRecord, RestorePlan, SnapshotInfo, SnapshotSpace, Space, Step
 from wafl.views import View
 from wafl.volume import DEFAULT_CACHE_BYTES, Volume
@@ -96,6 +97,7 @@ __all__ = [
     "VolumeLocked",
     "VolumeService",
     "WaflError",
+    "available_bytes",
     "check",
     "claim_log",
     "create_luns",

@@ -7,6 +7,7 @@ volume's thread again, with a second look at every hole: the guest always wins).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from wafl.buffers import Vector
     from wafl.lun import Lun
     from wafl.scan import Slots
+
+
+def runs_of(vbns: Vector) -> Iterator[tuple[int, int]]:
+    """Positions from and to which blocks lie together."""
+    return pairwise([0, *(np.flatnonzero(np.diff(vbns) != 1) + 1).tolist(), len(vbns)])
 
 
 class FillPlan:
@@ -38,6 +44,8 @@ class FillPlan:
         self.crcs: npt.NDArray[np.uint32] = crcs[slots]
         self.unreadable: int | None = None
         """Position of the block that `read` failed at."""
+        self.ahead: list[tuple[int, int]] = []
+        """(offset, length) on the device of what `read` is to have read ahead."""
         self._device = lun.core.device
         self._readers = lun.core.allocator.readers
         self._epoch: int | None = self._readers.enter()
@@ -55,15 +63,34 @@ class FillPlan:
         Raises CorruptVolume, OSError; `unreadable` then says at which block."""
         data = bytearray(self.blocks * BLOCK_BYTES)
         view = memoryview(data)
-        edges = [0, *(np.flatnonzero(np.diff(self.vbns) != 1) + 1).tolist(), self.blocks]
-        for low, high in pairwise(edges):
+        for offset, length in self.ahead:
+            self._device.prefetch(offset, length)
+        for low, high in self._runs():
             self._read_run(low, high, view)
+        self._verify(view)
+        return data
+
+    def read_nowait(self) -> bytearray | None:
+        """The same, if it needs no wait for the disk; else it is read ahead, and `read` is to be called."""
+        data = bytearray(self.blocks * BLOCK_BYTES)
+        view = memoryview(data)
+        for low, high in self._runs():
+            offset, length = int(self.vbns[low]) << BLOCK_SHIFT, (high - low) << BLOCK_SHIFT
+            if not self._device.pread_nowait(offset, view[low << BLOCK_SHIFT :][:length]):
+                self._device.prefetch(offset, length)
+                return None
+        self._verify(view)
+        return data
+
+    def _runs(self) -> Iterator[tuple[int, int]]:
+        return runs_of(self.vbns)
+
+    def _verify(self, view: memoryview) -> None:
         wrong = first_wrong(view, self.crcs)
         if wrong is not None:
             self.unreadable, found = wrong
             where = f"backing of LUN {self.lun.name}, byte {self.offset(self.unreadable)}"
             raise CorruptVolume(int(self.vbns[self.unreadable]), int(self.crcs[self.unreadable]), found, where)
-        return data
 
     def _read_run(self, low: int, high: int, view: memoryview) -> None:
         try:

@@ -7,17 +7,21 @@ that misses nothing in some range never misses anything there again: below the l
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
 from wafl.errors import CorruptVolume
+from wafl.fill import runs_of
 from wafl.format import BLOCK_SHIFT, FIRST_DATA_VBN, HOLE, LEVEL_ONE_BYTES, POINTERS, ZERO
 from wafl.tree import leaves_at_most, span_state
 from wafl.views import View
 
 SCAN_STEP = 64
 """Level-1 buffers that one `next_missing` compares before it lets others run."""
+
+EXTENTS_AHEAD = 16
 
 Slots = npt.NDArray[np.intp]
 
@@ -102,6 +106,19 @@ class Scan(View):
         if start <= self._complete:
             self._complete = max(self._complete, min(index, end))
         return index if index < end else None
+
+    def missing_extents(self, index: int) -> list[tuple[int, int]]:
+        """(offset, length) on the device of what level-1 `index` misses, to be read ahead; the first few, and nothing
+        that cannot be told.  Raises BackingLost."""
+        if self.backing is None or index >= self.level_one_count:
+            return []
+        with suppress(CorruptVolume, OSError):
+            if self._plain_span(index):
+                return []
+            vbns = self.compute_level_one_buf(index)[0][missing_slots(self, index)]
+            runs = list(islice(runs_of(vbns), EXTENTS_AHEAD)) if len(vbns) else []
+            return [(int(vbns[low]) << BLOCK_SHIFT, (high - low) << BLOCK_SHIFT) for low, high in runs]
+        return []
 
     def _plain_span(self, index: int) -> int:
         """Level-1 indexes from `index` on that miss nothing, as far as the trees' upper levels tell; 0: compare."""

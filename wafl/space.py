@@ -31,7 +31,7 @@ def space_of(volume: Volume) -> Space:
         total=allocator.blocks * BLOCK_BYTES,
         used=used * BLOCK_BYTES,
         free=free * BLOCK_BYTES,
-        available=max(0, free - own_room - luns) * BLOCK_BYTES,
+        available=available_bytes(volume),
         active=active * BLOCK_BYTES,
         snapshots=(used - active - allocator.freeing - own) * BLOCK_BYTES,
         volume_own=own * BLOCK_BYTES,
@@ -41,6 +41,14 @@ def space_of(volume: Volume) -> Space:
         overcommitted=volume.files.reserve.missing * BLOCK_BYTES,
         shared=volume.files.references.total * BLOCK_BYTES,
     )
+
+
+def available_bytes(volume: Volume) -> int:
+    """What thin LUNs and whatever is new may still use, as `Space.available`, at the price of a sum."""
+    allocator = volume.core.allocator
+    allocator.apply_frees()
+    volume.files.reserve.refresh()
+    return max(0, allocator.free + allocator.end - allocator.next - allocator.floor_guest) * BLOCK_BYTES
 
 
 def own_vbns(volume: Volume) -> Vbns:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from cloner.copying import copy_level_one
 from cloner.progress import Progress
-from cloner.steps import Commit, Read, Step, Steps, Turn, WaitForRoom, Work, clone_steps
+from cloner.steps import BeginCommit, Commit, Read, Step, Steps, Turn, WaitForRoom, Work, clone_steps
 from tests.support.volume_model import ModelLun
 from tests.support.volumes import MIB, Workshop, checkpoint, pattern, take_snapshot
 from wafl import BLOCK_BYTES, Lun, Volume, WaflError
@@ -100,7 +100,7 @@ def carry_out(volume: Volume, step: Step) -> object:
     match step:
         case Read(plan):
             return plan.read()
-        case Commit():
+        case Commit() | BeginCommit():
             checkpoint(volume)
         case WaitForRoom(available_bytes):
             raise AssertionError(f"the test made no room: {available_bytes}")

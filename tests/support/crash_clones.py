@@ -7,11 +7,12 @@ is started again, reading what it read before and without copying a block that t
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cloner.copying import copy_level_one
 from cloner.progress import Progress
-from cloner.steps import Commit, Read, Step, Steps, Turn, Unsynced, Work, clone_steps
+from cloner.steps import BeginCommit, Commit, Read, Step, Steps, Turn, Unsynced, Work, clone_steps
 from tests.support.clones import drive, read_all
 from tests.support.crash_device import CrashState, MemoryDevice
 from tests.support.crash_history import History
@@ -23,7 +24,7 @@ NAMES = ("first", "second")
 LUN_BYTES = MIB + 64 * BLOCK_BYTES
 BLOCKS = [*range(6), 9, *range(253, 259), 300]
 CHUNK_BLOCKS = 4
-UNSYNCED_BYTES = 3 * CHUNK_BLOCKS * BLOCK_BYTES
+UNSYNCED_BYTES = 4 * CHUNK_BLOCKS * BLOCK_BYTES
 
 
 def two_clones(history: History, rng: random.Random) -> None:
@@ -51,6 +52,7 @@ class Jobs:
     rng: random.Random
     active: dict[str, tuple[Steps, object]] = field(init=False)
     """Each with the outcome of its last step."""
+    deferred: dict[str, Step] = field(default_factory=dict)
     unsynced: Unsynced = field(default_factory=Unsynced)
 
     def __post_init__(self) -> None:
@@ -84,24 +86,43 @@ class Jobs:
         lun.detach = detach  # type: ignore[method-assign]
         lun.set_clone_requested = set_requested  # type: ignore[method-assign]
 
-    def step(self, name: str) -> None:
-        steps, outcome = self.active[name]
-        try:
-            step = steps.send(outcome)
-        except StopIteration:
-            del self.active[name]
-        else:
-            self.active[name] = steps, self._carry_out(name, step)
+    def step(self, name: str, *, beside: bool = False) -> None:
+        """`beside` a consistency point that is being made: one that the job itself asks for comes after it."""
+        if name in self.deferred and not beside:
+            self._done(name, self._carry_out(name, self.deferred.pop(name)))
+        elif name in self.active and name not in self.deferred:
+            steps, outcome = self.active[name]
+            try:
+                step = steps.send(outcome)
+            except StopIteration:
+                del self.active[name]
+                return
+            if beside and isinstance(step, Commit | BeginCommit):
+                self.deferred[name] = step
+            else:
+                self._done(name, self._carry_out(name, step))
+
+    def _done(self, name: str, outcome: object) -> None:
+        self.active[name] = self.active[name][0], outcome
 
     def _carry_out(self, name: str, step: Step) -> object:
         match step:
             case Read(plan):
                 return plan.read()
             case Commit():
-                self.history.checkpoint()
+                self._commit()
+            case BeginCommit():
+                turns = iter(range(4))
+                (other,) = set(NAMES) - {name}
+                self._commit(lambda: self.step(other, beside=True) if next(turns, None) is not None else None)
             case Turn():
                 self._guest(name)
         return None
+
+    def _commit(self, between: Callable[[], None] | None = None) -> None:
+        begun = self.unsynced.begin()
+        self.history.checkpoint(between)
+        self.unsynced.end(begun)
 
     def _guest(self, name: str) -> None:
         if self.rng.random() < 0.15:
