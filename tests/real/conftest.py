@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -76,7 +76,7 @@ def guest(
     _booted: dict[str, UmlHost], namespace: Namespace, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[UmlHost]:
     """A Linux host, logged in nowhere.  One guest serves many tests; one that cannot be tidied up is replaced."""
-    with lent(_booted, "first", namespace, tmp_path_factory) as host:
+    with lent(_booted, "first", lambda: boot(namespace, tmp_path_factory)) as host:
         yield host
 
 
@@ -85,19 +85,36 @@ def other_guest(
     _booted: dict[str, UmlHost], namespace: Namespace, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[UmlHost]:
     """A second one."""
-    with lent(_booted, "second", namespace, tmp_path_factory) as host:
+    with lent(_booted, "second", lambda: boot(namespace, tmp_path_factory)) as host:
         yield host
+
+
+def boot(namespace: Namespace, factory: pytest.TempPathFactory) -> UmlHost:
+    return UmlHost(namespace, factory.mktemp("guest")).start()
+
+
+def tidy_up(host: UmlHost) -> None:
+    host.sh(
+        "cd /; for m in $(awk '$1 ~ /^.dev.sd/ { print $2 }' /proc/mounts); do umount $m; done;"
+        "iscsiadm -m session >/dev/null 2>&1 && iscsiadm -m node --logoutall=all >/dev/null;"
+        "rm -rf /etc/iscsi/nodes /etc/iscsi/send_targets; ! iscsiadm -m session >/dev/null 2>&1",
+        limit_s=20,
+    )
 
 
 @contextlib.contextmanager
 def lent(
-    booted: dict[str, UmlHost], name: str, namespace: Namespace, factory: pytest.TempPathFactory
+    booted: dict[str, UmlHost],
+    name: str,
+    boot: Callable[[], UmlHost],
+    tidy: Callable[[UmlHost], None] = tidy_up,
 ) -> Iterator[UmlHost]:
+    """The guest of this name, booted if there is none."""
     if name not in booted:
-        booted[name] = UmlHost(namespace, factory.mktemp("guest")).start()
+        booted[name] = boot()
     yield booted[name]
     with contextlib.suppress(HostError):
-        tidy_up(booted[name])
+        tidy(booted[name])
         return
     booted.pop(name).close()
 
@@ -111,15 +128,6 @@ def host(lund: Lund, guest: UmlHost) -> UmlHost:
 @pytest.fixture
 def other_host(lund: Lund, other_guest: UmlHost) -> UmlHost:
     return other_guest
-
-
-def tidy_up(host: UmlHost) -> None:
-    host.sh(
-        "cd /; for m in $(awk '$1 ~ /^.dev.sd/ { print $2 }' /proc/mounts); do umount $m; done;"
-        "iscsiadm -m session >/dev/null 2>&1 && iscsiadm -m node --logoutall=all >/dev/null;"
-        "rm -rf /etc/iscsi/nodes /etc/iscsi/send_targets; ! iscsiadm -m session >/dev/null 2>&1",
-        limit_s=20,
-    )
 
 
 @pytest.fixture

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 
 import pytest
 
 from tests.support.lund import MIB, Lund
 from tests.support.openiscsi import DIGESTS, Chap, OpenIscsi
-from tests.support.uml import UmlHost
+from tests.support.uml import Job, UmlHost
 
 LUN = "/vol/vol0/disk"
 CHAP = Chap("alice", "wonderland-secret", algorithms="MD5")
@@ -25,6 +26,20 @@ def fio_verify(directory: str, size: str = "24M", seconds: int = 0) -> list[str]
         "--ioengine=libaio", "--iodepth=16", "--direct=1", "--verify=crc32c", "--verify_fatal=1", "--end_fsync=1",
         "--output-format=terse", *more,
     ]  # fmt: skip
+
+
+def keep_verifying(host: UmlHost, directory: str) -> Job:
+    """Writes and reads back, again and again, until `end_verifying`; at a pace that leaves the machine to others."""
+    fio = shlex.join([*fio_verify(directory, "2M"), "--rate_iops=2000,400"])
+    again = f"rm -f /tmp/stop; until [ -e /tmp/stop ]; do {fio} >/dev/null; done"
+    return host.spawn("/bin/sh", "-ec", again, limit_s=300)
+
+
+def end_verifying(host: UmlHost, work: Job) -> None:
+    """Nothing had ended it before: no error, no wrong byte."""
+    assert work.running, work.wait(check=False)
+    host.run("touch", "/tmp/stop")
+    work.wait()
 
 
 def use_as_disk(host: UmlHost, disk: str) -> None:

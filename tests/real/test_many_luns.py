@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
-
 import pytest
 
-from tests.real.test_linux_host import fio_verify
+from tests.real.test_linux_host import end_verifying, keep_verifying
 from tests.support.lund import MIB, Lund
 from tests.support.openiscsi import OpenIscsi
 from tests.support.uml import UmlHost
@@ -53,10 +51,7 @@ def test_luns_come_and_go_while_a_host_is_logged_in(lund: Lund, host: UmlHost, i
     iscsi.login(lund.target())
     disk = iscsi.disk(lund.target())
     host.sh(f"mkfs.ext4 -q -F {disk}; mkdir -p /mnt/disk; mount {disk} /mnt/disk; dmesg --clear")
-    fio = shlex.join(fio_verify("/mnt/disk", "4M"))
-    work = host.spawn(
-        "/bin/sh", "-ec", f"rm -f /tmp/stop; until [ -e /tmp/stop ]; do {fio} >/dev/null; done", limit_s=300
-    )
+    work = keep_verifying(host, "/mnt/disk")
 
     for number in range(1, COUNT):
         lund.add_lun(path(number), size_bytes(number), lun_id=number)
@@ -91,9 +86,7 @@ def test_luns_come_and_go_while_a_host_is_logged_in(lund: Lund, host: UmlHost, i
     assert serials(host) == known
     assert {now[number] for number in range(0, COUNT, 2)} == {found[number] for number in range(0, COUNT, 2)}
 
-    assert work.running, work.wait(check=False)
-    host.run("touch", "/tmp/stop")
-    work.wait()
+    end_verifying(host, work)
     host.run("umount", "/mnt/disk")
     host.run("e2fsck", "-f", "-n", f"/dev/{found[0][0]}")
     assert host.sh(f"dmesg | grep -E 'error.* dev {found[0][0]}|EXT4-fs error' || true").out == ""

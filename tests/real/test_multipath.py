@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import unavailable
-from tests.real.test_linux_host import fio_verify
+from tests.real.conftest import lent, tidy_up
+from tests.real.test_linux_host import end_verifying, keep_verifying
 from tests.support.lund import MIB, Lund, wait_until
 from tests.support.multipath import Multipath
 from tests.support.netns import Namespace
 from tests.support.openiscsi import OpenIscsi
-from tests.support.uml import UmlHost
+from tests.support.uml import Job, UmlHost
 
 LUN, CLONE = "/vol/vol0/disk", "/vol/vol0/clone"
 # A path that fails is what this is about; the device made of the paths, and what is on it, must not.
@@ -23,14 +22,28 @@ LOST = "dev dm-|ext4-fs (error|warning)|aborting journal|remounting"
 
 
 @pytest.fixture
-def two_ways(lund: Lund, namespace: Namespace, tmp_path: Path) -> Iterator[Multipath]:
-    """A host of its own: with udevd and multipathd it is another kind of host than the rest."""
+def two_ways(
+    lund: Lund, _booted: dict[str, UmlHost], namespace: Namespace, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Multipath]:
+    """A host of another kind than the rest: with two cables, udevd and multipathd."""
     if shutil.which("multipathd") is None:
         unavailable("no multipathd")
-    with UmlHost(namespace, tmp_path, name="twoways", taps=2) as host:
-        multipath = Multipath(host)
-        multipath.start()
-        yield multipath
+
+    def boot() -> UmlHost:
+        host = UmlHost(namespace, tmp_path_factory.mktemp("guest"), taps=2).start()
+        Multipath(host).start()
+        return host
+
+    with lent(_booted, "two ways", boot, flush_maps) as host:
+        yield Multipath(host)
+
+
+def flush_maps(host: UmlHost) -> None:
+    """The cables are plugged in, and nothing of the last test waits for a path."""
+    for number in range(len(host.interfaces)):
+        host.set_link(number, up=True)
+    host.sh("awk '$1 ~ /^.dev.mapper/ { print $2 }' /proc/mounts | xargs -r umount; multipath -F", limit_s=20)
+    tidy_up(host)
 
 
 def serial(lund: Lund, path: str) -> str:
@@ -46,10 +59,8 @@ def test_a_path_that_is_cut_and_comes_back_costs_no_io_error(lund: Lund, two_way
     name = two_ways.wait_for_device(serial(lund, LUN))
     device = f"/dev/mapper/{name}"
     first, second = (two_ways.path_over(portal, name) for portal in host.portals)
-    host.sh(f"mkfs.ext4 -q -F {device}; mkdir -p /mnt/disk; mount {device} /mnt/disk; dmesg --clear")
+    work = write_on(host, device)
     # Equally good ways are used both: the target says so (TPGS), and so multipathd groups them.
-    fio = shlex.join(fio_verify("/mnt/disk", "8M"))
-    work = host.spawn("/bin/sh", "-ec", f"until [ -e /tmp/stop ]; do {fio} >/dev/null; done", limit_s=300)
     carries_on(two_ways, first, second)
 
     def cut(number: int, states: dict[str, str]) -> None:
@@ -70,9 +81,17 @@ def test_a_path_that_is_cut_and_comes_back_costs_no_io_error(lund: Lund, two_way
     # With no way left the device keeps what it is asked to do.
     cut(0, {first: "failed", second: "failed"})
     restore(0, 1)
-    assert work.running, work.wait(check=False)
-    host.run("touch", "/tmp/stop")
-    work.wait()
+    all_is_well(host, device, work)
+
+
+def write_on(host: UmlHost, device: str) -> Job:
+    """A file system, and fio on it until `all_is_well`."""
+    host.sh(f"mkfs.ext4 -q -F {device}; mkdir -p /mnt/disk; mount {device} /mnt/disk; dmesg --clear")
+    return keep_verifying(host, "/mnt/disk")
+
+
+def all_is_well(host: UmlHost, device: str, work: Job) -> None:
+    end_verifying(host, work)
     host.sh("umount /mnt/disk")
     host.run("e2fsck", "-f", "-n", device)
     assert host.sh(f"dmesg | grep -iE '{LOST}' || true").out == ""

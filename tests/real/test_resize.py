@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
-
 import pytest
 
-from tests.real.test_linux_host import fio_verify
+from tests.real.test_linux_host import end_verifying, keep_verifying
 from tests.support.lund import MIB, Lund, Refused
 from tests.support.openiscsi import OpenIscsi
 from tests.support.uml import UmlHost
@@ -31,10 +29,7 @@ def test_a_lun_grows_under_a_mounted_file_system(lund: Lund, host: UmlHost, iscs
     iscsi.login(lund.target())
     disk = iscsi.disk(lund.target())
     host.sh(f"mkfs.ext4 -q -F {disk}; mkdir -p /mnt/disk; mount {disk} /mnt/disk; dmesg --clear")
-    fio = shlex.join(fio_verify("/mnt/disk", "8M"))
-    work = host.spawn(
-        "/bin/sh", "-ec", f"rm -f /tmp/stop; until [ -e /tmp/stop ]; do {fio} >/dev/null; done", limit_s=200
-    )
+    work = keep_verifying(host, "/mnt/disk")
 
     lund.lun("resize", LUN, "160m")
     iscsi.rescan()
@@ -46,9 +41,7 @@ def test_a_lun_grows_under_a_mounted_file_system(lund: Lund, host: UmlHost, iscs
         "echo 3 >/proc/sys/vm/drop_caches; sha256sum --status -c /tmp/sum",
         limit_s=200,
     )
-    assert work.running, work.wait(check=False)
-    host.run("touch", "/tmp/stop")
-    work.wait()
+    end_verifying(host, work)
     host.run("umount", "/mnt/disk")
     host.run("e2fsck", "-f", "-n", disk)
     assert CAPACITY_CHANGED in noticed(host, CAPACITY_CHANGED)
