@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import unavailable
-from tests.real.conftest import lent, tidy_up
+from tests.real.conftest import lent, tidy_up, unavailable_without
 from tests.real.test_linux_host import end_verifying, keep_verifying
 from tests.support.lund import MIB, Lund, wait_until
-from tests.support.multipath import Multipath
+from tests.support.multipath import POLL_S, Multipath
 from tests.support.netns import Namespace
 from tests.support.openiscsi import OpenIscsi
 from tests.support.uml import Job, UmlHost
@@ -26,8 +24,7 @@ def two_ways(
     lund: Lund, _booted: dict[str, UmlHost], namespace: Namespace, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Multipath]:
     """A host of another kind than the rest: with two cables, udevd and multipathd."""
-    if shutil.which("multipathd") is None:
-        unavailable("no multipathd")
+    unavailable_without("multipathd")
 
     def boot() -> UmlHost:
         host = UmlHost(namespace, tmp_path_factory.mktemp("guest"), taps=2).start()
@@ -101,7 +98,10 @@ def carries_on(multipath: Multipath, *paths: str) -> None:
     """Each of these paths carries out further writes."""
     before = {path: multipath.host.writes(path) for path in paths}
     wait_until(
-        lambda: all(multipath.host.writes(path) > count for path, count in before.items()), 60, f"writes over {paths}"
+        lambda: all(multipath.host.writes(path) > count for path, count in before.items()),
+        60,
+        f"writes over {paths}",
+        poll_s=POLL_S,
     )
 
 

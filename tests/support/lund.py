@@ -191,9 +191,9 @@ class Lund:
         return self.clone_status(path)
 
 
-def wait_until(condition: Callable[[], bool], limit_s: float, what: str) -> None:
+def wait_until(condition: Callable[[], bool], limit_s: float, what: str, *, poll_s: float = POLL_S) -> None:
     """Looks again and again until `condition` holds; fails after `limit_s`."""
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {limit_s:g} s: {what}"
-        time.sleep(POLL_S)
+        time.sleep(poll_s)

@@ -30,6 +30,8 @@ defaults {
 # A connection is given up after two seconds without an answer.
 QUICK = {"node.conn[0].timeo.noop_out_interval": "1", "node.conn[0].timeo.noop_out_timeout": "2"}
 STATE_LIMIT_S = 60.0
+POLL_S = 0.3
+"""Each look is a process in the guest, and that is dear there."""
 
 
 class Multipath:
@@ -48,7 +50,7 @@ class Multipath:
             f"echo {shlex.quote(CONFIGURATION)} >/etc/multipath.conf;"
             "/lib/systemd/systemd-udevd --daemon 2>/dev/null; /sbin/multipathd"
         )
-        wait_until(lambda: self._show("daemon").startswith("pid"), STATE_LIMIT_S, "multipathd answers")
+        wait_until(lambda: self._show("daemon").startswith("pid"), STATE_LIMIT_S, "multipathd answers", poll_s=POLL_S)
 
     def log_in(self, target: str) -> None:
         """Over every portal the host has a cable to."""
@@ -82,11 +84,11 @@ class Multipath:
             found[:] = [wwid for wwid, states in self.devices().items() if states == every]
             return len(every) == len(self.host.portals) and len(found) == 1
 
-        wait_until(complete, STATE_LIMIT_S, f"one device with all paths to the LUN {serial}")
+        wait_until(complete, STATE_LIMIT_S, f"one device with all paths to the LUN {serial}", poll_s=POLL_S)
         return found[0]
 
     def wait_for_states(self, wwid: str, wanted: dict[str, str]) -> None:
-        wait_until(lambda: self.devices().get(wwid) == wanted, STATE_LIMIT_S, f"the paths are {wanted}")
+        wait_until(lambda: self.devices().get(wwid) == wanted, STATE_LIMIT_S, f"the paths are {wanted}", poll_s=POLL_S)
 
     def path_over(self, portal: str, wwid: str) -> str:
         """The disk that comes over this portal."""
