@@ -21,7 +21,9 @@ TEST = re.compile(r"  Test: (\S+) \.\.\.(.*)")
 # CUnit's own verdict; the tests' chatter is indented and writes its verdicts in brackets.
 VERDICT = re.compile(r"(passed|FAILED)(?![\w\]])")
 ASSERTION = re.compile(r"\s+\d+\. (\S+:\d+)\s+- (.*)")
-NOTE = re.compile(r"\s*\[(SKIPPED|FAILED)\] (.*)")
+STAMP = r"(?:\s*\d{4}-\d\d-\d\d [\d:.]+)?"
+"""Newer versions of the tool begin each message with the time."""
+NOTE = re.compile(STAMP + r"\s*\[(SKIPPED|FAILED)\] (.*)")
 NO_VERDICT = "none"
 
 

@@ -50,9 +50,12 @@ def workshop() -> Iterator[Workshop]:
 
 
 class Scheduling(LoadScopeScheduling):
-    """Real initiators one after the other on one worker, and first, because they take longest; the rest anywhere."""
+    """Real initiators one after the other on one worker, and first, because they take longest; the rest anywhere.
+    libiscsi's suite, which mostly sleeps, is on another worker than the Linux hosts."""
 
     def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith("tests/real/test_libiscsi.py"):
+            return "libiscsi"
         return "real" if nodeid.startswith("tests/real/") else nodeid
 
 

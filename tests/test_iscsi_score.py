@@ -36,6 +36,11 @@ def test_a_skip_that_the_tool_calls_passed_is_a_skip() -> None:
     assert outcome("CompareAndWrite.InvalidDataOutSize").outcome == "skip"
 
 
+def test_messages_may_begin_with_the_time() -> None:
+    stamped = "Suite: A\n  Test: B ...\n    2026-11-26 03:22:20.660080     [SKIPPED] Not an iSCSI device.\npassed\n"
+    assert parse(stamped) == [Score("A.B", "skip", ["Not an iSCSI device."], skipped=True)]
+
+
 def test_a_failed_test_carries_its_message_and_assertion() -> None:
     score = outcome("GetLBAStatus.BeyondEol")
     assert score.outcome == "fail"

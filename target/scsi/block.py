@@ -1,7 +1,8 @@
 """READ, WRITE, VERIFY and their kin, and the cache (SBC-3 clause 5).
 
 `task.extent` has been checked against the capacity by the router.  Data-Out may be shorter than the CDB asks for when
-the initiator's EDTL was: then only the whole blocks that came are written (RFC 7143 11.4.5.1 reports the rest).
+the initiator's EDTL was: then only the blocks that came are written (RFC 7143 11.4.5.1 reports the rest).  Data that
+ends within a block is an error and nothing is written: GOOD would tell of bytes that went nowhere.
 """
 
 from __future__ import annotations
@@ -102,7 +103,16 @@ def read(task: Task) -> Reply | None:
     return None
 
 
+def _cut_within_a_block(task: Task) -> Reply | None:
+    """The failure, with the residual that the EDTL causes; None if there is none."""
+    if len(task.data_out) >= task.wanted or not len(task.data_out) & task.lu.block_bytes - 1:
+        return None
+    return task.lu.failed(illegal(Asc.INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT))
+
+
 def write(task: Task) -> Reply | None:
+    if failure := _cut_within_a_block(task):
+        return failure
     _store_data(task, task.data_out)
     return _written(task)
 
@@ -110,7 +120,7 @@ def write(task: Task) -> Reply | None:
 def _store_data(task: Task, data: memoryview) -> None:
     lu = task.lu
     lba, blocks = task.extent
-    length = min(len(data) & ~(lu.block_bytes - 1), blocks << lu.shift)
+    length = min(len(data), blocks << lu.shift)
     lu.counters.writes += 1
     lu.counters.write_bytes += length
     if length:
@@ -128,6 +138,8 @@ def write_and_verify(task: Task) -> Reply | None:
     """SBC-3 5.47: on the medium before it is verified, and GOOD only when it is."""
     if bytchk(task.fields) > 1:
         raise invalid_field(1, 2)
+    if failure := _cut_within_a_block(task):
+        return failure
     _store_data(task, task.data_out)
     _compare(task, task.data_out if bytchk(task.fields) else None)
     task.after_flush(Reply())
@@ -152,7 +164,7 @@ def _compare(task: Task, data: memoryview | None) -> None:
     lu = task.lu
     start, length = task.extent[0] << lu.shift, task.extent[1] << lu.shift
     if data is not None:
-        length = min(length, len(data) & ~(lu.block_bytes - 1))
+        length = min(length, len(data))
     piece = memoryview(bytearray(min(length, OPTIMAL_TRANSFER_BYTES)))
     for at in range(0, length, OPTIMAL_TRANSFER_BYTES):
         found = piece[: length - at]
@@ -212,9 +224,11 @@ def write_atomic(task: Task) -> Reply | None:
 
 def orwrite(task: Task) -> Reply | None:
     """SBC-3 5.17: atomic in the same way."""
+    if failure := _cut_within_a_block(task):
+        return failure
     lu = task.lu
     lba, blocks = task.extent
-    length = min(len(task.data_out) & ~(lu.block_bytes - 1), blocks << lu.shift)
+    length = min(len(task.data_out), blocks << lu.shift)
     old = bytearray(length)
     if length:
         lu.store.read_into(lba << lu.shift, memoryview(old))

@@ -14,6 +14,7 @@ from tests.support.scsi_host import (
     BAD_CDB_FIELD,
     BAD_LBA,
     DATA_PROTECT,
+    ILLEGAL,
     MEDIUM_ERROR,
     MISCOMPARE,
     compare_and_write,
@@ -152,6 +153,16 @@ def test_data_out_cut_by_the_edtl_writes_the_whole_blocks_that_came() -> None:
     response = host.send(write_16(0, 2), pattern(2)[:512])
     assert (response.status, response.wanted) == (0, 1024)
     assert store.contents(0, 1024) == pattern(1) + pattern(2, seed=100)[512:]
+
+
+@pytest.mark.parametrize("opcode", [0x8A, 0x8E, 0x8B])  # WRITE, WRITE AND VERIFY, ORWRITE
+@pytest.mark.parametrize("came", [200, 712])
+def test_data_out_cut_within_a_block_is_an_error_and_writes_nothing(opcode: int, came: int) -> None:
+    host, _, store = one_host()
+    response = host.send(sixteen(opcode, 0, 2), pattern(2)[:came])
+    assert key_asc(response) == (ILLEGAL, 0x0E03)
+    assert response.wanted == 1024
+    assert not any(store.contents(0, 1024))
 
 
 def test_more_data_than_the_cdb_asks_for_is_not_written() -> None:
