@@ -23,7 +23,7 @@ from tests.support.offline_reader import differences, interesting_blocks
 from tests.support.space import lun_figures, snapshot_maps
 from tests.support.volume_model import BLOCK, ModelLun, ModelVolume
 from tests.support.volumes import EPOCH, MIB, pattern, problems, run_steps
-from wafl import Lun, NameTaken, NoSpace, NoSuchLun, SnapshotBusy, Volume, WaflError
+from wafl import Lun, NameTaken, NoSpace, NoSuchLun, SnapshotBusy, Volume, WaflError, create_luns
 from wafl.format import ACTIVE_MAP_INODE
 from wafl.holdings import finish
 from wafl.offline import Image, Root
@@ -195,6 +195,27 @@ class VolumeMachine(RuleBasedStateMachine):
         attempt = self.attempt_reserving if records[parent_name].reserved else self.attempt
         if attempt(lambda: self.volume.create_lun(name, size, backing=(source, parent_name))):
             self.model.create_backed(name, source, parent_name, size)
+
+    @precondition(has_snapshots)
+    @rule(chosen=st.sets(names, min_size=1), snapshot=picks, parent=picks, reserved=st.none() | st.booleans())
+    def roll_out(self, chosen: set[str], snapshot: int, parent: int, reserved: bool | None) -> None:
+        """Several LUNs at once: all or none, and durable with no further consistency point."""
+        source = self.pick_snapshot(snapshot)
+        parents = sorted(self.model.snapshot(source).luns.items())
+        if not parents:
+            return
+        name, lun = parents[parent % len(parents)]
+        if self.model.depth(lun) >= CHAIN_LIMIT_OF_TEST:
+            return
+        if chosen & self.model.luns.keys():
+            with pytest.raises(NameTaken):
+                create_luns(self.volume, sorted(chosen), (source, name), reserved=reserved)
+        elif self.attempt_reserving(
+            lambda: create_luns(self.volume, sorted(chosen), (source, name), reserved=reserved)
+        ):
+            for new in chosen:
+                self.model.create_backed(new, source, name, None)
+            self.restored()
 
     @precondition(has_luns)
     @rule(pick=picks, fraction=fractions, length=lengths)
