@@ -59,6 +59,7 @@ class Rules:
     first_burst: int = 65536
     max_burst: int = 262144
     max_outstanding_r2t: int = 1
+    data_pdu_in_order: bool = True
 
 
 class Connection:
@@ -363,6 +364,7 @@ class Connection:
             first_burst=min(int(values["FirstBurstLength"]), int(values["MaxBurstLength"])),
             max_burst=int(values["MaxBurstLength"]),
             max_outstanding_r2t=int(values["MaxOutstandingR2T"]),
+            data_pdu_in_order=bool(values["DataPDUInOrder"]),
         )
         self.max_burst = self.rules.max_burst
         self.framing = Framing(

@@ -158,8 +158,8 @@ TABLE: tuple[Key, ...] = (
     _number("DefaultTime2Wait", Result.MAXIMUM, 0, 3600, 2, limits.DEFAULT_TIME2WAIT_S, discovery=True),
     _number("DefaultTime2Retain", Result.MINIMUM, 0, 3600, 20, limits.DEFAULT_TIME2RETAIN_S, discovery=True),
     _number("MaxOutstandingR2T", Result.MINIMUM, 1, 65535, 1, limits.MAX_OUTSTANDING_R2T),
-    _boolean("DataPDUInOrder", Result.OR, True, True),
-    _boolean("DataSequenceInOrder", Result.OR, True, True),
+    _boolean("DataPDUInOrder", Result.OR, True, False),
+    _boolean("DataSequenceInOrder", Result.OR, True, False),
     _number("ErrorRecoveryLevel", Result.MINIMUM, 0, 2, 0, 0, discovery=True),
     # 13.21: in the first request, whatever its stage
     _declared("SessionType", Form.TEXT, Sender.INITIATOR, When.LOGIN, default="Normal"),

@@ -72,6 +72,8 @@ at each of their levels."""
 HELD_BYTES = COMMAND_WINDOW * (FIRST_BURST_BYTES + 4096)
 """Commands that arrived ahead of a gap in CmdSN and wait for it to be filled, with all the data that an initiator may
 send unasked: beside others, a connection may be a whole window ahead."""
+DATA_OUT_GAPS = 64
+"""Gaps in one run of Data-Out that comes in any order (DataPDUInOrder=No): a peer could send every other byte."""
 TASK_DATA_BYTES = 64 * 1024 * 1024
 """Data-Out of one command; the SCSI side's MAXIMUM TRANSFER LENGTH is lower."""
 SESSION_DATA_BYTES = 64 * 1024 * 1024

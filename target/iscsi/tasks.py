@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+from target.iscsi import limits
 from target.iscsi.constants import (
     INCORRECT_AMOUNT_OF_DATA,
     NO_TAG,
@@ -36,13 +37,47 @@ class State(Enum):
 class Sequence:
     """One run of Data-Out PDUs: the unsolicited one (tag FFFFFFFFh) or the answer to one R2T."""
 
-    __slots__ = ("data_sn", "end", "offset", "ttt")
+    __slots__ = ("data_sn", "end", "offset", "pieces", "ttt")
 
-    def __init__(self, ttt: int, offset: int, end: int) -> None:
+    def __init__(self, ttt: int, offset: int, end: int, pieces: Pieces | None = None) -> None:
         self.ttt = ttt
         self.offset = offset
+        """Where it begins, and one on with each byte taken."""
         self.end = end
         self.data_sn = 0
+        self.pieces = pieces
+        """Only with DataPDUInOrder=No."""
+
+    def fits(self, offset: int, length: int) -> bool:
+        """Is this the Data-Out that comes next, or (in any order) one that is missing?"""
+        if self.pieces is not None:
+            return self.pieces.missing(offset, offset + length)
+        return offset == self.offset and offset + length <= self.end
+
+
+class Pieces:
+    """What of a run has come, in any order (13.18, DataPDUInOrder=No): each byte once."""
+
+    def __init__(self, start: int, end: int) -> None:
+        self._missing = [(start, end)]
+        self._next = (start, start)
+
+    def missing(self, start: int, end: int) -> bool:
+        """None of it is here, and taking it leaves no more gaps than are kept track of."""
+        self._next = start, end
+        if start == end:
+            return True
+        gaps = limits.DATA_OUT_GAPS
+        return len(self._missing) < gaps and any(low <= start and end <= high for low, high in self._missing)
+
+    def take(self) -> None:
+        """What was asked for last is here."""
+        start, end = self._next
+        if start == end:
+            return
+        left = ((low, high, low <= start and end <= high) for low, high in self._missing)
+        pieces = [part for low, high, hit in left for part in (((low, start), (end, high)) if hit else ((low, high),))]
+        self._missing = [(low, high) for low, high in pieces if low < high]
 
 
 class Task:
@@ -88,20 +123,24 @@ class Task:
         return not self.sequences and (bool(self.failure) or self.received >= self.length)
 
     def open_unsolicited(self, offset: int, limit: int) -> None:
-        self.sequences[NO_TAG] = Sequence(NO_TAG, offset, limit)
+        self.sequences[NO_TAG] = self._sequence(NO_TAG, offset, limit)
 
     def next_solicited(self, ttt: int, max_burst: int) -> Sequence:
         end = min(self.next_offset + max_burst, self.length)
-        sequence = self.sequences[ttt] = Sequence(ttt, self.next_offset, end)
+        sequence = self.sequences[ttt] = self._sequence(ttt, self.next_offset, end)
         self.next_offset = end
         return sequence
 
+    def _sequence(self, ttt: int, start: int, end: int) -> Sequence:
+        in_order = self.connection.rules.data_pdu_in_order
+        return Sequence(ttt, start, end, None if in_order else Pieces(start, end))
+
     def check(self, sequence: Sequence, data_sn: int, offset: int, length: int) -> bool:
         """Is this Data-Out the one that comes next?  If not, the command will fail (RFC 7143 7.8, level 0)."""
-        # 13.18, 13.19: DataPDUInOrder and DataSequenceInOrder are always Yes
+        # 13.19: with DataSequenceInOrder=Yes R2Ts are answered in their order; what comes in another is taken as well
         if data_sn != sequence.data_sn:
             self.failure = self.failure or PROTOCOL_SERVICE_CRC_ERROR
-        elif offset != sequence.offset or offset + length > sequence.end:
+        elif not sequence.fits(offset, length):
             self.failure = self.failure or INCORRECT_AMOUNT_OF_DATA
         return not self.failure
 
@@ -113,6 +152,8 @@ class Task:
 
     def took(self, sequence: Sequence, length: int, final: bool) -> None:
         """A Data-Out of the sequence was taken (or thrown away, if the command failed)."""
+        if sequence.pieces is not None and not self.failure:
+            sequence.pieces.take()
         sequence.data_sn += 1
         sequence.offset += length
         self.received += length

@@ -78,6 +78,7 @@ class Story:
             "MaxBurstLength": str(self.dice.choice((512, 2048, 65536))),
             "FirstBurstLength": str(self.dice.choice((512, 2048, 65536))),
             "MaxOutstandingR2T": str(self.dice.choice((1, 2, 8))),
+            "DataPDUInOrder": self.dice.choice(("Yes", "No")),
             "iSCSIProtocolLevel": self.dice.choice(("1", "2")),
         }
         self.watch = FenceWatch(self.answer_comes)
@@ -205,9 +206,12 @@ class Story:
             self.post_data(pipe, command, NO_TAG, len(immediate), unsolicited)
 
     def post_data(self, pipe: Pipe, command: Command, ttt: int, offset: int, data: bytes) -> None:
-        for data_sn, at in enumerate(range(0, len(data), self.segment)):
+        places = list(range(0, len(data), self.segment))
+        if self.keys["DataPDUInOrder"] == "No":
+            self.dice.shuffle(places)
+        for data_sn, at in enumerate(places):
             piece = data[at : at + self.segment]
-            last = at + len(piece) == len(data)
+            last = data_sn == len(places) - 1
             fields = {"itt": command.itt, "ttt": ttt, "data_sn": data_sn, "buffer_offset": offset + at}
             self.post(pipe, Opcode.DATA_OUT, piece, flags=0x80 if last else 0, **fields)
 

@@ -15,6 +15,7 @@ from tests.target.iscsi.conftest import Bench
 
 DIGESTS = {"HeaderDigest": "CRC32C", "DataDigest": "CRC32C"}
 SOLICITED = {"InitialR2T": "Yes", "ImmediateData": "No"}
+ANY_ORDER = {**SOLICITED, "DataPDUInOrder": "No"}
 UNSOLICITED = {"InitialR2T": "No", "ImmediateData": "No", "FirstBurstLength": "2048"}
 CRC, AMOUNT, UNEXPECTED = (0x0B, 0x47, 0x05), (0x0B, 0x0C, 0x0D), (0x0B, 0x0C, 0x0C)
 LENGTH = 4096
@@ -62,6 +63,28 @@ WRITE_RULES: dict[str, Rule] = {
     "final too early": Rule(SOLICITED, [Piece(0, 1024, 0, True)], AMOUNT),
     "more than the R2T asked for": Rule(SOLICITED, [Piece(0, 2048, 0), Piece(2048, 4096, 1, True)], AMOUNT),
     "the final bit forgotten": Rule(SOLICITED, [Piece(0, 2048, 0), Piece(2048, 2048, 1)], None),
+    "pieces in any order": Rule(
+        ANY_ORDER, [Piece(3000, 1096, 0), Piece(0, 1001, 1), Piece(2000, 1000, 2), Piece(1001, 999, 3, True)], None
+    ),
+    "pieces in any order, one of nothing": Rule(
+        ANY_ORDER, [Piece(2048, 2048, 0), Piece(4096, 0, 1), Piece(0, 2048, 2, True)], None
+    ),
+    "pieces in any order that overlap": Rule(
+        ANY_ORDER, [Piece(2048, 2048, 0), Piece(0, 2049, 1), Piece(2049, 2047, 2, True)], AMOUNT
+    ),
+    "a piece in any order twice": Rule(
+        ANY_ORDER, [Piece(2048, 2048, 0), Piece(2048, 2048, 1, True)], AMOUNT
+    ),
+    "a piece in any order beyond the run": Rule(
+        ANY_ORDER, [Piece(4095, 2, 0), Piece(0, 4094, 1, True)], AMOUNT
+    ),
+    "a hole in any order": Rule(ANY_ORDER, [Piece(3072, 1024, 0), Piece(0, 2048, 1, True)], AMOUNT),
+    "more gaps than are kept": Rule(
+        ANY_ORDER,
+        [Piece(2 * n, 1, n) for n in range(limits.DATA_OUT_GAPS + 1)]
+        + [Piece(1000, 3096, limits.DATA_OUT_GAPS + 1, True)],
+        AMOUNT,
+    ),
     "nothing at all": Rule(SOLICITED, [Piece(0, 0, 0, True)], AMOUNT),
     "a damaged piece": Rule(
         {**SOLICITED, **DIGESTS}, [Piece(0, 2048, 0), Piece(2048, 2048, 1, True, flip=True)], CRC,
@@ -283,12 +306,43 @@ def test_damaged_data_of_a_request_is_rejected(bench: Bench, opcode: Opcode) -> 
 
 @pytest.mark.parametrize("key", ["DataPDUInOrder", "DataSequenceInOrder"])
 @pytest.mark.parametrize("offered", ["Yes", "No"])
-def test_data_is_always_in_order(bench: Bench, key: str, offered: str) -> None:
-    """The result is Yes whatever is offered (13.18, 13.19: OR), and both directions keep to it."""
+def test_what_we_send_is_always_in_order(bench: Bench, key: str, offered: str) -> None:
+    """Whatever is agreed (13.18, 13.19): both directions keep to it."""
     initiator = bench.logged_in(keys={key: offered, "MaxRecvDataSegmentLength": "1024", "MaxBurstLength": "2048"})
-    assert initiator.agreed[key] == "Yes"
+    assert initiator.agreed[key] == offered
     replies = initiator.read(0, 16).replies
     assert [(r.data_sn, r.buffer_offset) for r in replies] == [(n, n * 1024) for n in range(8)]
     initiator.agreed.update({"ImmediateData": "No", "InitialR2T": "Yes"})
     asked = [r for r in initiator.write(0, bytes(8192)).replies if r.opcode is Opcode.R2T]
     assert [r.buffer_offset for r in asked] == [0, 2048, 4096, 6144]
+
+
+def test_runs_may_come_in_any_order(bench: Bench) -> None:
+    """DataSequenceInOrder=No: R2Ts that are outstanding together, the last answered first."""
+    keys = {**SOLICITED, "DataSequenceInOrder": "No", "MaxOutstandingR2T": "4", "MaxBurstLength": "1024"}
+    initiator = bench.logged_in(keys=keys)
+    asked = start_write(initiator)
+    assert [r2t.buffer_offset for r2t in asked] == [0, 1024, 2048, 3072]
+    replies = []
+    for r2t in reversed(asked):
+        replies += send_piece(initiator, r2t.itt, r2t.ttt, Piece(r2t.buffer_offset, 1024, 0, True))
+    assert [reply.status for reply in replies] == [0]
+    assert bench.disk.data[:LENGTH] == DATA
+
+
+def test_long_pieces_in_any_order_are_received_in_place(bench: Bench) -> None:
+    length = 4 * limits.DIRECT_RECEIVE_BYTES
+    data = random.Random(2).randbytes(length)
+    initiator = bench.logged_in(keys=ANY_ORDER)
+    (r2t,) = start_write(initiator, edtl=length)
+    half = length // 2
+    replies = []
+    for data_sn, offset in enumerate((half, 0)):
+        pdu = initiator.encode(
+            Opcode.DATA_OUT, data[offset : offset + half], flags=0x80 if offset == 0 else 0, itt=r2t.itt, ttt=r2t.ttt,
+            data_sn=data_sn, buffer_offset=offset,
+        )  # fmt: skip
+        initiator.link.piece = 1000
+        replies += initiator.link.send(pdu)
+    assert [reply.status for reply in replies] == [0]
+    assert bench.disk.data[:length] == data
