@@ -84,7 +84,7 @@ class Audit:
         core, files = self._volume.core, self._volume.files
         allocator = core.allocator
         in_use = allocator.active_count - (allocator.end - allocator.next) - len(allocator.freed)
-        in_use += files.references.total  # the trees name these once more
+        in_use += files.references.total - files.references.unfreed  # what the trees name once more, or no longer
         data = sum(inode.blocks for inode in files.inodes.values()) + core.uncounted_data
         own = allocator.summary_count - allocator.shared_count
         return in_use - data - core.tree_blocks, own - core.own_blocks

@@ -76,6 +76,8 @@ class References:
         """Row -> the consistency point that it was last frozen in, while that may not be durable."""
         self._booked = 0
         """What was added and dropped in rows since the last freeze."""
+        self.unfreed = 0
+        """Pointers that have gone since the mount whose blocks stay, for their rows cannot be read."""
         self.announce: Callable[[], None] = lambda: None
         """Set by the volume: makes durable that there may be counts, before there are any.  Raises OSError."""
 
@@ -119,7 +121,8 @@ class References:
         """The file, empty, if there is none.  The caller has made sure of the room (`blocks_to_make`).
         Raises OSError, with nothing changed."""
         if self.inode is None:
-            self.announce()
+            if not self._core.read_only:
+                self.announce()
             inode = Inode(REFERENCE_INODE, InodeType.REFERENCE_COUNTS, 1, self.rows * BLOCK_BYTES)
             self._files.inodes[REFERENCE_INODE] = inode
             inode.touch(self._core)
@@ -163,11 +166,6 @@ class References:
         if self.inode.private_since < generation:
             self.inode.private_since = generation
             self.inode.touch(self._core)
-
-    def _change_total(self, change: int) -> None:
-        assert self.inode is not None
-        self.inode.private_blocks += change
-        self.inode.touch(self._core)
 
     def blocks_to_make(self) -> int:
         """What has to be free, beside all that is kept back, for the file to be made: by so much more is kept then."""
@@ -241,7 +239,7 @@ class References:
     def _drop_in(self, row: int, vbns: Vbns) -> Vbns:
         counts = self._row(row)
         if counts is None:
-            self._change_total(-len(vbns))
+            self.unfreed += len(vbns)
             return vbns[:0]
         blocks, times = np.unique(vbns, return_counts=True)
         slots = (blocks & SLOT_MASK).astype(np.intp)
@@ -255,8 +253,10 @@ class References:
         return np.repeat(blocks, times - taken)
 
     def _book(self, change: int) -> None:
+        assert self.inode is not None
         self._booked += change
-        self._change_total(change)
+        self.inode.private_blocks += change
+        self.inode.touch(self._core)
 
     def grant(self, vbns: Vbns) -> Grant:
         """How many of these, from the front, can have one more pointer each (several to one: several times)."""

@@ -16,14 +16,15 @@ Rules:
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wafl.buffers import Buffer
+from wafl.buffers import Buffer, PointerMap
 from wafl.checksums import Crcs, of_blocks
-from wafl.errors import BackingLost, CorruptVolume, DamagedRecord, InvalidSize, NoSpace
+from wafl.errors import BackingLost, CorruptVolume, InvalidSize, NoSpace
 from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, FIRST_DATA_VBN, HOLE, LEVEL_ONE_BYTES, POINTERS, ZERO
 from wafl.tree import Births, data_births
 from wafl.views import BLOCK_MASK, SLOT_MASK
@@ -141,23 +142,28 @@ def _make_room(lun: Lun, source: Lun, pieces: list[_Piece]) -> None:
 def _share(lun: Lun, source: Lun, pieces: list[_Piece]) -> int:
     """The number of blocks, from the front, that could be shared.  Raises CorruptVolume, OSError, nothing changed."""
     files = lun.files
-    for number, piece in enumerate(pieces):
+    owns: list[PointerMap] = []
+    for piece in pieces:
         try:
-            if len(_young(source, piece)):
-                source.leaf(piece.source_index)
+            own = source.own_map(piece.source_index)
+            assert own is not None
+            if len(_young(own, piece)):
+                own = source.leaf(piece.source_index)
             lun.leaf(piece.index)
         except (CorruptVolume, OSError):
-            if not number:
+            if not owns:
                 raise
-            pieces = pieces[:number]
             break
+        owns.append(own)  # as it is: what was not owned may be out of the cache when counts have changed
+    pieces = pieces[: len(owns)]
     data = np.concatenate([piece.data for piece in pieces])
-    grant = files.references.grant(data)
-    pieces = _cut(pieces, grant.most)
     before = [(which, files.reserve.needed_by(which)) for which in {lun, source}]
-    grant.use()
-    for piece in pieces:
-        _give(source, piece)
+    if not lun.core.read_only:  # else this is a replay, and nothing will ever be given back
+        grant = files.references.grant(data)
+        pieces = _cut(pieces, grant.most)
+        grant.use()
+    for piece, own in zip(pieces, owns, strict=False):
+        _give(source, piece, own)
         _take(lun, piece)
     for which, needed in before:
         files.reserve.raised(which, needed)
@@ -178,9 +184,8 @@ def _cut(pieces: list[_Piece], granted: int) -> list[_Piece]:
     return kept
 
 
-def _young(source: Lun, piece: _Piece) -> Births:
+def _young(own: PointerMap, piece: _Piece) -> Births:
     """Births, those of blocks that the source holds itself and that may count as its own alone."""
-    own = source.own_map(piece.source_index)
     if not isinstance(own, Buffer):
         return np.empty(0, np.uint32)
     births = data_births(own, piece.source_low, piece.source_low + len(piece.vbns))
@@ -188,16 +193,14 @@ def _young(source: Lun, piece: _Piece) -> Births:
     return young
 
 
-def _give(source: Lun, piece: _Piece) -> None:
+def _give(source: Lun, piece: _Piece, own: PointerMap) -> None:
     """The source's pointers say that their blocks are shared."""
-    own = source.own_map(piece.source_index)
-    assert own is not None
     here = slice(piece.source_low, piece.source_low + len(piece.vbns))
     if ((own.vector()[here] == HOLE) & (piece.vbns >= FIRST_DATA_VBN)).any():
         assert source.backing is not None
         files = source.files
         files.references.shared_through(files.snapshot_generation(source.backing.snapshot_id))
-    young = _young(source, piece)
+    young = _young(own, piece)
     if len(young):
         assert isinstance(own, Buffer)
         source.inode.lose_births(piece.source_index, young)
@@ -233,27 +236,26 @@ def replay_share(lun: Lun, fbn: int, source: Lun, source_fbn: int, blocks: int) 
     lun.files.references.make()
     failed: Exception | None = None
     while blocks:
+        done = min(blocks, POINTERS - (fbn & SLOT_MASK), POINTERS - (source_fbn & SLOT_MASK))
         try:
-            pieces = _plan(fbn, source, source_fbn, blocks)
+            shared = _share(lun, source, _plan(fbn, source, source_fbn, blocks))
+            done = shared or 1
+            if not shared:
+                _copy(lun, fbn, source, source_fbn)
         except (CorruptVolume, OSError) as error:
             failed = failed or error
-            done = min(blocks, POINTERS - (fbn & SLOT_MASK), POINTERS - (source_fbn & SLOT_MASK))
-            _lose(lun, fbn, done)
-        else:
-            done = _share(lun, source, pieces) or _copy(lun, fbn, source, source_fbn)
+            with suppress(CorruptVolume, OSError):  # if the LUN's own pointers are lost, it shows nothing either
+                _lose(lun, fbn, done)
         fbn, source_fbn, blocks = fbn + done, source_fbn + done, blocks - done
     if failed is not None:
         raise failed
 
 
-def _copy(lun: Lun, fbn: int, source: Lun, source_fbn: int) -> int:
+def _copy(lun: Lun, fbn: int, source: Lun, source_fbn: int) -> None:
     """One block: there are too many pointers to the one that the source reads without the fills that were lost."""
-    if lun.core.read_only:
-        raise DamagedRecord("a block has too many pointers to be shared again by a volume that is only read")
     data = memoryview(bytearray(BLOCK_BYTES))
     source.read_into(source_fbn << BLOCK_SHIFT, data)
     lun.place_blocks(fbn, data)
-    return 1
 
 
 def _lose(lun: Lun, fbn: int, blocks: int) -> None:
