@@ -33,9 +33,9 @@ def _text(output: bytes | str | None) -> str:
     return output.decode(errors="replace") if isinstance(output, bytes) else output or ""
 
 
-def upload(namespace: Namespace, image: Path, lun_url: str) -> None:
+def upload(namespace: Namespace, image: Path, lun_url: str, *, limit_s: float = 120) -> None:
     """Writes a raw file over a LUN of its size."""
-    tool(namespace, ["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", image, lun_url])
+    tool(namespace, ["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", image, lun_url], limit_s=limit_s)
 
 
 def download(namespace: Namespace, lun_url: str, image: Path) -> bytes:
