@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from tests.support import tick_loop
 from tests.support.clones import drive, steps_of
 from tests.support.race_guests import (
     ACTS,
+    BLOCKS,
     LUN_BLOCKS,
     LUN_BYTES,
     SECTORS,
@@ -33,7 +35,7 @@ from tests.support.race_guests import (
     write_same_zeros,
 )
 from tests.support.scsi_host import read_16
-from wafl import NoSuchLun, VolumeService
+from wafl import FillPlan, NoSuchLun, VolumeService
 
 CHUNK_BLOCKS = 8
 SEEDS = int(os.environ.get("LAZYLUN_RACE_SEEDS", "50"))
@@ -190,3 +192,50 @@ def test_in_any_order_of_events_the_guests_data_wins(seed: int) -> None:
     assert state is JobState.COMPLETED
     assert scene.reads_right()
     scene.workshop.finish()
+
+
+async def interrupted(scene: Scene, interrupt: str, turns: int) -> JobState:
+    """A job that is interrupted after so many turns, and goes on; how the interruption found it."""
+    service = VolumeService(scene.volume)
+    service.start()
+    manager = CloneManager(lambda event: None, clock=asyncio.get_running_loop().time)
+    job = manager._jobs[manager.start(service, "clone").lun_uuid]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    if interrupt == "stop":
+        if job.active:
+            await manager.stop(service, "clone")
+            assert scene.clone.clone_requested is False
+        going_on = scene.clone.backing is not None and bool(manager.start(service, "clone"))
+    else:
+        await manager.forget(service)
+        going_on = manager.restart_requested(service) == ["clone"]
+    assert job.state in (JobState.STOPPED, JobState.COMPLETED)
+    assert going_on == (job.state is JobState.STOPPED)
+    if going_on:
+        assert (await manager.wait(service, "clone")).state is JobState.COMPLETED
+    await manager.close()
+    await service.stop()
+    return job.state
+
+
+@pytest.mark.parametrize("interrupt", ["stop", "volume offline"])
+def test_a_job_that_is_interrupted_at_any_turn_goes_on_and_copies_nothing_twice(interrupt: str) -> None:
+    ends: list[JobState] = []
+    for turns in range(turns_of_a_clone()):
+        scene = Scene()
+        filled: list[int] = []
+        install = scene.clone.install_fill
+
+        def counting(plan: FillPlan, data: bytes, filled: list[int] = filled, install: Any = install) -> int:
+            filled.append(install(plan, data))
+            return filled[-1]
+
+        scene.clone.install_fill = counting  # type: ignore[method-assign, assignment]
+        state, _ = tick_loop.run(interrupted(scene, interrupt, turns))
+        ends.append(state)
+        assert scene.reads_right()
+        assert scene.clone.backing is None
+        assert sum(filled) == len(BLOCKS), f"interrupted after {turns} turns"
+        scene.workshop.finish()
+    assert {JobState.STOPPED, JobState.COMPLETED} == set(ends)
