@@ -53,7 +53,9 @@ def _useful(machine: set[str], family: int, local: str) -> list[str]:
         key=lambda a: (a.is_loopback, int(a)),
     )
     public = [str(a) for a in chosen if not a.is_loopback]
-    came_by = ipaddress.ip_address(local) if local else None
+    came_by = ipaddress.ip_address(local.partition("%")[0]) if local else None
+    if not machine and came_by is not None and came_by.version == family:
+        return [str(came_by)]
     if came_by is not None and came_by.is_loopback and came_by.version == family:
         return [str(came_by), *public]
     return public or [str(a) for a in chosen]

@@ -101,7 +101,10 @@ class Portal:
         """Watch the machine's addresses come and go."""
         if not self._following:
             self._following = True
-            await self._machine.start()
+            try:
+                await self._machine.start()
+            except Exception as error:  # portals listen all the same
+                log.warning("the machine's addresses could not be read: %r", error)
 
     async def close_listener(self, address: str, port: int) -> None:
         """Stop listening on one address; connections that came by it stay."""

@@ -56,6 +56,7 @@ RMB = 0x80
 VERSION_SPC_4 = 0x06
 HISUP_FORMAT_2 = 0x12
 THIRD_PARTY_COPY, TPGS_IMPLICIT_AND_EXPLICIT = 0x08, 0x30
+MULTIP = 0x10
 CMDQUE = 0x02
 # SAM-5, SPC-4, SBC-3, iSCSI (SPC-4 table 145): without a version
 VERSION_DESCRIPTORS = (0x00A0, 0x0460, 0x04C0, 0x0960)
@@ -67,7 +68,7 @@ STANDARD = Struct(
     "response_data_format" / Const(HISUP_FORMAT_2, Int8ub),
     "additional_length" / Const(96 - 5, Int8ub),
     "flags_5" / Const(TPGS_IMPLICIT_AND_EXPLICIT | THIRD_PARTY_COPY, Int8ub),  # no protection information
-    "flags_6" / Const(0, Int8ub),
+    "flags_6" / Int8ub,
     "flags_7" / Const(CMDQUE, Int8ub),
     "vendor" / Bytes(8),
     "product" / Bytes(16),
@@ -160,17 +161,19 @@ def inquiry(task: Task) -> Reply:
         return data_in(vpd(task, fields["page_code"]), fields["allocation_length"])
     if fields["page_code"]:
         raise invalid_field(2)
-    return data_in(standard_data(_peripheral(task), task.lu.medium.removable), fields["allocation_length"])
+    ports = len(task.nexus.target_ports)
+    return data_in(standard_data(_peripheral(task), task.lu.medium.removable, ports), fields["allocation_length"])
 
 
 def _peripheral(task: Task) -> int:
     return DIRECT_ACCESS | (NOT_CONNECTED if task.itl.access_state is AccessState.UNAVAILABLE else 0)
 
 
-def standard_data(peripheral: int, removable: bool = False) -> bytes:
+def standard_data(peripheral: int, removable: bool = False, ports: int = 1) -> bytes:
     built: bytes = STANDARD.build({
         "peripheral": peripheral,
         "rmb": RMB if removable else 0,
+        "flags_6": MULTIP if ports > 1 else 0,
         "vendor": padded(VENDOR, 8),
         "product": padded(PRODUCT, 16),
         "revision": padded(REVISION, 4),

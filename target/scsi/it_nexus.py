@@ -103,10 +103,12 @@ class ITNexus:
         self.itl_changed(itl)
 
     def set_target_ports(self, ports: Iterable[int]) -> None:
-        """Ports come and go; its own stays as long as the nexus.  Hosts look at the groups again (2A/06)."""
+        """Ports come and go; its own stays as long as the nexus.  Hosts look again at the groups (2A/06) and at what
+        INQUIRY says of the ports (3F/03)."""
         self.target_ports = tuple(sorted({*ports, self.target_port}))
         for itl in self.itls.values():
             itl.establish(Asc.ASYMMETRIC_ACCESS_STATE_CHANGED)
+            itl.establish(Asc.INQUIRY_DATA_HAS_CHANGED)
 
     def luns_reported(self) -> None:
         """REPORT LUNS was answered: 3F/0E has nothing more to say on any logical unit (SPC-4 6.33)."""

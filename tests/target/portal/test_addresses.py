@@ -35,6 +35,12 @@ def test_an_address_is_given_out_where_nobody_knows_the_machines() -> None:
     assert expand([("192.0.2.99", 3260, 1)], set()) == ["192.0.2.99:3260,1"]
 
 
+def test_who_came_somehow_is_told_of_that_way_where_nobody_knows_the_machines_addresses() -> None:
+    listening = [("0.0.0.0", 3260, 1), ("::", 3260, 1)]
+    assert expand(listening, set(), "192.0.2.7") == ["192.0.2.7:3260,1"]
+    assert expand(listening, set(), "2001:db8::7") == ["[2001:db8::7]:3260,1"]
+
+
 def test_loopback_is_given_out_when_there_is_nothing_else() -> None:
     assert expand([("0.0.0.0", 1, 2), ("::", 1, 2)], {"127.0.0.1", "::1", "fe80::2"}) == ["127.0.0.1:1,2", "[::1]:1,2"]
 

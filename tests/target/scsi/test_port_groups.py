@@ -112,15 +112,18 @@ def test_page_83_of_each_path_names_its_own_group() -> None:
 
 def test_a_group_that_comes_is_told_and_reported() -> None:
     host, _, _ = one_host()
+    assert host.data(host.send(inquiry()))[6] & 0x10 == 0
     host.nexus.device.set_target_ports((1, 7))
     assert key_asc(host.send(TEST_UNIT_READY)) == STATE_CHANGED
+    assert key_asc(host.send(TEST_UNIT_READY)) == (UNIT_ATTENTION, 0x3F03)
+    assert host.data(host.send(inquiry()))[6] & 0x10
     assert [group for _, _, group, _, _ in groups(answer(host))] == [1, 7]
 
 
 def test_a_nexus_keeps_its_own_group_when_the_last_portal_of_it_goes() -> None:
     _, two, _ = two_paths()
     two.nexus.device.set_target_ports((1,))
-    assert key_asc(two.send(TEST_UNIT_READY)) == STATE_CHANGED
+    two.ready()
     assert [group for _, _, group, _, _ in groups(answer(two))] == [1, 2]
 
 
