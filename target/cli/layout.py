@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from target.cli.client import lun_url
-from target.cli.output import Column, number, size
+from target.cli.output import Column, number, printable, size
 from target.cli.root import Context
 from target.cli.sizes import format_size
 
@@ -36,7 +36,7 @@ def show_layout(ctx: Context, path: str) -> None:
 
 def draw(found: dict[str, Any], width: int) -> None:
     head = f"{found['path']}: {format_size(found['size_bytes'])}"
-    click.secho(head + (f", backed by {found['backing']}" if found["backing"] else ""), bold=True)
+    click.secho(printable(head + (f", backed by {found['backing']}" if found["backing"] else "")), bold=True)
     stretches = found["stretches"]
     for first in range(0, len(stretches), width):
         row = stretches[first : first + width]
