@@ -21,6 +21,7 @@ loop's thread but `FillPlan.read`, which runs in a thread.
     options.py   what may be asked of a job
     steps.py     one job as a generator of steps: every decision, no asyncio, no clock
     copying.py   how one level-1 range is copied
+    sharing.py   how it is shared instead: the snapshot's blocks become the LUN's by pointer
     room.py      what is left to guests
     estimate.py  what a clone would take, before it is started
     progress.py  blocks done, rate, time left; never goes back

@@ -26,6 +26,7 @@ from cloner.guests import GuestWatch, rest_s
 from cloner.options import WEIGHTS, CloneOptions, Policy
 from cloner.progress import CloneStatus, Progress
 from cloner.queue import RunQueue, Ticket
+from cloner.sharing import share_level_one
 from cloner.states import ENDED, JobState, moved
 from cloner.steps import (
     UNSYNCED_FILL_BYTES,
@@ -106,7 +107,8 @@ class Job:
         self._started_at = shared.clock()
         self._task: asyncio.Task[None] | None = None
         self._work = Work(
-            service.volume, lun, self.progress, shared.clock, self._chunk_blocks, copy_level_one,
+            service.volume, lun, self.progress, shared.clock, self._chunk_blocks,
+            share_level_one if options.share else copy_level_one,
             options.policy is Policy.IGNORE, shared.unsynced.setdefault(service.volume.uuid, Unsynced()),
             self._unsynced_limit,
         )  # fmt: skip
@@ -162,6 +164,7 @@ class Job:
             completed_blocks=self.progress.completed_blocks,
             total_blocks=self.progress.total_blocks,
             copied_blocks=self.progress.copied_blocks,
+            shared_blocks=self.progress.shared_blocks,
             skipped_blocks=self.progress.skipped_blocks,
             present_blocks=self.progress.present_blocks,
             bad_blocks=self.progress.bad_blocks,
@@ -363,12 +366,16 @@ class Job:
         self._move(to, message)
         data: dict[str, object] = {
             "blocks_copied": self.progress.copied_blocks,
+            "blocks_shared": self.progress.shared_blocks,
             "blocks_skipped": self.progress.skipped_blocks,
             "blocks_present": self.progress.present_blocks,
             "blocks_total": self.progress.total_blocks,
             "duration_s": round(self._shared.clock() - self._started_at, 3),
         }
-        text = message or f"cloned: {self.progress.copied_blocks} blocks copied, the backing snapshot is released"
+        done = f"{self.progress.copied_blocks} blocks copied"
+        if self.options.share:
+            done = f"{self.progress.shared_blocks} blocks shared, {done}"
+        text = message or f"cloned: {done}, the backing snapshot is released"
         self._tell(to.value, text, **data, **details)
 
     def _tell_progress(self) -> None:

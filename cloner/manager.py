@@ -95,7 +95,7 @@ class CloneManager:
     ) -> CloneStatus:
         """Start cloning, or queue it.  The request is durable with the next consistency point, which the job asks for
         at once.  `position`: of the request, if it was made before.  Raises what `check_start` raises."""
-        lun = self.check_start(service, lun_name, force=force)
+        lun = self.check_start(service, lun_name, force=force or options.share)
         lun.set_clone_requested(True)
         return self._launch(service, lun, options, position, "started")
 
@@ -265,6 +265,7 @@ def idle_status(service: VolumeService, lun: Lun) -> CloneStatus:
         completed_blocks=0,
         total_blocks=missing,
         copied_blocks=0,
+        shared_blocks=0,
         skipped_blocks=0,
         present_blocks=0,
         bad_blocks=0,

@@ -34,6 +34,8 @@ class CloneOptions:
     full_speed: bool = False
     """Give way to nobody."""
     policy: Policy = Policy.REPORT
+    share: bool = False
+    """Adopt the backing's blocks by pointer instead of copying them."""
 
     def __post_init__(self) -> None:
         if self.limit_bytes_s is not None and self.limit_bytes_s <= 0:

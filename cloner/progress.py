@@ -26,7 +26,9 @@ class Progress:
         self.total_blocks = 0
         self.completed_blocks = 0
         self.copied_blocks = 0
-        """Really filled by this run; the rest of the completed ones guests wrote or unmapped themselves."""
+        """Really filled by this run."""
+        self.shared_blocks = 0
+        """Adopted by this run instead of being copied."""
         self.present_blocks = 0
         """What the LUN had of its own when this run began, of what its backing has."""
         self.bad_blocks = 0
@@ -60,8 +62,8 @@ class Progress:
 
     @property
     def skipped_blocks(self) -> int:
-        """Completed without being copied: guests wrote or unmapped them meanwhile."""
-        return max(0, self.completed_blocks - self.copied_blocks)
+        """Completed without being copied or shared: guests wrote or unmapped them meanwhile."""
+        return max(0, self.completed_blocks - self.copied_blocks - self.shared_blocks)
 
     @property
     def percent(self) -> float:
@@ -103,6 +105,7 @@ class CloneStatus:
     completed_blocks: int
     total_blocks: int
     copied_blocks: int
+    shared_blocks: int
     skipped_blocks: int
     present_blocks: int
     bad_blocks: int

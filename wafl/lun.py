@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from crc32c import crc32c
 
+from wafl.adopt import adopt
 from wafl.buffers import Buffer, PointerMap
 from wafl.checksums import of_blocks
 from wafl.device import Bytes
@@ -461,6 +462,19 @@ class Lun(Scan):
             self.missing = max(0, missing - filled)
             self.files.touch_lun(self)
         return filled
+
+    def adopt(self, index: int) -> int:
+        """Make what level-1 `index` misses the LUN's own by pointer; the blocks adopted.  What then is still missing
+        has to be copied.  Never logged.  Raises NoSpace (at once), ReadOnlyVolume, VolumeFailed, CorruptVolume,
+        BackingLost, OSError."""
+        self.core.check_writable()
+        return adopt(self, index) if not self.destroyed else 0
+
+    def filled(self, blocks: int) -> None:
+        """So many of its holes have been filled with what the backing has."""
+        self._fill_generation = self.core.generation
+        self.missing = max(0, self.missing - blocks)
+        self.files.touch_lun(self)
 
     def detach(self) -> None:
         """Drop the backing: nothing is missing and every fill is durable, else LunBusy.  The snapshot stays busy

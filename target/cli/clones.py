@@ -24,7 +24,8 @@ HOLDERS = Column("Held by", lambda o: _holders(o), lambda v: _some(v))
 COLUMNS = (text("Path", "path"), STATE, PERCENT, RATE, LEFT, text("Backing", "backing"), HOLDERS)
 DETAILS = (
     STATE, PERCENT, number("Blocks done", "completed_blocks"), number("Blocks in all", "total_blocks"),
-    number("Copied", "copied_blocks"), number("Skipped", "skipped_blocks"), number("Present before", "present_blocks"),
+    number("Copied", "copied_blocks"), number("Shared", "shared_blocks"), number("Skipped", "skipped_blocks"),
+    number("Present before", "present_blocks"),
     number("Bad", "bad_blocks"), RATE, LIMIT, LEFT, text("Priority", "priority"), FULL_SPEED,
     text("Policy", "policy"), text("Backing", "backing"), HOLDERS, text("Message", "message"),
 )  # fmt: skip
@@ -151,6 +152,10 @@ _POLICY = click.option(
     "--policy", type=click.Choice(["report", "ignore"]),
     help="What to do about a source block that cannot be read: fail at once, or when all else is copied.",
 )  # fmt: skip
+_SHARE = click.option(
+    "--share", is_flag=True, default=None,
+    help="Adopt the snapshot's blocks by pointer instead of copying them: quick, without space, nothing is read.",
+)  # fmt: skip
 _FORCE = click.option("-f", "--force", is_flag=True, help="Start although there is not room for all of it.")
 _JOBS = click.option("--jobs", "running", type=click.IntRange(1, 1000), help="Clones at work at once; others wait.")
 _FOLLOW = click.option("-f", "--follow", is_flag=True, help="Follow it to its end: a bar, or a line for each change.")
@@ -158,7 +163,7 @@ _FOLLOW = click.option("-f", "--follow", is_flag=True, help="Follow it to its en
 
 def start_options(function: Callable[..., None]) -> Callable[..., None]:
     """How a clone that is started works."""
-    for option in (_FORCE, _POLICY, _SPEED, _PRIORITY, _LIMIT):
+    for option in (_FORCE, _SHARE, _POLICY, _SPEED, _PRIORITY, _LIMIT):
         function = option(function)
     return function
 

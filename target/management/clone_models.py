@@ -21,6 +21,7 @@ class CloneStart(Request):
         default=Policy.REPORT,
         description="A source block that cannot be read fails the job at once (report) or after all others (ignore)",
     )
+    share: bool = Field(default=False, description="Adopt the snapshot's blocks by pointer instead of copying them")
     force: bool = Field(default=False, description="Start although there is no room for all of it")
 
 

@@ -36,6 +36,7 @@ class Remembered(BaseModel):
     priority: Priority = Priority.NORMAL
     full_speed: bool = False
     policy: Policy = Policy.REPORT
+    share: bool = False
     position: int = Field(ge=0, le=MAX_SIZE_BYTES)
 
 
@@ -47,6 +48,7 @@ async def remember(core: Core, unit: Unit, wanted: Sequence[tuple[Lun, CloneOpti
             priority=options.priority,
             full_speed=options.full_speed,
             policy=options.policy,
+            share=options.share,
             position=position,
         ).model_dump_json().encode()
         for lun, options, position in wanted
@@ -69,7 +71,8 @@ def remembered(core: Core, lun: Lun) -> tuple[CloneOptions, int | None]:
     except ValidationError as error:
         log.warning("what the clone of LUN %s was asked for cannot be read: %s", lun.name, error)
         return CloneOptions(), None
-    return CloneOptions(found.limit_bytes_s, found.priority, found.full_speed, found.policy), found.position
+    options = CloneOptions(found.limit_bytes_s, found.priority, found.full_speed, found.policy, found.share)
+    return options, found.position
 
 
 def apply_settings(core: Core, default_limit_bytes_s: int | None) -> None:

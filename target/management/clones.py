@@ -56,7 +56,7 @@ def _refusing() -> Iterator[None]:
 
 
 def options_of(wanted: clone_models.CloneStart) -> CloneOptions:
-    return CloneOptions(wanted.limit_bytes_s, wanted.priority, wanted.full_speed, wanted.policy)
+    return CloneOptions(wanted.limit_bytes_s, wanted.priority, wanted.full_speed, wanted.policy, wanted.share)
 
 
 class Clones:
@@ -105,6 +105,7 @@ class Clones:
             completed_blocks=status.completed_blocks,
             total_blocks=status.total_blocks,
             copied_blocks=status.copied_blocks,
+            shared_blocks=status.shared_blocks,
             skipped_blocks=status.skipped_blocks,
             present_blocks=status.present_blocks,
             bad_blocks=status.bad_blocks,
@@ -115,6 +116,7 @@ class Clones:
             priority=status.options.priority,
             full_speed=status.options.full_speed,
             policy=status.options.policy,
+            share=status.options.share,
             queue_place=status.queue_place,
             message=status.message,
             operation=operation.id if operation is not None else None,
@@ -133,7 +135,7 @@ class Clones:
     async def ask(self, unit: Unit, lun: Lun, options: CloneOptions = DEFAULTS, *, force: bool = False) -> None:
         """Call with `core.changing` held; it is durable when the volume is."""
         with _refusing():
-            self.core.clones.check_start(unit.service, lun.name, force=force)
+            self.core.clones.check_start(unit.service, lun.name, force=force or options.share)
         position = self.core.clones.next_position()
         await remember(self.core, unit, [(lun, options, position)])
         self.launch(unit, lun, options, position, force=True)
@@ -239,6 +241,7 @@ class Clones:
             raise asyncio.CancelledError
         return {
             "copied_blocks": status.copied_blocks,
+            "shared_blocks": status.shared_blocks,
             "skipped_blocks": status.skipped_blocks,
             "present_blocks": status.present_blocks,
             "total_blocks": status.total_blocks,

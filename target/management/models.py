@@ -159,7 +159,8 @@ class CloneStatus(BaseModel):
     completed_blocks: int = 0
     total_blocks: int = 0
     copied_blocks: int = 0
-    skipped_blocks: int = Field(default=0, description="Completed without being copied: hosts wrote or unmapped them")
+    shared_blocks: int = Field(default=0, description="Adopted by pointer instead of being copied")
+    skipped_blocks: int = Field(default=0, description="Completed by hosts, which wrote or unmapped them")
     present_blocks: int = Field(default=0, description="What the LUN had of its own when the job began")
     bad_blocks: int = Field(default=0, description="Passed over, because they could not be read")
     percent: float = 0.0
@@ -169,6 +170,7 @@ class CloneStatus(BaseModel):
     priority: str = "normal"
     full_speed: bool = Field(default=False, description="It gives way to nobody")
     policy: str = Field(default="report", description="What it does about source blocks that cannot be read")
+    share: bool = Field(default=False, description="It shares the snapshot's blocks instead of copying them")
     queue_place: int | None = Field(default=None, description="How many jobs come before it, while it is queued")
     holders: list[str] = Field(
         default=[], description="What keeps the backing snapshot: LUNs, and later snapshots; in the list the first 8"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from cloner.copying import copy_level_one
 from cloner.progress import Progress
+from cloner.sharing import share_level_one
 from cloner.steps import BeginCommit, Commit, Read, Step, Steps, Turn, WaitForRoom, Work, clone_steps
 from tests.support.volume_model import ModelLun
 from tests.support.volumes import MIB, Workshop, checkpoint, pattern, take_snapshot
@@ -68,10 +69,11 @@ def read_all(lun: Lun) -> bytes:
 
 
 def steps_of(
-    volume: Volume, lun: Lun, chunk_blocks: int = 256, *, ignore_bad: bool = False
+    volume: Volume, lun: Lun, chunk_blocks: int = 256, *, ignore_bad: bool = False, share: bool = False
 ) -> tuple[Steps, Progress]:
     progress = Progress(BLOCK_BYTES)
-    work = Work(volume, lun, progress, lambda: 0.0, lambda: chunk_blocks, copy_level_one, ignore_bad)
+    mode = share_level_one if share else copy_level_one
+    work = Work(volume, lun, progress, lambda: 0.0, lambda: chunk_blocks, mode, ignore_bad)
     return clone_steps(work), progress
 
 

@@ -145,6 +145,16 @@ class History:
         return filled
 
     @noting_relief
+    def adopt(self, name: str) -> int:
+        """The same by pointer."""
+        lun, adopted = self.volume.lun(name), 0
+        index = lun.next_missing(0)
+        while index is not None:
+            adopted += lun.adopt(index)
+            index = lun.next_missing(index + 1)
+        return adopted
+
+    @noting_relief
     def detach(self, name: str) -> None:
         self.volume.lun(name).detach()
         self.model.luns[name].backing = None

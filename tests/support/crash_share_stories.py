@@ -136,7 +136,54 @@ def shares_on_a_nearly_full_volume(history: History) -> None:
         history.checkpoint()
 
 
+def adopted_clones(history: History) -> None:
+    """Clones that take their snapshot's blocks by pointer, under guests; then snapshot, parent and one of them go."""
+    history.create("golden", 3 * MIB)
+    history.write("golden", 0, 40 * BLOCK_BYTES)
+    history.write("golden", MIB, 40 * BLOCK_BYTES)
+    history.write("golden", 2 * MIB, 10 * BLOCK_BYTES)
+    history.checkpoint(snapshot="base")
+    history.write("golden", 0, 5 * BLOCK_BYTES)
+    for name in ("one", "two"):
+        history.create_backed(name, "base", "golden")
+    history.write("one", 2 * BLOCK_BYTES, 5 * BLOCK_BYTES)
+    history.unmap("two", MIB + 10 * BLOCK_BYTES, 5 * BLOCK_BYTES)
+    history.flush()
+    history.adopt("one")
+    history.checkpoint(lambda: history.write("one", MIB, BLOCK_BYTES))
+    history.adopt("two")
+    history.write("golden", MIB, 5 * BLOCK_BYTES)
+    history.unmap("two", 0, 20 * BLOCK_BYTES)
+    history.flush()
+    history.checkpoint()
+    history.detach("one")
+    history.detach("two")
+    history.checkpoint()
+    history.delete_snapshot("base")
+    history.checkpoint()
+    history.reclaim()
+    history.checkpoint(snapshot="later")
+    history.destroy("golden")
+    history.reclaim()
+    history.checkpoint()
+    history.create_backed("three", "later", "one")
+    history.adopt("three")
+    history.checkpoint()
+    history.detach("three")
+    history.destroy("one")
+    history.checkpoint()
+    history.reclaim()
+    history.delete_snapshot("later")
+    history.write("three", 0, 60 * BLOCK_BYTES)
+    history.reclaim()
+    history.checkpoint()
+    history.write("two", 0, MIB)
+    history.destroy("three")
+    history.reclaim()
+    history.checkpoint()
+
+
 SHARE_STORIES: list[ShareStory] = [
     shares_and_overwrites, a_pattern, shares_and_snapshots, a_clone_is_shared_from_and_into,
-    shares_on_a_nearly_full_volume,
+    shares_on_a_nearly_full_volume, adopted_clones,
 ]  # fmt: skip

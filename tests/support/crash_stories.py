@@ -200,7 +200,8 @@ def _share(history: History, rng: random.Random, name: str, at: int) -> None:
 
 def _clones(history: History, rng: random.Random) -> None:
     for name, lun in sorted(history.model.luns.items()):
-        if lun.backing is not None and rng.random() < 0.4 and _fits(lambda name=name: history.fill(name)):
+        way = rng.choice([history.fill, history.adopt])
+        if lun.backing is not None and rng.random() < 0.4 and _fits(lambda name=name, way=way: way(name)):
             history.checkpoint()
             history.detach(name)
             if rng.random() < 0.5:

@@ -467,10 +467,19 @@ class VolumeMachine(RuleBasedStateMachine):
             plan.release()
 
     @precondition(has_backed)
-    @rule(pick=picks, whole=st.booleans())
-    def detach(self, pick: int, whole: bool) -> None:
+    @rule(pick=picks, start=st.integers(0, 3))
+    def adopt(self, pick: int, start: int) -> None:
+        """The other way to fill: by pointer."""
+        _, lun, _ = self.pick_backed(pick)
+        index = lun.next_missing(start)
+        if index is not None:
+            self.attempt(lambda: lun.adopt(index))
+
+    @precondition(has_backed)
+    @rule(pick=picks, whole=st.booleans(), by_pointer=st.booleans())
+    def detach(self, pick: int, whole: bool, by_pointer: bool) -> None:
         name, lun, model = self.pick_backed(pick)
-        if whole and not self.attempt(lambda: self.fill_all(lun)):
+        if whole and not self.attempt(lambda: self.fill_all(lun, by_pointer=by_pointer)):
             return
         if lun.fills_durable and not self.misses_something(lun):
             backing = lun.backing
@@ -485,9 +494,11 @@ class VolumeMachine(RuleBasedStateMachine):
             with pytest.raises(WaflError):
                 lun.detach()
 
-    def fill_all(self, lun: Lun) -> None:
+    def fill_all(self, lun: Lun, *, by_pointer: bool) -> None:
         index = lun.next_missing(0)
         while index is not None:
+            if by_pointer:
+                lun.adopt(index)
             while (plan := lun.plan_fill(index)) is not None:
                 try:
                     lun.install_fill(plan, plan.read())

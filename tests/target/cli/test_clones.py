@@ -34,6 +34,14 @@ def test_a_clone_is_started_with_options_and_changed(lun: Lun, tmp_path: Path) -
     assert lun.json("clone", "status", "-f", copy)["state"] == "completed"
 
 
+def test_a_clone_may_share_instead_of_copying(lun: Lun, tmp_path: Path) -> None:
+    copy = lun.path("copy")
+    litter(lun, tmp_path, "copy")
+    lun("clone", "start", "--share", copy)
+    done = lun.json("clone", "status", "-f", copy)
+    assert (done["state"], done["copied_blocks"], done["shared_blocks"]) == ("completed", 0, done["total_blocks"])
+
+
 def test_clones_beyond_the_number_that_may_run_are_shown_as_queued(lun: Lun, tmp_path: Path) -> None:
     litter(lun, tmp_path, "a", "b", "c")
     assert lun.json("clone", "limits", "--jobs", "1", "--limit", "4k") == {"limit_bytes_s": 4096, "running": 1}

@@ -6,7 +6,7 @@ import asyncio
 import functools
 from typing import Any
 
-from target.management.clone_settings import CLONE
+from target.management.clone_settings import CLONE, remembered
 from target.management.lun_values import set_value
 from target.scsi.cdbs import READ_10
 from tests.target.management.conftest import HOST, MIB, Api, Play
@@ -116,6 +116,21 @@ def test_what_a_stopped_clone_was_asked_for_is_not_taken_up_again(play: Play) ->
         await ended(api, "copy")
 
     play(scene, after)
+
+
+def test_a_clone_that_shares_says_so_and_is_remembered_so(play: Play) -> None:
+    async def scene(api: Api) -> None:
+        await litter(api, "copy", "other")
+        await start(api, "copy", share=True)
+        done = await ended(api, "copy")
+        assert (done["state"], done["share"], done["copied_blocks"]) == ("completed", True, 0)
+        assert done["shared_blocks"] == done["total_blocks"] > 0
+        assert (await api.get("/volumes/vol0"))["shared_bytes"] == done["shared_blocks"] * 4096
+        await start(api, "other", share=True)
+        assert remembered(api.core, api.core.find("/vol/vol0/other")[1])[0].share
+        assert not remembered(api.core, api.core.find("/vol/vol0/golden")[1])[0].share
+
+    play(scene)
 
 
 def test_options_that_cannot_be_read_are_left_aside(play: Play) -> None:
