@@ -6,11 +6,22 @@ It adds nothing but names: wafl's errors become the store's, each with its own s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NoReturn
 
 from target.scsi.store import BlockStore, FlushDone, MediumError, SpaceExhausted, StoreError
-from wafl import BLOCK_BYTES, BackingLost, CorruptVolume, Lun, NoSpace, VolumeService, WaflError, write_atomic
+from wafl import (
+    BLOCK_BYTES,
+    BackingLost,
+    CorruptVolume,
+    Lun,
+    NoSpace,
+    VolumeService,
+    WaflError,
+    write_atomic,
+    write_several,
+)
 
 
 class LunStore:
@@ -34,6 +45,7 @@ class LunStore:
         self.plain_read = lun.read_into_nowait
         """`read_into_nowait` with wafl's own errors: one call less for the nexus, which needs no reason then."""
         self.plain_write = lun.write
+        self.plain_writes: Callable[[Sequence[tuple[int, memoryview]]], None] = partial(write_several, lun)
 
     @property
     def size_bytes(self) -> int:

@@ -145,6 +145,8 @@ class Nexus(ITNexus):
         self.on_event: Announce | None = None
         self._readable: dict[int, FastRead] = {}
         self._writable: dict[int, FastWrite] = {}
+        self._write_several: dict[int, Callable[[Sequence[tuple[int, memoryview]]], None]] = {}
+        """Where there is a better way than one by one; what is here is in `_writable` too."""
         self._closed = False
 
     def before_answers(self) -> None:
@@ -236,10 +238,38 @@ class Nexus(ITNexus):
         counters.write_bytes += length
         return True
 
+    def fast_writes(self, lun: int, buf: memoryview, cdbs: Sequence[int], datas: Sequence[memoryview]) -> bool:
+        try:
+            write_several = self._write_several[lun]
+            shift, size, _, counters = self._writable[lun]
+        except KeyError:
+            return False
+        writes = []
+        for cdb_at, data in zip(cdbs, datas, strict=True):
+            opcode = buf[cdb_at]
+            if opcode == WRITE_10_OPCODE:
+                _, flags, lba, blocks, control = unpack_10(buf, cdb_at)
+            elif opcode == WRITE_16_OPCODE:
+                _, flags, lba, blocks, control = unpack_16(buf, cdb_at)
+            else:
+                return False
+            offset, length = lba << shift, len(data)
+            if flags & NOT_PLAIN or control or blocks << shift != length or offset + length > size:
+                return False
+            writes.append((offset, data))
+        try:
+            write_several(writes)
+        except Exception:  # as above
+            return False
+        counters.writes += len(writes)
+        counters.write_bytes += sum(map(len, datas))
+        return True
+
     def itl_changed(self, itl: ITLNexus) -> None:
         field, lu = lun_field(itl.lun), itl.lu
         self._readable.pop(field, None)
         self._writable.pop(field, None)
+        self._write_several.pop(field, None)
         if self.itls.get(field) is not itl:
             return
         shift, size, store = lu.shift, lu.blocks << lu.shift, lu.store
@@ -247,6 +277,8 @@ class Nexus(ITNexus):
             self._readable[field] = (shift, size, getattr(store, "plain_read", store.read_into_nowait), lu.counters)
         if itl.open_for(Access.WRITE):
             self._writable[field] = (shift, size, getattr(store, "plain_write", store.write), lu.counters)
+            if hasattr(store, "plain_writes"):
+                self._write_several[field] = store.plain_writes
 
     # --- every command ------------------------------------------------------------------------------------------
 

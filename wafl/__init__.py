@@ -33,6 +33,7 @@ from wafl.errors import (
 )
 from wafl.fill import FillPlan
 from wafl.format import BLOCK_BYTES, LEVEL_ONE_BYTES, MAX_CHAIN_DEPTH, MAX_LUNS, MAX_SNAPSHOTS, POINTERS
+from wafl.gather import write_several
 from wafl.layout import MAX_STRETCHES, Layout, Stretch, lun_layout
 from wafl.lun import Lun
 from wafl.making import create_luns
@@ -105,4 +106,5 @@ __all__ = [
     "lun_layout",
     "open_log_device",
     "write_atomic",
+    "write_several",
 ]

@@ -166,7 +166,7 @@ class Lun(Scan):
                         inode.recount.replaced(index, np.asarray(births[slot : slot + 1]))
                 births[slot] = core.generation
                 if self.maps is not self.own:
-                    self._keep_composed(leaf, index, slot, old, vbn, crc)
+                    self.keep_composed(leaf, index, slot, old, vbn, crc)
                 if old >= FIRST_DATA_VBN:
                     allocator.freed.append(old)
                 else:
@@ -176,7 +176,7 @@ class Lun(Scan):
                 return
         self._write(offset, data)
 
-    def _keep_composed(self, leaf: PointerMap, index: int, slot: int, old: int, vbn: int, crc: int) -> None:
+    def keep_composed(self, leaf: PointerMap, index: int, slot: int, old: int, vbn: int, crc: int) -> None:
         composed = self.maps.get(index)
         # Where the backing adds nothing, the composed buffer is the leaf itself.
         if composed is not None and composed is not leaf:

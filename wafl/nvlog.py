@@ -96,6 +96,10 @@ class Log:
         """Whether the next change may find no room in the current half."""
         return self._limit - self.at < CHANGE_BYTES
 
+    def has_room(self, blocks: int) -> bool:
+        """For so many records of one block each, without a consistency point."""
+        return self.at + blocks * _ONE_BYTES <= self._limit
+
     # --- records ---------------------------------------------------------------------------------------------------
 
     def write_one(self, slot: int, fbn: int, vbn: int, crc: int) -> None:

@@ -40,6 +40,8 @@ _READ_CODES = frozenset((0x08, 0x28, 0x88, 0xA8))
 # ORDERED, HEAD OF QUEUE, ACA (11.3.1): what came before them comes first
 _ORDERED = 0x06
 _BLOCK_MASK = 0x1FF
+GATHERED_WRITES, GATHERED_BYTES = 64, 8192
+"""Writes that came together are given to the device server together: so many, of at most that length each."""
 _COMMAND = int(Opcode.SCSI_COMMAND)
 _DATA_IN = int(Opcode.DATA_IN)
 _RESPONSE = int(Opcode.SCSI_RESPONSE)
@@ -64,6 +66,7 @@ def run(c: Connection) -> None:
     expected, credit, stat_sn = window.exp_cmd_sn, window.credit, c.stat_sn
     held = window.early or window.functions or window.frozen
     plain = fast_read is not None and not held and credit >= 0
+    gather = True
 
     while end - pos >= bhs:
         opcode, flags, lengths, lun, itt, edtl, cmd_sn, _ = _UNPACK(view, pos)
@@ -124,6 +127,26 @@ def run(c: Connection) -> None:
                 if at + bhs > room:
                     c.blocked = True
                     break
+                after = data_end + trailer
+                if gather and edtl <= GATHERED_BYTES and end - after >= bhs + edtl and view[after + 1] in _PLAIN_WRITES:
+                    most = min(GATHERED_WRITES, (room - at) // bhs)
+                    itts, cdbs, datas, after = _writes_from(c, pos, expected, lun, bhs, trailer, most)
+                    gather = len(itts) > 1 and nexus.fast_writes(lun, view, cdbs, datas)  # type: ignore[union-attr]
+                    if gather:
+                        for itt in itts:
+                            expected = (expected + 1) & MASK
+                            _PACK_RESPONSE(
+                                buffer, at, _RESPONSE, FINAL, 0, 0, 0, itt, stat_sn, expected,
+                                (expected + credit) & MASK, 0, 0,
+                            )  # fmt: skip
+                            if header_digest:
+                                _PACK_DIGEST(buffer, at + 48, crc32c(answers[at : at + 48]))
+                            stat_sn = (stat_sn + 1) & MASK
+                            at += bhs
+                        pos = after
+                        writes += len(itts)
+                        written_bytes += sum(map(len, datas))
+                        continue
                 data = view[data_at:data_end]
                 if (not data_digest or crc32c(data) == _UNPACK_DIGEST(view, data_end)[0]) and fast_write(  # type: ignore[misc]
                     lun, view, pos + 32, data
@@ -169,6 +192,37 @@ def run(c: Connection) -> None:
     if aside:
         session.cold.put_aside(c, aside)
         session.cold.wait()
+
+
+def _writes_from(
+    c: Connection, pos: int, expected: int, lun: int, bhs: int, trailer: int, most: int
+) -> tuple[list[int], list[int], list[memoryview], int]:
+    """Short plain writes to one LUN that have come one behind the other from `pos` on: their tags, where their CDBs
+    are, their data, and where the last one ends."""
+    view, end, tasks, framing = c.rx.view, c.rx.end, c.session.tasks, c.framing
+    longest = min(GATHERED_BYTES, c.plain_write_max)
+    itts: list[int] = []
+    cdbs: list[int] = []
+    datas: list[memoryview] = []
+    while len(itts) < most and end - pos >= bhs:
+        opcode, flags, lengths, to, itt, edtl, cmd_sn, _ = _UNPACK(view, pos)
+        if opcode != _COMMAND or cmd_sn != expected or to != lun or flags not in _PLAIN_WRITES or itt in tasks:
+            break
+        data_at = pos + bhs
+        data_end = data_at + edtl
+        if not 0 < lengths == edtl <= longest or edtl & 3 or data_end + trailer > end:
+            break
+        data = view[data_at:data_end]
+        if framing.header_digest and crc32c(view[pos : pos + 48]) != _UNPACK_DIGEST(view, pos + 48)[0]:
+            break
+        if framing.data_digest and crc32c(data) != _UNPACK_DIGEST(view, data_end)[0]:
+            break
+        itts.append(itt)
+        cdbs.append(pos + 32)
+        datas.append(data)
+        expected = (expected + 1) & MASK
+        pos = data_end + trailer
+    return itts, cdbs, datas, pos
 
 
 def places(c: Connection, edtl: int, at: int, bhs: int, trailer: int) -> list[tuple[int, int, int]]:

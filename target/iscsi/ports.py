@@ -82,6 +82,10 @@ class Nexus(Protocol):
     def fast_write(self, lun: int, buf: memoryview, cdb_at: int, data: memoryview) -> bool:
         """Hot path.  Same for a plain WRITE without FUA whose whole Data-Out is `data`."""
 
+    def fast_writes(self, lun: int, buf: memoryview, cdbs: Sequence[int], datas: Sequence[memoryview]) -> bool:
+        """Hot path.  Same for several that came together, in order.  False: some may have been done, which does no harm
+        when all of them are done again."""
+
     def data_out_length(self, lun: int, cdb: bytes) -> int:
         """Bytes of Data-Out that the command will take, 0 if none or if it will fail anyway.  Bounded by the
         MAXIMUM TRANSFER LENGTH; never raises."""

@@ -42,6 +42,8 @@ class MemoryDisk:
     cold: bool = False
     """The fast ways are refused because the disk has to be waited for; the test tells when it has read (`warmed`)."""
     warmers: list[Callable[[], None]] = field(default_factory=list)
+    gathered: list[int] = field(default_factory=list)
+    """How many WRITEs were given together, each time."""
     crash: bool = False
     """`execute` raises what no device server should."""
     seen: list[bytes] = field(default_factory=list)
@@ -91,6 +93,10 @@ class MemoryNexus:
             return -1
         out[:] = self._view[offset : offset + length]
         return length
+
+    def fast_writes(self, lun: int, buf: memoryview, cdbs: Sequence[int], datas: Sequence[memoryview]) -> bool:
+        self.disk.gathered.append(len(cdbs))
+        return all(self.fast_write(lun, buf, at, data) for at, data in zip(cdbs, datas, strict=True))
 
     def when_warm(self, done: Callable[[], None]) -> bool:
         if self.disk.cold:

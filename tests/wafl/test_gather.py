@@ -1,0 +1,187 @@
+"""Single blocks written together are what they would be one by one: bytes, counters, log, space, over a crash."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+
+from tests.support.crash_device import MemoryDevice
+from tests.support.volumes import MIB, Workshop, checkpoint, pattern, take_snapshot
+from wafl import Lun, NoSpace, Volume, write_several
+from wafl.format import BLOCK_BYTES
+
+SIZE = 4 * MIB
+BLOCKS = SIZE // BLOCK_BYTES
+
+
+class CountingDevice(MemoryDevice):
+    """How many buffers each write had."""
+
+    def __init__(self, image: bytearray) -> None:
+        super().__init__(image)
+        self.lengths: list[int] = []
+
+    def pwrite(self, offset: int, buffers: Any) -> None:
+        self.lengths.append(len(buffers))
+        super().pwrite(offset, buffers)
+
+
+def counting(workshop: Workshop, size: int = 64 * MIB, log_bytes: int | None = None) -> tuple[Volume, CountingDevice]:
+    device = CountingDevice(bytearray(size))
+    Volume.format(device, name="vol0", now=1e9, log_bytes=log_bytes)
+    return workshop.mount(device), device
+
+
+def contents(lun: Lun) -> bytes:
+    whole = bytearray(lun.size_bytes)
+    lun.read_into(0, memoryview(whole))
+    return bytes(whole)
+
+
+def writes_of(seed: int, count: int) -> list[tuple[int, bytes]]:
+    """Anywhere, the same place more than once, now and then a part of a block or several."""
+    random = Random(seed)
+    found = []
+    for number in range(count):
+        kind = random.random()
+        if kind < 0.9:
+            found.append((random.randrange(BLOCKS) * BLOCK_BYTES, pattern(number + 1, BLOCK_BYTES)))
+        elif kind < 0.95:
+            found.append((random.randrange(BLOCKS * 8 - 1) * 512, pattern(number + 1, 512)))
+        else:
+            found.append((random.randrange(BLOCKS - 2) * BLOCK_BYTES, pattern(number + 1, 2 * BLOCK_BYTES)))
+    return found
+
+
+def groups(writes: list[tuple[int, bytes]], seed: int) -> list[list[tuple[int, bytes]]]:
+    random, found, at = Random(seed), [], 0
+    while at < len(writes):
+        count = random.randrange(1, 40)
+        found.append(writes[at : at + count])
+        at += count
+    return found
+
+
+def warm(lun: Lun) -> None:
+    """Every level-1 block is this generation's."""
+    for at in range(0, SIZE, MIB):
+        lun.write(at, bytes(BLOCK_BYTES))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("kind", ["plain", "reserved", "backed"])
+def test_the_same_as_one_by_one(workshop: Workshop, seed: int, kind: str) -> None:
+    """Bytes, space and counters; also over a crash of the daemon, and with consistency points between."""
+    writes, told = writes_of(seed, 300), []
+    for together in (True, False):
+        volume, _ = counting(workshop)
+        volume.batch_log()
+        if kind == "backed":
+            parent = volume.create_lun("parent", SIZE)
+            for number in range(0, BLOCKS, 3):
+                parent.write(number * BLOCK_BYTES, pattern(number + 9, BLOCK_BYTES))
+            take_snapshot(volume, "s")
+            lun = volume.create_lun("lun", backing=("s", "parent"), reserved=False)
+        else:
+            lun = volume.create_lun("lun", SIZE, reserved=kind == "reserved")
+        for number, group in enumerate(groups(writes, seed)):
+            if together:
+                write_several(lun, group)
+            else:
+                for offset, data in group:
+                    lun.write(offset, data)
+            if number % 7 == 3:
+                checkpoint(volume)
+        volume.push_log()
+        figures = (lun.used_bytes, lun.private_bytes, lun.missing_blocks(), volume.space().available)
+        before = contents(lun)
+        volume = workshop.crash(volume)
+        assert contents(volume.lun("lun")) == before
+        told.append((before, figures))
+        workshop.close(volume)
+    assert told[0] == told[1]
+
+
+def test_neighbours_on_the_volume_are_written_in_one_call(workshop: Workshop) -> None:
+    volume, device = counting(workshop)
+    volume.batch_log()
+    lun = volume.create_lun("lun", SIZE)
+    warm(lun)
+    device.lengths.clear()
+    write_several(lun, [(number * 37 % BLOCKS * BLOCK_BYTES, pattern(number, BLOCK_BYTES)) for number in range(32)])
+    assert device.lengths == [32]
+
+
+def test_the_last_of_several_to_one_place_stays(workshop: Workshop) -> None:
+    volume, device = counting(workshop)
+    volume.batch_log()
+    lun = volume.create_lun("lun", SIZE)
+    warm(lun)
+    used = lun.used_bytes
+    device.lengths.clear()
+    write_several(lun, [(0, pattern(number, BLOCK_BYTES)) for number in range(1, 6)])
+    assert device.lengths == [5]
+    assert contents(lun)[:BLOCK_BYTES] == pattern(5, BLOCK_BYTES)
+    assert lun.used_bytes == used
+    checkpoint(volume)
+
+
+def test_a_log_without_room_makes_its_consistency_point_between_writes(workshop: Workshop) -> None:
+    """Its freeze may find no block that is written and not pointed at."""
+    volume, _ = counting(workshop, log_bytes=36 * 1024)
+    volume.batch_log()
+    lun = volume.create_lun("lun", SIZE)
+    wanted = bytearray(SIZE)
+    generation = volume.core.generation
+    for seed in range(40):
+        group = [(offset, data) for offset, data in writes_of(seed, 60) if len(data) == BLOCK_BYTES]
+        write_several(lun, group)
+        for offset, data in group:
+            wanted[offset : offset + BLOCK_BYTES] = data
+    assert volume.core.generation > generation, "the log was full more than once"
+    assert contents(lun) == wanted
+    volume.push_log()
+    volume = workshop.crash(volume)
+    assert contents(volume.lun("lun")) == wanted
+
+
+def test_a_full_volume_refuses_what_has_no_room_and_keeps_what_was_there(workshop: Workshop) -> None:
+    volume, _ = counting(workshop, 16 * MIB)
+    volume.batch_log()
+    lun = volume.create_lun("lun", 64 * MIB)
+    written: dict[int, bytes] = {}
+    full = False
+    for first in range(0, 64 * MIB, 32 * BLOCK_BYTES):
+        group = [(first + at * BLOCK_BYTES, pattern(first + at, BLOCK_BYTES)) for at in range(32)]
+        try:
+            write_several(lun, group)
+        except NoSpace:
+            full = True
+            break
+        written.update(group)
+    assert full
+    piece = memoryview(bytearray(BLOCK_BYTES))
+    for offset, data in written.items():
+        lun.read_into(offset, piece)
+        assert piece == data
+
+
+def test_a_device_that_cannot_write_changes_nothing(workshop: Workshop) -> None:
+    volume, device = counting(workshop)
+    volume.batch_log()
+    lun = volume.create_lun("lun", SIZE)
+    warm(lun)
+    write_several(lun, [(number * BLOCK_BYTES, pattern(number, BLOCK_BYTES)) for number in range(8)])
+    before, figures = contents(lun), (lun.used_bytes, volume.core.allocator.next)
+
+    def broken(offset: int, buffers: Any) -> None:
+        raise OSError("no disk")
+
+    working, device.pwrite = device.pwrite, broken  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="no disk"):
+        write_several(lun, [(number * BLOCK_BYTES, pattern(99, BLOCK_BYTES)) for number in range(8)])
+    device.pwrite = working  # type: ignore[method-assign]
+    assert contents(lun) == before
+    assert (lun.used_bytes, volume.core.allocator.next) == figures

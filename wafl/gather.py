@@ -1,0 +1,85 @@
+"""Writes of single blocks that come together, to places all over a LUN.
+
+The places are scattered, but on the volume the blocks lie side by side: their data goes there in one call, where a page
+of the cache costs a quarter of what it costs alone.  Then each pointer is set as `Lun.write` does it.
+
+Rules: data before pointers, and nothing between them, a consistency point least of all.  So only blocks are taken
+together whose level-1 blocks this generation owns already, and only as many as the log has room for; the others go by
+`Lun.write`, in their turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from crc32c import crc32c
+
+from wafl.buffers import PointerMap
+from wafl.device import Bytes
+from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, FIRST_DATA_VBN
+from wafl.lun import Lun
+from wafl.views import BLOCK_MASK, SLOT_MASK
+
+Writes = Sequence[tuple[int, Bytes]]
+
+
+def write_several(lun: Lun, writes: Writes) -> None:
+    """`lun.write` each (offset, data), in order.  Raises what that raises; then some of them are written."""
+    at = 0
+    while at < len(writes):
+        taken = _write_together(lun, writes, at)
+        if not taken:
+            lun.write(*writes[at])
+        at += taken or 1
+
+
+def _write_together(lun: Lun, writes: Writes, first: int) -> int:
+    """How many from `first` on were written in one call; 0: the next is none for it."""
+    core = lun.core
+    allocator, log, vbn = core.allocator, core.log, core.allocator.next
+    most = min(len(writes) - first, allocator.end - vbn)
+    if most < 2 or (log is not None and not (log.batched and log.has_room(most))):
+        return 0
+    leaves: list[PointerMap] = []
+    datas: list[Bytes] = []
+    for offset, data in writes[first : first + most]:
+        leaf = lun.own.get(offset >> 20)
+        if leaf is None or leaf.generation != core.generation or len(data) != BLOCK_BYTES:
+            break
+        if offset & BLOCK_MASK or offset + BLOCK_BYTES > lun.size_bytes:
+            break
+        leaves.append(leaf)
+        datas.append(data)
+    count = len(leaves)
+    if count < 2:
+        return 0
+    core.device.pwrite(vbn << BLOCK_SHIFT, datas)
+    allocator.next = vbn + count
+    for leaf, (offset, data) in zip(leaves, writes[first : first + count], strict=True):
+        _point(lun, leaf, offset, vbn, crc32c(data))
+        vbn += 1
+    return count
+
+
+def _point(lun: Lun, leaf: PointerMap, offset: int, vbn: int, crc: int) -> None:
+    """One block that was written becomes the LUN's."""
+    core, inode = lun.core, lun.inode
+    index, slot = offset >> 20, (offset >> BLOCK_SHIFT) & SLOT_MASK
+    vbns, births = leaf.vbns, leaf.births  # type: ignore[attr-defined]
+    old = vbns[slot]
+    vbns[slot] = vbn
+    leaf.crcs[slot] = crc
+    if births[slot] <= inode.private_since:
+        inode.private_blocks += 1
+        if inode.recount is not None:
+            inode.recount.replaced(index, np.asarray(births[slot : slot + 1]))
+    births[slot] = core.generation
+    if lun.maps is not lun.own:
+        lun.keep_composed(leaf, index, slot, old, vbn, crc)
+    if old >= FIRST_DATA_VBN:
+        core.allocator.freed.append(old)
+    else:
+        inode.blocks += 1
+    if core.log is not None:
+        core.log.write_one(lun.slot, offset >> BLOCK_SHIFT, vbn, crc)
