@@ -186,6 +186,8 @@ def session(data: bytes) -> None:
         keys |= {"HeaderDigest": "CRC32C", "DataDigest": "CRC32C"}
     if flags & 2:
         keys |= {"InitialR2T": "Yes", "ImmediateData": "No", "MaxBurstLength": "1024"}
+    if flags & 16:
+        keys |= {"DataPDUInOrder": "No", "DataSequenceInOrder": "No"}
     one = Initiator(Link(host), target=SCSI_TARGET, keys=keys)
     one.login()
     two = one.join(Link(host))
@@ -360,7 +362,7 @@ def _plain(opcode: int, flags: int, control: int = 6, **fields: tuple[int, int])
 
 
 def _session_seeds() -> Iterator[bytes]:
-    for flags in (0, 2, 4, 5, 6):
+    for flags in (0, 2, 4, 5, 6, 22):
         start = bytes((flags,))
         reads = enumerate((*READS, *OTHERS), 500)
         yield start + b"".join(_command(6 | n & 1, n, cdb, 512, 0xC1) for n, cdb in reads)
