@@ -170,7 +170,7 @@ class Arena:
             "--seconds", seconds, "--warmup", 0 if work.cold else warmup_s,
         ]  # fmt: skip
         figures: Figures = json.loads(tool(self.namespace, list(map(str, argv)), limit_s=warmup_s + seconds + 120))
-        return figures
+        return {**figures, "resident_mib": resident_mib(server.pid)}
 
     @contextmanager
     def _trial(self, kind: Kind, lasts_s: float) -> Iterator[Any]:
@@ -240,6 +240,12 @@ class Arena:
             "rate": found["iops"], "mib_s": found["bw_bytes"] / MIB,
             "p50_us": percentile["50.000000"] / 1e3, "p99_us": percentile["99.000000"] / 1e3,
         }  # fmt: skip
+
+
+def resident_mib(pid: int) -> float:
+    """What of the process is in memory now."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 def settle(file: Path) -> None:

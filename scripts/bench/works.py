@@ -66,13 +66,17 @@ KINDS = (Kind.BACKED, Kind.HALF, Kind.CLONING)
 
 
 def _plain() -> Iterator[Work]:
+    # The sequential ones first, on a LUN that was written from front to back; once random writes have been there,
+    # neighbours of the LUN lie anywhere on a volume that writes nothing in place ("aged").
+    for size, length in SIZES.items():
+        for way, percent in WAYS.items():
+            yield Work(f"{way}-{size}-qd8", length, 8, percent, sequential=True)
     for way, percent in WAYS.items():
         for depth in (1, 8, 32, 128):
             yield Work(f"{way}-4k-qd{depth}", 4096, depth, percent)
     yield Work("mix-4k-qd32", 4096, 32, 70)
     for size, length in SIZES.items():
-        for way, percent in WAYS.items():
-            yield Work(f"{way}-{size}-qd8", length, 8, percent, sequential=True)
+        yield Work(f"read-{size}-qd8-aged", length, 8, sequential=True, rivals=TARGETS)
     for depth in (1, 32):
         yield Work(f"flush-4k-qd{depth}", 4096, depth, 0, flush=True)
     for sessions in (4, 16):
