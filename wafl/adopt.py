@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 def adopt(lun: Lun, index: int) -> int:
     """Called by `Lun.adopt`."""
+    if lun.backing is None:
+        return 0
     slots = missing_slots(lun, index)
-    if not len(slots) or lun.backing is None:
+    if not len(slots):
         return 0
     files, core = lun.files, lun.core
     vbns, crcs = lun.compute_level_one_buf(index)

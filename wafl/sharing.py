@@ -21,9 +21,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from crc32c import crc32c
 
 from wafl.buffers import Buffer, PointerMap
-from wafl.checksums import Crcs, of_blocks
+from wafl.checksums import Crcs
 from wafl.errors import BackingLost, CorruptVolume, InvalidSize, NoSpace
 from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, FIRST_DATA_VBN, HOLE, LEVEL_ONE_BYTES, POINTERS, ZERO
 from wafl.tree import Births, data_births
@@ -259,18 +260,17 @@ def _copy(lun: Lun, fbn: int, source: Lun, source_fbn: int) -> None:
 
 
 def _lose(lun: Lun, fbn: int, blocks: int) -> None:
-    """Blocks within one level-1 range, with checksums that fit nothing: reading them is an error, writing heals."""
-    allocator = lun.core.allocator
+    """Blocks within one level-1 range become one block with a checksum that does not fit: reading them is an error,
+    writing heals.  However full the volume is."""
+    core, references = lun.core, lun.files.references
     while blocks:
         lun.leaf(fbn >> 8)
-        if allocator.next == allocator.end:
-            allocator.refill()
-        count = min(blocks, allocator.end - allocator.next)
+        vbn = core.allocator.take_pointer_block()
         block = bytearray(BLOCK_BYTES)
-        crcs = []
-        for vbn in range(allocator.next, allocator.next + count):
-            lun.core.device.pread(vbn << BLOCK_SHIFT, block)
-            crcs.append(of_blocks(memoryview(block))[0] ^ LOST_CRC)
-        lun.replay_write(fbn, allocator.next, crcs)
-        allocator.next += count
-        fbn, blocks = fbn + count, blocks - count
+        core.device.pread(vbn << BLOCK_SHIFT, block)
+        grant = references.grant(np.full(blocks - 1, vbn, np.uint64))
+        grant.use()
+        vbns = np.full(1 + grant.most, vbn, np.uint64)
+        crcs = np.full(len(vbns), crc32c(block) ^ LOST_CRC, np.uint32)
+        _take(lun, _Piece(fbn >> 8, fbn & SLOT_MASK, 0, 0, vbns, crcs))
+        fbn, blocks = fbn + len(vbns), blocks - len(vbns)

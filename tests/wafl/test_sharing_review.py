@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from tests.support.crash_device import MemoryDevice
-from tests.support.volumes import EPOCH, MIB, Workshop, checkpoint, pattern, problems
+from tests.support.volumes import EPOCH, MIB, Workshop, checkpoint, errors, pattern, problems, reclaim
 from tests.wafl.test_lun import read
+from tests.wafl.test_reserve import fill_up
 from tests.wafl.test_sharing import share_all
 from wafl import BLOCK_BYTES, CorruptVolume, Volume
 from wafl.buffers import Buffer, PointerMap
@@ -158,3 +159,34 @@ def test_a_block_that_a_replay_can_neither_share_nor_copy_is_an_error(
     assert read(b, 4 * BLOCK, MIB - 4 * BLOCK) == pattern(1, MIB)[4 * BLOCK :]
     with pytest.raises(CorruptVolume):
         read(b, 3 * BLOCK, BLOCK)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_full_volume_mounts_though_a_replay_loses_something(workshop: Workshop, read_only: bool) -> None:
+    """What is lost takes one block, not as many as were shared."""
+    volume = workshop.format(8 * MIB, log_bytes=128 << 10)
+    a, b, filler = (volume.create_lun(name, 16 * MIB) for name in ("a", "b", "filler"))
+    a.write(0, pattern(1, 2 * MIB))
+    b.share(3 * MIB, a, 0, BLOCK)
+    fill_up(filler, BLOCK)
+    filler.unmap(0, 40 * BLOCK)
+    reclaim(volume)
+    lost = leaf_of(volume, "a", 1).vbn
+    assert b.share(0, a, 0, 2 * MIB) == 2 * MIB
+    device = killed(volume, read_only=read_only)
+    spoil(device, lost)
+    again = Volume.mount(device, read_only=read_only)
+    b = again.lun("b")
+    assert read(b, 0, MIB) == pattern(1, MIB)
+    for at in range(MIB, 2 * MIB, BLOCK):
+        with pytest.raises(CorruptVolume):
+            read(b, at, BLOCK)
+    if not read_only:
+        b.write(MIB, pattern(3, 2 * BLOCK))
+        again.close()
+        assert read(Volume.mount(device).lun("b"), MIB, 2 * BLOCK) == pattern(3, 2 * BLOCK)
+        assert not any("reference counts" in line for line in errors(device))
+
+
+def test_a_lun_without_a_backing_adopts_nothing(volume: Volume) -> None:
+    assert volume.lun("a").adopt(0) == 0
