@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from cloner import AlreadyCloning, CloneEvent, CloneManager, CloneOptions, DoesNotFit, JobState, NotBacked, NotCloning
+from tests.support import tick_loop
 from tests.support.clones import GOLDEN_BLOCKS, GOLDEN_BYTES, Family, add_clone, make_family, read_all
 from tests.support.crash_device import MemoryDevice
 from tests.support.volumes import MIB, Workshop, pattern
@@ -194,17 +195,19 @@ def test_jobs_take_turns(workshop: Workshop) -> None:
             installs: list[str] = []
             for name in names:
                 record_installs(family, name, installs)
-            await d.run(names, limit_bytes_s=1000 * BLOCK_BYTES)
-            # In any stretch in which all of them had work, none got more than one chunk ahead of another.
-            rounds = min(installs.count(name) for name in names)
+            await d.run(names, limit_bytes_s=64 * BLOCK_BYTES)
+            # In any stretch in which all of them had work, none got more than one chunk ahead of another; two are under
+            # way at a time.  (Who comes late to the first round has not been kept waiting.)
+            begun = max(installs.index(name) for name in names)
+            rounds = min(installs[begun:].count(name) for name in names)
             assert rounds >= 3
             for upto in range(1, rounds * len(names)):
-                counts = [installs[:upto].count(name) for name in names]
-                assert max(counts) - min(counts) <= 2
+                counts = [installs[begun : begun + upto].count(name) for name in names]
+                assert max(counts) - min(counts) <= 3
             for name in names:
                 assert read_all(family.volume.lun(name)) == family.golden.read(0, GOLDEN_BYTES)
 
-    asyncio.run(main())
+    tick_loop.run(main())  # threads that take as long as each other: a slow one would put its job behind
 
 
 def record_installs(family: Family, name: str, installs: list[str]) -> None:
