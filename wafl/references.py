@@ -21,7 +21,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, KeysView
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -233,15 +233,18 @@ class References:
         if not counted.any():
             return vbns
         gone = [vbns[~counted]]
-        gone += [self._drop_in(row, blocks) for row, blocks in by_row(np.sort(vbns[counted]))]
+        blocks, times = np.unique(vbns[counted], return_counts=True)
+        at = 0
+        for row, here in by_row(blocks):
+            gone.append(self._drop_in(row, here, times[at : at + len(here)]))
+            at += len(here)
         return np.concatenate(gone)
 
-    def _drop_in(self, row: int, vbns: Vbns) -> Vbns:
+    def _drop_in(self, row: int, blocks: Vbns, times: npt.NDArray[np.intp]) -> Vbns:
         counts = self._row(row)
         if counts is None:
-            self.unfreed += len(vbns)
-            return vbns[:0]
-        blocks, times = np.unique(vbns, return_counts=True)
+            self.unfreed += int(times.sum())
+            return blocks[:0]
         slots = (blocks & SLOT_MASK).astype(np.intp)
         have = counts[slots].astype(np.int64)
         taken = np.minimum(have, times)
@@ -297,9 +300,9 @@ class References:
     # --- in a consistency point ------------------------------------------------------------------------------------
 
     @property
-    def dirty(self) -> set[int]:
+    def dirty(self) -> KeysView[int]:
         """Rows that have changed."""
-        return set(self._dirty)
+        return self._dirty.keys()
 
     def assign(self, rows: set[int]) -> None:
         """Give each row a new place in this generation, or none if it has become zero."""
