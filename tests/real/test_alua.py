@@ -104,4 +104,9 @@ def test_a_lun_that_is_mapped_appears_on_a_host_that_does_not_look(lund: Lund, h
     iscsi.login(lund.target())
     iscsi.disk(lund.target())
     lund.add_lun(LATER, 32 * MIB, lun_id=1)
+
+    def seen() -> bool:
+        return any(each.endswith(":1") for each in host.run("ls", "/sys/class/scsi_device").out.split())
+
+    wait_until(seen, STATE_LIMIT_S, "LUN 1 is seen")
     assert iscsi.disk(lund.target(), lun=1)

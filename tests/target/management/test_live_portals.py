@@ -12,7 +12,7 @@ from tests.conftest import unavailable
 from tests.target.management.conftest import Api, Play
 
 ADDRESS = "192.0.2.253"
-TURNS, TURN_S = 2000, 0.01
+TURNS, TURN_S = 6000, 0.01
 
 
 def machine(command: str) -> None:
