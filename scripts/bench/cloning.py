@@ -2,8 +2,9 @@
 
 1. Random reads of 4 KiB by the lean client of `make bench`, from the LUN that is cloned and from one beside it: while
    nothing is cloned, during a polite clone, and during one at full speed; and what the clone copied meanwhile.
-2. A fully allocated LUN copied at full speed, beside `cp` of a file of that size and QEMU's `block-stream` from a raw
-   file into a qcow2 overlay.  Each begins with its source out of the page cache and ends when all is on the disk.
+2. A fully allocated LUN copied at full speed, and shared (`--share`), beside `cp` of a file of that size and QEMU's
+   `block-stream` from a raw file into a qcow2 overlay.  Each begins with its source out of the page cache and ends when
+   all is on the disk.
 
 All of it in one directory, in turns; figures are medians over the rounds, ratios are taken round by round.
 """
@@ -37,7 +38,7 @@ GOLDEN, CLONE, BESIDE = "/vol/vol0/golden", "/vol/vol0/clone", "/vol/vol0/beside
 SNAPSHOT, BACKING = "base", "/vol/vol0/.snapshot/base/golden"
 LUNS = {"the cloned LUN": 1, "a LUN beside it": 2}
 IDLE, POLITE, FULL_SPEED = "no clone", "polite", "full speed"
-LUND, CP, STREAM = "lund", "cp", "block-stream"
+LUND, SHARE, CP, STREAM = "lund", "lund --share", "cp", "block-stream"
 SPAN_MIB = 256
 """What is read: it stays in the page cache, so that the disk does not hide the rest."""
 WARMUP_S = 0.5
@@ -76,9 +77,9 @@ class Site:
         self.lund.post("luns", path=CLONE, backing={"path": BACKING}, reserved=False)
         self.lund.map(CLONE, lun_id=1)
 
-    def start(self, *, full_speed: bool) -> str:
+    def start(self, *, full_speed: bool, share: bool = False) -> str:
         """The operation."""
-        answer = self.lund.api.put("/v1/clones/vol0/clone", json={"full_speed": full_speed})
+        answer = self.lund.api.put("/v1/clones/vol0/clone", json={"full_speed": full_speed, "share": share})
         answer.raise_for_status()
         operation: str = answer.json()["operation"]
         return operation
@@ -125,18 +126,18 @@ class Site:
 
     # --- 2. how fast it copies
 
-    def copy_by_lund(self) -> Round:
+    def copy_by_lund(self, *, share: bool = False) -> Round:
         self.make_clone()
         drop_from_cache(self.volume)
         assert self.lund.process is not None
         cpu, begun = cpu_of(self.lund.process.pid), time.monotonic()
-        operation = self.start(full_speed=True)
+        operation = self.start(full_speed=True, share=share)
         while self.lund.get(f"operations/{operation}/wait?timeout=60")["state"] == "running":
             pass
         spent, cpu = time.monotonic() - begun, cpu_of(self.lund.process.pid) - cpu
         status = self.lund.clone_status(CLONE)
         assert status["state"] == "completed", status
-        assert status["copied_blocks"] == self.size_bytes // BLOCK, status
+        assert status["shared_blocks" if share else "copied_blocks"] == self.size_bytes // BLOCK, status
         self.remove_clone()
         return {"seconds": spent, "cpu_s": cpu}
 
@@ -226,7 +227,9 @@ def measure_latency(site: Site, console: Console) -> list[Round]:
 
 
 def measure_copy(site: Site, console: Console) -> Round:
-    work = {LUND: site.copy_by_lund, CP: site.copy_by_cp}
+    work: dict[str, Callable[[], Round]] = {
+        LUND: site.copy_by_lund, SHARE: lambda: site.copy_by_lund(share=True), CP: site.copy_by_cp,
+    }  # fmt: skip
     if shutil.which(DAEMON):
         work[STREAM] = site.copy_by_stream
     else:
@@ -243,8 +246,8 @@ def measure_copy(site: Site, console: Console) -> Round:
         against[name] = ratios(rounds, found[LUND], "seconds")
         speed = site.options.size / statistics.median(seconds)
         cells = (statistics.median(seconds), min(seconds), max(seconds))
-        cpu = f"{median(rounds, 'cpu_s'):.1f}"
-        table.add_row(name, *(f"{cell:.1f}" for cell in cells), f"{speed:,.0f}", cpu, spread(against[name]))
+        cpu = f"{median(rounds, 'cpu_s'):.2f}"
+        table.add_row(name, *(f"{cell:.2f}" for cell in cells), f"{speed:,.0f}", cpu, spread(against[name]))
     console.print(table)
     return {"rounds": found, "lund_speed_ratio": against}
 

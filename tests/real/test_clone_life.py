@@ -89,3 +89,52 @@ def test_start_stop_start_kill_restart_and_completion_are_nothing_to_a_host(
         host.run(*fio_on(disk), f"--randseed={last}", "--verify_only=1", limit_s=120)
     host.sh(f"echo 3 >/proc/sys/vm/drop_caches; cmp --ignore-initial={FIO_BYTES} {golden} {clone}", limit_s=120)
     assert host.sh(f"dmesg | grep -iE '{LOST}|{CHANGES}' || true").out == ""
+
+
+@pytest.mark.timeout(400)
+def test_a_clone_that_shares_is_nothing_to_a_host_and_both_go_their_own_ways(
+    lund: Lund, host: UmlHost, iscsi: OpenIscsi
+) -> None:
+    lund.add_lun(GOLDEN, LUN_BYTES)
+    iscsi.login(lund.target())
+    golden = iscsi.disk(lund.target())
+    host.sh(
+        f"head -c {LUN_BYTES} /dev/urandom >/tmp/image;"
+        f"dd if=/tmp/image of={golden} bs=1M oflag=direct conv=fsync 2>/dev/null",
+        limit_s=120,
+    )
+    lund.lun("snap", "create", "vol0", "base")
+    lund.lun("create", "-b", BACKING, CLONE)
+    clone = logged_in_disk(lund, iscsi, CLONE, 1)
+    host.sh("rm -f /tmp/stop; dmesg --clear")
+    jobs = {disk: work_on(host, disk) for disk in (golden, clone)}
+    counts = {disk: host.writes(disk) for disk in jobs}
+    wait_until(lambda: all(host.writes(disk) > count for disk, count in counts.items()), 60, "writes to both")
+    lund.lun("clone", "start", "--share", CLONE)
+    status = lund.wait_for_clone(CLONE)
+    assert status["copied_blocks"] == 0
+    assert status["shared_blocks"] >= (LUN_BYTES - FIO_BYTES) // 4096
+    lund.lun("snap", "delete", "vol0", "base")
+
+    # What was shared is written over on one side, and given back on the other.
+    middle, mib = LUN_BYTES // 2 // MIB, f"bs={MIB}"
+    host.sh(f"dd if=/dev/zero of={golden} {mib} seek={middle} count=4 oflag=direct conv=fsync 2>/dev/null")
+    host.sh(f"blkdiscard -o {(middle + 8) * MIB} -l {4 * MIB} {clone}")
+    host.run("touch", "/tmp/stop")
+    for disk, job in jobs.items():
+        last = job.wait().out.strip()
+        host.run(*fio_on(disk), f"--randseed={last}", "--verify_only=1", limit_s=120)
+    host.sh("echo 3 >/proc/sys/vm/drop_caches")
+
+    def same(disk: str, image: str, first: int, last: int) -> None:
+        """MiB `first` to `last` - 1."""
+        host.sh(f"cmp --ignore-initial={first * MIB} --bytes={(last - first) * MIB} {image} {disk}")
+
+    end = LUN_BYTES // MIB
+    same(golden, "/tmp/image", FIO_BYTES // MIB, middle)
+    same(golden, "/dev/zero", middle, middle + 4)
+    same(golden, "/tmp/image", middle + 4, end)
+    same(clone, "/tmp/image", FIO_BYTES // MIB, middle + 8)
+    same(clone, "/dev/zero", middle + 8, middle + 12)
+    same(clone, "/tmp/image", middle + 12, end)
+    assert host.sh(f"dmesg | grep -iE '{TROUBLE}' || true").out == ""
