@@ -7,6 +7,8 @@ import random
 
 import pytest
 
+from cloner.copying import copy_level_one
+from cloner.sharing import share_level_one
 from tests.cloner.test_races import clone
 from tests.support import tick_loop
 from tests.support.crash_clones import NAMES, judge_jobs, two_clones
@@ -20,9 +22,9 @@ EVERY = int(os.environ.get("LAZYLUN_CRASH_EVERY", "1"))
 """Of the writes: 1 is each one of them."""
 
 
-def told(kind: type[History], seed: int) -> History:
+def told(kind: type[History], seed: int, *, share: bool = False) -> History:
     history = kind(size_bytes=4 * MIB)
-    two_clones(history, random.Random(seed))
+    two_clones(history, random.Random(seed), (copy_level_one, share_level_one if share else copy_level_one))
     return history
 
 
@@ -42,9 +44,11 @@ def faults(history: History, every: int = EVERY, seed: int = 1) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("kind", [History, LoggedHistory])
-def test_a_crash_at_any_write_of_two_clones_loses_nothing_and_both_end_afterwards(kind: type[History]) -> None:
-    history = told(kind, 1)
+@pytest.mark.parametrize(("kind", "share"), [(History, False), (LoggedHistory, False), (LoggedHistory, True)])
+def test_a_crash_at_any_write_of_two_clones_loses_nothing_and_both_end_afterwards(
+    kind: type[History], share: bool
+) -> None:
+    history = told(kind, 1, share=share)
     for name in NAMES:
         assert history.volume.lun(name).backing is None
     assert faults(history) == []

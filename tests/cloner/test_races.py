@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cloner import CloneManager, JobState
+from cloner import DEFAULTS, CloneManager, CloneOptions, JobState
 from target.iscsi.ports import Response
 from tests.support import tick_loop
 from tests.support.clones import drive, steps_of
@@ -38,6 +38,7 @@ from tests.support.scsi_host import read_16
 from wafl import FillPlan, NoSuchLun, VolumeService
 
 CHUNK_BLOCKS = 8
+SHARE = CloneOptions(share=True)
 SEEDS = int(os.environ.get("LAZYLUN_RACE_SEEDS", "50"))
 
 
@@ -46,12 +47,12 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cloner.job.POINTERS", CHUNK_BLOCKS)
 
 
-async def clone(scene: Scene) -> JobState | None:
+async def clone(scene: Scene, options: CloneOptions = DEFAULTS) -> JobState | None:
     """The daemon's way: a service and a manager on the loop."""
     service = VolumeService(scene.volume)
     service.start()
     manager = CloneManager(lambda event: None, clock=asyncio.get_running_loop().time)
-    job = manager.start(service, "clone")
+    job = manager.start(service, "clone", options)
     assert job.state is JobState.CREATED
     running = manager._jobs[job.lun_uuid]
     await running.wait()
@@ -60,9 +61,9 @@ async def clone(scene: Scene) -> JobState | None:
     return running.state
 
 
-def turns_of_a_clone() -> int:
+def turns_of_a_clone(options: CloneOptions = DEFAULTS) -> int:
     scene = Scene()
-    state, turns = tick_loop.run(clone(scene))
+    state, turns = tick_loop.run(clone(scene, options))
     assert state is JobState.COMPLETED
     scene.workshop.finish()
     return turns
@@ -95,10 +96,11 @@ def test_whatever_happens_before_any_step_the_guests_data_wins(name: str) -> Non
         check(scene, name, state, f"{name} before step {wanted} of {total}")
 
 
+@pytest.mark.parametrize("options", [DEFAULTS, SHARE], ids=["copy", "share"])
 @pytest.mark.parametrize("name", ACTS)
-def test_whatever_happens_before_any_turn_of_the_loop_the_guests_data_wins(name: str) -> None:
-    total = turns_of_a_clone()
-    assert total > 60
+def test_whatever_happens_before_any_turn_of_the_loop_the_guests_data_wins(name: str, options: CloneOptions) -> None:
+    total = turns_of_a_clone(options)
+    assert total > (20 if options.share else 60)
     for wanted in range(2, total):
         scene = Scene()
 
@@ -106,7 +108,7 @@ def test_whatever_happens_before_any_turn_of_the_loop_the_guests_data_wins(name:
             if turn == wanted:
                 ACTS[name](scene)
 
-        state, _ = tick_loop.run(clone(scene), act)
+        state, _ = tick_loop.run(clone(scene, options), act)
         check(scene, name, state, f"{name} before turn {wanted} of {total}")
 
 
@@ -188,7 +190,7 @@ def test_in_any_order_of_events_the_guests_data_wins(seed: int) -> None:
         if rng.random() < 0.1:
             assert scene.reads_right(), f"turn {turn}"
 
-    state, _ = tick_loop.run(clone(scene), act, seed)
+    state, _ = tick_loop.run(clone(scene, SHARE if seed % 3 == 0 else DEFAULTS), act, seed)
     assert state is JobState.COMPLETED
     assert scene.reads_right()
     scene.workshop.finish()

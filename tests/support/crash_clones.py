@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from cloner.copying import copy_level_one
 from cloner.progress import Progress
-from cloner.steps import BeginCommit, Commit, Read, Step, Steps, Turn, Unsynced, Work, clone_steps
+from cloner.steps import BeginCommit, Commit, Filling, Read, Step, Steps, Turn, Unsynced, Work, clone_steps
 from tests.support.clones import drive, read_all
 from tests.support.crash_device import CrashState, MemoryDevice
 from tests.support.crash_history import History
@@ -20,6 +20,7 @@ from tests.support.crash_log import LoggedHistory
 from tests.support.volumes import MIB, problems
 from wafl import BLOCK_BYTES, POINTERS, Lun, Volume, WaflError
 
+Fills = tuple[Callable[[Work, int], Filling], Callable[[Work, int], Filling]]
 NAMES = ("first", "second")
 LUN_BYTES = MIB + 64 * BLOCK_BYTES
 BLOCKS = [*range(6), 9, *range(253, 259), 300]
@@ -27,7 +28,7 @@ CHUNK_BLOCKS = 4
 UNSYNCED_BYTES = 4 * CHUNK_BLOCKS * BLOCK_BYTES
 
 
-def two_clones(history: History, rng: random.Random) -> None:
+def two_clones(history: History, rng: random.Random, fills: Fills = (copy_level_one, copy_level_one)) -> None:
     """Golden, two clones of one snapshot, both jobs to their ends, guests between any two steps."""
     history.create("golden", LUN_BYTES)
     for block in BLOCKS:
@@ -35,7 +36,7 @@ def two_clones(history: History, rng: random.Random) -> None:
     history.checkpoint(snapshot="base")
     for name in NAMES:
         history.create_backed(name, "base", "golden")
-    jobs = Jobs(history, rng)
+    jobs = Jobs(history, rng, dict(zip(NAMES, fills, strict=True)))
     while jobs.active:
         jobs.step(rng.choice(sorted(jobs.active)))
     history.destroy("golden")
@@ -50,6 +51,7 @@ def two_clones(history: History, rng: random.Random) -> None:
 class Jobs:
     history: History
     rng: random.Random
+    fills: dict[str, Callable[[Work, int], Filling]]
     active: dict[str, tuple[Steps, object]] = field(init=False)
     """Each with the outcome of its last step."""
     deferred: dict[str, Step] = field(default_factory=dict)
@@ -64,7 +66,7 @@ class Jobs:
         lun.set_clone_requested(True)
         return clone_steps(
             Work(
-                self.history.volume, lun, Progress(BLOCK_BYTES), lambda: 0.0, lambda: CHUNK_BLOCKS, copy_level_one,
+                self.history.volume, lun, Progress(BLOCK_BYTES), lambda: 0.0, lambda: CHUNK_BLOCKS, self.fills[name],
                 unsynced=self.unsynced, unsynced_limit=lambda: UNSYNCED_BYTES,
             )
         )  # fmt: skip
