@@ -92,6 +92,8 @@ class LundSide:
         for at in range(0, LUN_BYTES, MIB):
             self.lun.write(at, NOISE)
         checkpoint(self.volume)
+        for at in range(0, LUN_BYTES, MIB):
+            self.lun.write(at, NOISE[:4096])  # the first write to a MiB costs more than those that follow
         target = TargetDevice(TARGET)
         target.before_answers = self.volume.push_log
         self.volume.batch_log()
