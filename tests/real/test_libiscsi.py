@@ -59,7 +59,7 @@ ASKS_WITHIN_A_BLOCK = {"GetLBAStatus.UnmapSingle"}
 """Asks for LBA n + 1 and wants a descriptor that begins at n + 8, where 8 logical blocks are a physical one; SBC-3
 5.5.2 has it begin at the LBA asked for, and QEMU's block layer takes anything else for an error."""
 
-pytestmark = pytest.mark.usefixtures("tools")
+pytestmark = [pytest.mark.usefixtures("tools"), pytest.mark.timeout(RUN_LIMIT_S + 120)]
 
 
 @pytest.fixture
@@ -117,7 +117,6 @@ def report(path: Path, runs: dict[str, Run]) -> None:
                     print(f"    {score.outcome} {score.name}: {'; '.join(score.reasons)}", file=out)
 
 
-@pytest.mark.timeout(RUN_LIMIT_S + 120)
 @pytest.mark.parametrize("name", [THIN.name, RESERVED.name, CLONE.name])
 def test_a_whole_run_has_no_failure(runs: dict[str, Run], name: str) -> None:
     run = runs[name]
