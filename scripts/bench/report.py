@@ -124,6 +124,7 @@ def plot(path: Path, found: Results) -> None:
         axes.errorbar(values, places, xerr=spread, fmt="o", markersize=4, linewidth=1, label=f"lund / {who}")
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
+    axes.minorticks_off()
     axes.set_xticks([0.25, 0.5, 1, 2, 4, 8], ["0.25", "0.5", "1", "2", "4", "8"])
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.invert_yaxis()
