@@ -24,6 +24,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.real)
 
 
+CHECK_LIMIT_S = 180.0
+"""Of the checker on a machine that has other work."""
+
+
 @pytest.fixture(scope="session")
 def namespace() -> Iterator[Namespace]:
     reasons = missing_parts()
@@ -56,7 +60,7 @@ def lund(namespace: Namespace, tmp_path: Path) -> Iterator[Lund]:
 
 def check_volumes(lund: Lund) -> None:
     for image in sorted(lund.directory.glob("volumes/*")):
-        done = lund.namespace.run([BIN / "wafl", "check", image])
+        done = lund.namespace.run([BIN / "wafl", "check", image], timeout_s=CHECK_LIMIT_S)
         assert done.returncode == 0, f"{image} is damaged:\n{done.stdout}{done.stderr}"
 
 
