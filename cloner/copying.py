@@ -106,14 +106,14 @@ def _fill(work: Work, plan: FillPlan) -> Generator[Step, Any, int | None]:
     finally:
         plan.release()
     if filled is None:
-        yield from _make_room(work)
+        yield from make_room(work)
         return None
     work.progress.still_missing(work.lun.missing_blocks())
     work.progress.copied(filled, work.now())
     return filled
 
 
-def _make_room(work: Work) -> Generator[Step, Any, None]:
+def make_room(work: Work) -> Generator[Step, Any, None]:
     """A consistency point gives back what was freed since the last one; if that is nothing, wait for more."""
     before = available_bytes(work.volume)
     yield from commit(work)

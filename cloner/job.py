@@ -229,6 +229,7 @@ class Job:
     async def _obey_limits(self, wait_s: float) -> None:
         await self._nap(min(wait_s, LOOK_S))
         while (wait_s := min(wait_s - LOOK_S, self._wait_s(0))) > 0:
+            self._check_alive()
             await self._take_place()
             await self._nap(min(wait_s, LOOK_S))
 
@@ -307,10 +308,14 @@ class Job:
         self._shared.queue.leave(self.ticket)
         self._move(JobState.PAUSED, f"the volume is full: goes on when {step.available_bytes >> 10} KiB are free")
         self._tell("paused", self.message)
+        why = "there is room again"
         while available_bytes(self.service.volume) < step.available_bytes:
             self._check_alive()
+            if self.lun.misses_nothing():  # its end may be what makes room
+                why = "guests have left nothing to copy"
+                break
             await self._nap(LOOK_S)
-        self._tell("resumed", "there is room again")
+        self._tell("resumed", why)
         self._shared.queue.join(self.ticket)
         await self._take_place()
 

@@ -76,7 +76,8 @@ class CloneManager:
         return lun
 
     def _check_fits(self, service: VolumeService, lun: Lun) -> None:
-        others = [job.lun for job in self._jobs.values() if job.active and job.service is service]
+        jobs = [job for job in self._jobs.values() if job.active and job.service is service]
+        others = [job.lun for job in jobs if not job.options.share]
         promised = sum(fill_bytes(each) for each in others if not each.reserved)
         if lun.reserved or 2 * fill_bytes(lun) + promised <= available_for(service.volume, lun):
             return

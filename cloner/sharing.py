@@ -1,11 +1,15 @@
 """Share mode: a level-1 range gets what it misses by pointer, nothing is read or copied.
 
-What cannot be shared (a block that has too many pointers already, pointers that cannot be read, no room) goes the way
-of copy mode, which knows how to wait, to report, and to pass over. """
+What cannot be shared (a block that has too many pointers already, pointers that cannot be read) goes the way of copy
+mode, which knows how to report it, and to pass over it.  So does what a reserved LUN has no room to share: a copy comes
+out of its reserve.  Others wait for room, and share then.
+"""
 
 from __future__ import annotations
 
-from cloner.copying import copy_level_one
+from contextlib import suppress
+
+from cloner.copying import copy_level_one, make_room
 from cloner.steps import Filling, Turn, Work
 from wafl import BackingLost, CorruptVolume, NoSpace
 
@@ -15,17 +19,27 @@ RANGES_A_TURN = 16
 
 def share_level_one(work: Work, index: int) -> Filling:
     """What level-1 buffer `index` and some behind it miss becomes the LUN's; True if it missed anything."""
-    yield Turn(0)
-    work.check_wanted()
-    lun, found = work.lun, False
-    for at in range(index, min(index + RANGES_A_TURN, lun.level_one_count)):
+    before = work.progress.shared_blocks
+    while True:
+        yield Turn(0)
+        work.check_wanted()
         try:
-            blocks = lun.adopt(at)
-        except (NoSpace, CorruptVolume, BackingLost, OSError):
+            _share(work, index)
             break
-        if blocks:
-            found = True
-            work.progress.shared_blocks += blocks
-            work.progress.still_missing(lun.missing_blocks())
+        except NoSpace:
+            if work.lun.reserved:
+                break
+        yield from make_room(work)
     rest = yield from copy_level_one(work, index)
-    return found or rest
+    return rest or work.progress.shared_blocks > before
+
+
+def _share(work: Work, index: int) -> None:
+    """Raises NoSpace."""
+    lun = work.lun
+    with suppress(CorruptVolume, BackingLost, OSError):
+        for at in range(index, min(index + RANGES_A_TURN, lun.level_one_count)):
+            blocks = lun.adopt(at)
+            if blocks:
+                work.progress.shared_blocks += blocks
+                work.progress.still_missing(lun.missing_blocks())

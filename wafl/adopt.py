@@ -2,7 +2,8 @@
 
 The other way to fill (wafl.fill): no block is read or written but pointers and counts (wafl.references). The same
 rules hold: a guest's block and a ZERO stay, nothing is logged, and a detach waits for the consistency point that
-covers it. What cannot be adopted, because it has too many pointers already, stays missing: the caller copies it.
+covers it. What cannot be adopted, because it has too many pointers already or there is no room for the first counts of
+the volume, stays missing: the caller copies it.
 
 The backing's pointer keeps its birth, for a snapshot does not change; the counts' `since` says that what was born up to
 that snapshot may be shared.
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from wafl.errors import NoSpace
 from wafl.scan import missing_slots
 
 if TYPE_CHECKING:
@@ -32,7 +34,10 @@ def adopt(lun: Lun, index: int) -> int:
     vbns, crcs = vbns[slots], crcs[slots]
     blocks = 2 * lun.inode.height + 2
     if more := files.references.blocks_to_make():
-        core.ensure(blocks + more, core.allocator.floor_guest, wait=False)
+        try:
+            core.ensure(blocks + more, core.allocator.floor_guest, wait=False)
+        except NoSpace:
+            return 0
     core.ensure_for(blocks, reserved=lun.reserved, wait=False)
     files.references.make()
     leaf = lun.leaf(index)

@@ -107,6 +107,11 @@ class Scan(View):
             self._complete = max(self._complete, min(index, end))
         return index if index < end else None
 
+    def misses_nothing(self) -> bool:
+        """As far as one step of a scan tells that goes on where the last one ended: False may mean, not yet known.
+        Raises BackingLost."""
+        return self.next_missing(self._complete) is None
+
     def missing_extents(self, index: int) -> list[tuple[int, int]]:
         """(offset, length) on the device of what level-1 `index` misses, to be read ahead; the first few, and nothing
         that cannot be told.  Raises BackingLost."""

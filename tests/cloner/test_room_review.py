@@ -1,0 +1,119 @@
+"""Faults that a hostile reading found in jobs that wait, and in what they count on: each test failed before its fix."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from cloner import ENDED, CloneManager, CloneOptions, JobState
+from tests.cloner.test_manager import daemon
+from tests.cloner.test_review import Daemon, HeldTime, paused, until
+from tests.support.clones import Family, add_clone, drive, make_family, read_all, steps_of
+from tests.support.volumes import MIB, Workshop, checkpoint, pattern
+from wafl import BLOCK_BYTES, NoSpace
+
+SHARE = CloneOptions(share=True)
+
+
+def fill_to_the_last_block(family: Family) -> None:
+    filler = family.volume.create_lun("filler", 8 * MIB, reserved=False)
+    with contextlib.suppress(NoSpace):
+        for offset in range(0, 8 * MIB, BLOCK_BYTES):
+            filler.write(offset, pattern(1, BLOCK_BYTES))
+
+
+def test_a_job_that_waits_for_room_ends_when_guests_have_left_it_nothing_to_do(workshop: Workshop) -> None:
+    async def story(d: Daemon) -> None:
+        d.family.unmap(0, d.family.clone.size_bytes)
+        await until(lambda: d.manager.status(d.service, "clone").state is JobState.COMPLETED)
+        assert d.kinds() == ["started", "paused", "resumed", "completed"]
+        assert d.family.reads_right()
+
+    paused(workshop, story)
+
+
+def test_a_job_that_shares_waits_for_room_and_shares_then(workshop: Workshop) -> None:
+    async def main() -> None:
+        family = make_family(workshop, size_bytes=8 * MIB, blocks=list(range(600)))
+        other = add_clone(family.volume, "other")
+        drive(family.volume, steps_of(family.volume, other, share=True)[0])  # now there are counts
+        fill_to_the_last_block(family)
+        checkpoint(family.volume)
+        fill = family.volume.lun("filler")
+        with contextlib.suppress(NoSpace):
+            for offset in range(4 * MIB, 8 * MIB, BLOCK_BYTES):
+                fill.write(offset, pattern(1, BLOCK_BYTES))
+        async with daemon(family) as d:
+            d.manager.start(d.service, "clone", SHARE)
+            await until(lambda: d.manager.status(d.service, "clone").state is JobState.PAUSED)
+            fill.unmap(0, 3 * MIB // 2)
+            await until(lambda: d.manager.status(d.service, "clone").state is JobState.COMPLETED)
+            status = d.manager.status(d.service, "clone")
+            assert (status.copied_blocks, status.shared_blocks) == (0, 600)
+            assert family.reads_right()
+
+    asyncio.run(main())
+
+
+def test_a_reserved_clone_that_shares_takes_its_own_reserve_when_there_is_no_other_room(workshop: Workshop) -> None:
+    family = make_family(workshop, size_bytes=16 * MIB, blocks=list(range(600)))
+    family.clone.set_reserved(True)
+    fill_to_the_last_block(family)
+    checkpoint(family.volume)
+    drive(family.volume, steps_of(family.volume, family.clone, share=True)[0])  # raises where it would wait for room
+    assert family.clone.backing is None
+    family.write(0, pattern(5, 3 * MIB))
+    assert family.reads_right()
+
+
+def test_what_others_share_takes_no_room_from_a_clone_that_copies(workshop: Workshop) -> None:
+    async def main() -> None:
+        family = make_family(workshop, size_bytes=8 * MIB, blocks=list(range(600)))
+        other = add_clone(family.volume, "other")
+        filler = family.volume.create_lun("filler", 8 * MIB)
+        written = 0
+        while family.volume.space().available > 15 * MIB // 4:  # for one copy, not for two
+            filler.write(written, pattern(1, BLOCK_BYTES))
+            written += BLOCK_BYTES
+        checkpoint(family.volume)
+        async with daemon(family) as d:
+            d.manager.start(d.service, "clone", SHARE)
+            d.manager.start(d.service, "other")
+            for name in ("clone", "other"):
+                assert (await d.manager.wait(d.service, name)).state is JobState.COMPLETED
+            assert read_all(other) == family.model.read(0, family.model.size_bytes)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_job_that_waits_for_its_limit_sees_that_there_is_nothing_to_wait_for(
+    workshop: Workshop, broken: bool
+) -> None:
+    async def main() -> None:
+        time = HeldTime()
+        family = make_family(workshop)
+        async with daemon(family) as d:
+            manager = CloneManager(lambda event: None, clock=time.clock, sleep=time.sleep)
+            manager.start(d.service, "clone", CloneOptions(1))
+            await until(lambda: len(time.asked) > 3)
+            looked = len(time.asked)
+            if broken:
+                family.volume.fail(OSError("injected"))
+            else:
+                family.volume.destroy_lun("clone")
+            await until(lambda: len(time.asked) > looked + 3 or all(each.state in ENDED for each in manager.show()))
+            ended = [status.state for status in manager.show()]
+            assert ended == ([JobState.FAILED] if broken else [])
+            await manager.close()
+
+    asyncio.run(main())
+
+
+def test_without_room_for_the_first_counts_nothing_is_adopted(workshop: Workshop) -> None:
+    family = make_family(workshop, size_bytes=8 * MIB, blocks=list(range(600)))
+    fill_to_the_last_block(family)
+    assert family.clone.adopt(0) == 0
+    assert family.reads_right()
