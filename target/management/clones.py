@@ -63,7 +63,7 @@ class Clones:
     def __init__(self, core: Core) -> None:
         self.core = core
         self._operations: dict[str, Operation] = {}
-        """LUN UUID -> the operation of its last job."""
+        """LUN UUID -> the operation of its last job, while that can be asked for, or somewhat longer."""
 
     # -- looking -----------------------------------------------------------------------------------------
 
@@ -119,7 +119,7 @@ class Clones:
             share=status.options.share,
             queue_place=status.queue_place,
             message=status.message,
-            operation=operation.id if operation is not None else None,
+            operation=operation.id if operation is not None and self.core.operations.knows(operation) else None,
         )
 
     # -- commands ----------------------------------------------------------------------------------------
@@ -211,7 +211,8 @@ class Clones:
     # -- operations --------------------------------------------------------------------------------------
 
     def _follow(self, unit: Unit, lun: Lun, path: str) -> None:
-        uuid = str(lun.uuid)
+        uuid, knows = str(lun.uuid), self.core.operations.knows
+        self._operations = {key: each for key, each in self._operations.items() if knows(each)}
         try:
             self._operations[uuid] = self.core.operations.start(
                 "lun.clone", path, lambda operation: self._work(unit, lun, operation)

@@ -101,6 +101,9 @@ class Departures:
         await self.core.store.change(
             lambda cursor: cursor.execute("DELETE FROM setting WHERE name = ?", (key_of(uuid),))
         )
+        for kept in (self._looked, self._said):
+            for key in [key for key in kept if key[0] == uuid]:
+                del kept[key]
 
     # -- looking -----------------------------------------------------------------------------------------
 
@@ -133,6 +136,7 @@ class Departures:
             return models.DepartureWait(path=path, stuck=False, why="it has let go; the next consistency point says so")
         job = self.core.clones.status(unit.service, lun.name)
         if job.state in UNDER_WAY:
+            self._refused.pop(str(lun.uuid), None)  # started since
             why = f"its clone is {job.state}, {job.percent:.1f} %{': ' + job.message if job.message else ''}"
             return models.DepartureWait(path=path, stuck=False, why=why)
         refused = self._refused.get(str(lun.uuid))

@@ -111,6 +111,10 @@ class Operations:
         except KeyError:
             raise Refused("no-such-operation", f"there is no operation {operation_id[:40]!r}") from None
 
+    def knows(self, operation: Operation) -> bool:
+        """Whether it can still be asked for."""
+        return operation.id in self._all
+
     async def wait(self, operation_id: str, timeout_s: float) -> Operation:
         """The operation when it has ended, or as it is after `timeout_s`."""
         operation = self.get(operation_id)

@@ -6,6 +6,8 @@ import asyncio
 import functools
 from typing import Any
 
+import pytest
+
 from target.management.clone_settings import CLONE, remembered
 from target.management.lun_values import set_value
 from target.scsi.cdbs import READ_10
@@ -231,5 +233,25 @@ def test_commands_of_hosts_are_what_makes_clones_give_way(play: Play) -> None:
         assert 90 < watch.commands_s() < 110
         now += 1
         assert watch.commands_s() == 0
+
+    play(scene)
+
+
+def test_a_clone_names_no_operation_that_is_forgotten_and_dead_luns_leave_none(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("target.management.operations.FINISHED_KEPT", 2)
+
+    async def scene(api: Api) -> None:
+        await litter(api, "first", *(f"copy{number}" for number in range(6)), mebibytes=1)
+        await start(api, "first")
+        await ended(api, "first")
+        for number in range(6):
+            await start(api, f"copy{number}")
+            await ended(api, f"copy{number}")
+            await api.call("DELETE", f"/luns/vol0/copy{number}")
+        shown = await api.get("/clones/vol0/first")
+        assert (shown["state"], shown["operation"]) == ("completed", None)
+        assert len(api.daemon.services.clones._operations) <= 3
 
     play(scene)

@@ -310,6 +310,11 @@ def test_a_clone_that_does_not_fit_says_why(play: Play) -> None:
         assert wait["stuck"]
         assert wait["why"].startswith("its clone could not be started: ")
         assert (await api.get("/clones/vol0/copy0"))["state"] == "none"
+        await api.call("PUT", "/clones/vol0/copy0", {"force": True, "limit_bytes_s": 4096})
+        await look(api)
+        await api.call("DELETE", "/clones/vol0/copy0")
+        (wait,) = (await api.get(BASE))["departure"]["waits_for"]
+        assert wait["why"].startswith("its clone is stopped: ")
         await api.call("DELETE", "/luns/vol0/filler")
         while not (await api.get("/estimates/vol0/copy0"))["fits"]:
             await asyncio.sleep(0.01)
