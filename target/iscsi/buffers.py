@@ -5,6 +5,8 @@ All of it is allocated once and used again; sizes are in limits.py.  Nothing her
 
 from __future__ import annotations
 
+from collections import deque
+
 from target.iscsi import limits
 
 
@@ -41,24 +43,31 @@ class ReceiveBuffer:
 
 
 class OutputBuffer:
-    """Answers are put together at `used`; a few buffers take turns while the network is behind."""
+    """Answers are put together at `used`; a few buffers take turns while the network is behind.  A buffer whose bytes
+    have gone out is used again: a new one costs the kernel as much as sending from it."""
 
-    __slots__ = ("_index", "buffer", "buffers", "size", "used", "view")
+    __slots__ = ("_free", "_sending", "buffer", "size", "used", "view")
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.buffers = [bytearray(size)]
-        self._index = 0
-        self._select()
+        self._sending: deque[tuple[bytearray, int]] = deque()
+        """(buffer, bytes of it) that are on their way, the oldest first."""
+        self._free: list[bytearray] = []
+        self._take(bytearray(size))
 
-    def _select(self) -> None:
-        self.buffer = self.buffers[self._index]
-        self.view = memoryview(self.buffer)
+    def _take(self, buffer: bytearray) -> None:
+        self.buffer = buffer
+        self.view = memoryview(buffer)
         self.used = 0
 
     @property
     def room(self) -> int:
         return self.size - self.used
+
+    @property
+    def held_bytes(self) -> int:
+        """Of memory."""
+        return self.size * (1 + len(self._sending) + len(self._free))
 
     def grown(self, size: int) -> OutputBuffer:
         """A larger buffer with the same unsent bytes."""
@@ -69,21 +78,29 @@ class OutputBuffer:
 
     def rotate(self) -> None:
         """The current buffer is on its way and must not be touched: go on in another."""
-        self._index += 1
-        if self._index == len(self.buffers):
-            if self._index == limits.OUTPUT_BUFFERS:
-                self.buffers.pop(0)  # whoever sends it keeps it alive; the transport is paused long before
-                self._index -= 1
-            self.buffers.append(bytearray(self.size))
-        self._select()
+        if len(self._sending) == limits.OUTPUT_BUFFERS:
+            self._sending.popleft()  # whoever sends it keeps it alive; the transport is paused long before
+        self._sending.append((self.buffer, self.used))
+        self._take(self._free.pop() if self._free else bytearray(self.size))
 
     def reset(self) -> None:
-        """Everything was sent: all buffers can be used again."""
-        if self._index:
-            self._index = 0
-            del self.buffers[2:]
-            self._select()
+        """What is in the current buffer has gone out."""
         self.used = 0
+
+    def sent(self, pending: int) -> None:
+        """All that was on its way has gone out but for the last `pending` bytes."""
+        staying = 0
+        for _, length in reversed(self._sending):
+            if pending <= 0:
+                break
+            pending -= length
+            staying += 1
+        while len(self._sending) > staying:
+            self._free.append(self._sending.popleft()[0])
+
+    def trim(self) -> None:
+        """Keep no more than one to spare."""
+        del self._free[1:]
 
 
 class BufferPool:

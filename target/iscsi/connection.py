@@ -4,7 +4,7 @@
     connection.received(count, now)         ... and say how much
     data = connection.data_to_send()        send it, then
     connection.data_sent(kept)              kept: whoever sends it still holds the buffer,
-    connection.all_sent()                   until now
+    connection.sent_but(pending)            until so many, the last of them, are left
     connection.resume(now)                  while `blocked`: there is room for answers again
     connection.tick(now), .deadline         time-outs
     connection.next_event()                 LoggedIn, LoginFailed, Rejected, Closed
@@ -190,11 +190,11 @@ class Connection:
             self.output.rotate()
         else:
             self.output.reset()
+            self.output.sent(0)
 
-    def all_sent(self) -> None:
-        """No buffer is being sent from any more."""
-        if not self.output.used:
-            self.output.reset()
+    def sent_but(self, pending: int) -> None:
+        """Of the bytes that were kept all but the last `pending` are out."""
+        self.output.sent(pending)
 
     def emit(self, answer: Answer) -> None:
         """Send an answer now, or in its turn when there is room."""
@@ -400,6 +400,7 @@ class Connection:
     def tick(self, now: float) -> None:
         """Time has passed; `deadline` says when to call next."""
         self._now = now
+        self.output.trim()
         if self.phase is Phase.LOGIN and now >= self.deadline:
             self.close("login took too long", fault=True)
         elif self.phase is Phase.FULL_FEATURE:

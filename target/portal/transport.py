@@ -147,9 +147,9 @@ class IscsiTransport(asyncio.BufferedProtocol):
             self._tell()
 
     def _reuse_buffers(self) -> None:
-        if self._transport.get_write_buffer_size() == 0:
-            self._kept = False
-            self.core.all_sent()
+        pending = self._transport.get_write_buffer_size()
+        self._kept = pending > 0
+        self.core.sent_but(pending)
 
     def _pause_or_resume_reading(self) -> None:
         wanted = not self.core.blocked

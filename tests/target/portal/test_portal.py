@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from target.iscsi import limits
 from target.iscsi.constants import Opcode
 from target.iscsi.ports import Response
 from target.iscsi.registry import Registry
@@ -377,7 +378,7 @@ def test_output_buffers_are_used_again(runner: str) -> None:
         for _ in range(50):
             assert initiator.read(0, 8).status == 0
         (transport,) = served.portal.connections
-        assert len(transport.core.output.buffers) <= 2
+        assert transport.core.output.held_bytes <= 2 * limits.OUTPUT_BYTES
 
     serve(runner, test)
 
