@@ -215,7 +215,7 @@ class Job:
                     error = caught
 
     async def _turn(self, step: Turn) -> None:
-        self._share.charge(step.cost_bytes)
+        self._share.charge(step.cost_bytes + step.unlimited_bytes)
         self._tell_progress()
         await self._take_place()
         wait_s = self._wait_s(step.cost_bytes)

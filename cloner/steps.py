@@ -39,6 +39,8 @@ class Turn:
     """Let guests and other jobs go first, and obey the limits, for `cost_bytes` filled since the last turn."""
 
     cost_bytes: int
+    unlimited_bytes: int = 0
+    """What else counts for whose turn it is, but not for the limits."""
 
 
 @dataclass(frozen=True, slots=True)

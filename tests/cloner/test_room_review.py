@@ -1,4 +1,5 @@
-"""Faults that a hostile reading found in jobs that wait, and in what they count on: each test failed before its fix."""
+"""Faults that a hostile reading found in jobs that wait, for room, their limit or their turn: each test failed before its
+fix."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from cloner import ENDED, CloneManager, CloneOptions, JobState
 from tests.cloner.test_manager import daemon
 from tests.cloner.test_review import Daemon, HeldTime, paused, until
 from tests.support.clones import Family, add_clone, drive, make_family, read_all, steps_of
-from tests.support.volumes import MIB, Workshop, checkpoint, pattern
+from tests.support.volume_model import ModelLun
+from tests.support.volumes import MIB, Workshop, checkpoint, pattern, take_snapshot
 from wafl import BLOCK_BYTES, NoSpace
 
 SHARE = CloneOptions(share=True)
@@ -117,3 +119,27 @@ def test_without_room_for_the_first_counts_nothing_is_adopted(workshop: Workshop
     fill_to_the_last_block(family)
     assert family.clone.adopt(0) == 0
     assert family.reads_right()
+
+
+def test_jobs_that_share_leave_turns_to_one_that_copies(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloner.sharing.RANGES_A_TURN", 1)
+
+    async def main() -> None:
+        volume = workshop.format(16 * MIB)
+        golden = volume.create_lun("golden", 64 * MIB, reserved=False)
+        for offset in range(0, 64 * MIB, MIB):
+            golden.write(offset, pattern(offset, BLOCK_BYTES))
+        take_snapshot(volume, "base")
+        clones = [add_clone(volume, name) for name in ("one", "two", "copy")]
+        family = Family(volume, clones[0], ModelLun(0))
+        async with daemon(family) as d:
+            for lun in clones[:2]:
+                d.manager.start(d.service, lun.name, SHARE)
+            d.manager.start(d.service, "copy")
+            while all(d.manager.status(d.service, name).shared_blocks < 60 for name in ("one", "two")):
+                await asyncio.sleep(0)
+            assert d.manager.status(d.service, "copy").copied_blocks > 20
+            for lun in clones:
+                assert (await d.manager.wait(d.service, lun.name)).state is JobState.COMPLETED
+
+    asyncio.run(main())
