@@ -1,5 +1,4 @@
-"""Faults that a hostile reading found in jobs that wait, for room, their limit or their turn: each test failed before its
-fix."""
+"""Faults that a hostile reading found in jobs that wait, for room, their limit or their turn."""
 
 from __future__ import annotations
 
