@@ -27,8 +27,8 @@ class Progress:
         self.completed_blocks = 0
         self.copied_blocks = 0
         """Really filled by this run."""
-        self.shared_blocks = 0
-        """Adopted by this run instead of being copied."""
+        self.shares = False
+        """Blocks are adopted, and nobody looks at each: what is completed without being copied counts as shared."""
         self.present_blocks = 0
         """What the LUN had of its own when this run began, of what its backing has."""
         self.bad_blocks = 0
@@ -59,6 +59,10 @@ class Progress:
         """The detach is durable."""
         self.completed_blocks = self.total_blocks
         self._durable = True
+
+    @property
+    def shared_blocks(self) -> int:
+        return max(0, self.completed_blocks - self.copied_blocks) if self.shares else 0
 
     @property
     def skipped_blocks(self) -> int:

@@ -22,28 +22,32 @@ RANGE_COST_BYTES = LEVEL_ONE_BYTES // 8
 
 def share_level_one(work: Work, index: int) -> Filling:
     """What level-1 buffer `index` and some behind it miss becomes the LUN's; True if it missed anything."""
-    before = work.progress.shared_blocks
+    work.progress.shares = True
+    found = False
     while True:
         ranges = RANGES_A_TURN if work.chunk_blocks() == POINTERS else RANGES_BESIDE_GUESTS
         yield Turn(0, ranges * RANGE_COST_BYTES)
         work.check_wanted()
         try:
-            _share(work, index, ranges)
+            found |= _share(work, index, ranges)
             break
         except NoSpace:
             if work.lun.reserved:
                 break
         yield from make_room(work)
     rest = yield from copy_level_one(work, index)
-    return rest or work.progress.shared_blocks > before
+    return found or rest
 
 
-def _share(work: Work, index: int, ranges: int) -> None:
-    """Raises NoSpace."""
-    lun = work.lun
+def _share(work: Work, index: int, ranges: int) -> bool:
+    """Whether anything was missing and is there now.  Raises NoSpace."""
+    lun, found = work.lun, False
+    at: int | None = index
     with suppress(CorruptVolume, BackingLost, OSError):
-        for at in range(index, min(index + ranges, lun.level_one_count)):
-            blocks = lun.adopt(at)
-            if blocks:
-                work.progress.shared_blocks += blocks
-                work.progress.still_missing(lun.missing_blocks())
+        for _ in range(ranges):
+            if at is None:
+                break
+            found |= lun.adopt(at)
+            at = lun.next_missing(at + 1)
+    work.progress.still_missing(lun.missing_blocks())
+    return found

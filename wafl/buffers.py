@@ -185,6 +185,9 @@ class Core:
         self._lukewarm = False
         self._evict_above = self.cache_limit * 7 // 8
         self._queue: deque[Buffer] = deque()
+        self.part: Callable[[Buffer], bool] = lambda buffer: False
+        """Set where blocks can be shared: a pointer block gets a place of its own; True if the old one stays, because
+        others name it too (wafl.references)."""
 
     # --- state -----------------------------------------------------------------------------------------------------
 
@@ -280,10 +283,10 @@ class Core:
                 self.own_blocks += 1
         else:
             new = allocator.take_pointer_block()
-            if old:
-                allocator.freed.append(old)
-            else:
+            if not old:
                 self.tree_blocks += 1
+            elif not self.part(node):
+                allocator.freed.append(old)
         node.vbn = parent.vbns[slot] = new
         parent.births[slot] = node.generation = generation
         self.dirty[inode.stratum][node.level].append(node)
@@ -323,6 +326,20 @@ class Core:
         buffer.generation = DEAD
         if buffer.parent.children.pop(buffer.slot, None) is not None and buffer.level > 0:
             self.cached -= 1
+
+    def leave(self, parent: Buffer | Inode, slot: int, let_go: Callable[[int], None]) -> None:
+        """The block in this slot, which others name too, leaves this tree with all below it; the caller has owned the
+        parent."""
+        child = parent.children.get(slot)
+        if child is not None:
+            self.forget_tree(child)
+            child.generation = DEAD
+            del parent.children[slot]
+            self.cached -= 1
+        let_go(parent.vbns[slot])
+        self.tree_blocks -= 1
+        parent.vbns[slot] = HOLE
+        parent.crcs[slot] = parent.births[slot] = 0
 
     def forget_tree(self, node: Buffer | Inode) -> None:
         """Drop all buffers below `node` from memory (a tree inside a snapshot that goes)."""

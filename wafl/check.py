@@ -182,6 +182,8 @@ class _Check:
         self.first_free_vbn = geometry.head_blocks
         self.end_vbn = geometry.tail_ring
         self.names: dict[int, str] = {}
+        self.walked: set[int] = set()
+        self.shares = False
         self.luns: dict[int, str] = {}
         """inode -> LUN, of the view that is being looked at."""
 
@@ -244,7 +246,8 @@ class _Check:
             self.mark(np.array([root.vbn], np.uint64), where, reached, again)
         if root.birth > generation:
             self.wrong(f"root born in {root.birth}, after consistency point {generation}", where)
-        for node in self.image.walk(root, where):
+        enter = (lambda vbn, birth: True) if again is None else self.not_walked
+        for node in self.image.walk(root, where, enter):
             if reason := self.stop():
                 raise _Stopped(reason)
             children = node.data()
@@ -255,6 +258,13 @@ class _Check:
                 if self.data:
                     self.image.verify_data(node, where)
         return count
+
+    def not_walked(self, vbn: int, birth: int) -> bool:
+        """A pointer block that several trees of a file system name is walked once."""
+        if vbn in self.walked:
+            return False
+        self.walked.add(vbn)
+        return True
 
     def mark(self, vbns: Vbns, where: str, reached: Bits, again: list[Vbns] | None) -> None:
         inside = (vbns >= self.first_free_vbn) & (vbns < self.end_vbn)
@@ -273,7 +283,7 @@ class _Check:
 
     def check_node(self, node: Node, root: Root, where: str) -> None:
         children = node.data()
-        if (node.births[children] > node.birth).any():
+        if node.birth and (node.births[children] > node.birth).any():
             self.wrong(f"block {node.vbn} has children younger than itself", where)
         # A shrunk file may keep pointer blocks behind its end, but no data.
         if node.level == 1 and (children >= root.blocks - node.first_fbn).any():
@@ -304,6 +314,7 @@ class _Check:
             vtoc = self.image.vtoc(Root.of(inodes[VTOC_INODE]), f"{where}, vtoc")
         self.luns = {entry["inode"]: decode_text(entry["name"]) for entry in vtoc}
         again: list[Vbns] = [np.empty(0, np.uint64)]
+        self.shares, self.walked = REFERENCE_INODE in inodes, set()
         counts = {
             number: self.check_inode(number, inode, where, reached, generation, again)
             for number, inode in sorted(inodes.items())
@@ -336,6 +347,8 @@ class _Check:
         if inode["type"] not in wanted or (number not in FIXED and number < FIRST_INODE):
             self.wrong(f"type {inode['type']} does not belong here", here)
         count = self.walk(Root.of(inode), here, reached, generation, None if number in FIXED else again)
+        if number not in FIXED and self.shares:
+            count = self.image.counted(Root.of(inode), here)
         if inode["type"] == InodeType.LUN:
             self.all_wrong(wrong_private(self.image, inode, here), here)
         if self.data and inode["type"] == InodeType.LUN:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from wafl.format import BLOCK_BYTES, FIRST_DATA_VBN, POINTERS, Incompat, InodeFlag
+from wafl.format import BLOCK_BYTES, FIRST_DATA_VBN, MAX_COUNT, POINTERS, Incompat, InodeFlag
 from wafl.offline import Fields, Image, Root, Vbns
 
 NUMBERS_SHOWN = 8
@@ -26,7 +26,7 @@ def wrong_private(image: Image, inode: Fields, where: str) -> Iterator[str]:
     """The blocks that no snapshot can hold: what is kept back for a reserved LUN goes by their number."""
     has = sum(
         int(np.count_nonzero(node.births[node.data()] > inode["private_since"]))
-        for node in image.walk(Root.of(inode), where) if node.level == 1
+        for node in image.walk(Root.of(inode), where, lambda vbn, birth: birth > 0) if node.level == 1
     )  # fmt: skip
     counts = inode["private_blocks"]
     if counts > has or (counts < has and inode["flags"] & InodeFlag.EXACT):
@@ -35,7 +35,7 @@ def wrong_private(image: Image, inode: Fields, where: str) -> Iterator[str]:
 
 def shared_private(image: Image, inode: Fields, shared: Vbns, where: str) -> Iterator[str]:
     """Blocks that are `shared` and count as the LUN's alone."""
-    for node in image.walk(Root.of(inode), where):
+    for node in image.walk(Root.of(inode), where, lambda vbn, birth: birth > 0):
         if node.level == 1 and inode["private_blocks"]:
             young = node.vbns[node.data()][node.births[node.data()] > inode["private_since"]]
             if (both := np.intersect1d(young, shared)).size:
@@ -67,8 +67,9 @@ def wrong_references(image: Image, inode: Fields | None, again: Vbns, where: str
         yield "the label says that there are none"
     if (total := int(counts.sum(dtype=np.int64))) != inode["private_blocks"]:
         yield f"their sum is {total}, their inode says {inode['private_blocks']}"
+    # A count that is full is never lowered, so it may be too high; it may be too low as well.
     every, says, has = aligned(blocks, counts, *np.unique(again, return_counts=True))
-    if (wrong := says != has).any():
+    if (wrong := (says != has) & (says != MAX_COUNT)).any():
         first = int(np.flatnonzero(wrong)[0])
         detail = f"block {every[first]} has {says[first]} and is reached {has[first]} times beyond the first"
         yield f"wrong for blocks {some(every[wrong])}: {detail}"

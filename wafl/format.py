@@ -143,6 +143,8 @@ class InodeFlag(IntFlag):
     NONE = 0
     EXACT = 1
     """`private_blocks` is exact, not only a lower bound.  Versions that know nothing of it leave zeros."""
+    ADOPTED = 2
+    """The tree may have adopted subtrees, whose blocks `blocks` does not count."""
 
 
 class VtocFlag(IntFlag):

@@ -49,6 +49,7 @@ class Inode:
     """One file: its tree's root pointer, its height and its counters."""
 
     __slots__ = (
+        "adopted",
         "births", "blocks", "children", "crcs", "generation", "height", "number", "owner", "owner_generation",
         "pinned", "private_blocks", "private_exact", "private_since", "recount", "size_bytes", "stratum", "type",
         "vbns",
@@ -62,6 +63,8 @@ class Inode:
         self.height = height_for(-(-size_bytes // BLOCK_BYTES))
         self.blocks = 0
         """DATA blocks (level 0) of a LUN, with those of its graveyards that are not yet reclaimed."""
+        self.adopted = False
+        """Its tree may have adopted subtrees, which are not in `blocks`."""
         self.owner = self.owner_generation = 0
         """Of a graveyard: the LUN inode whose blocks it holds."""
         self.recount: Recount | None = None
@@ -118,7 +121,7 @@ class Inode:
             root_birth=self.births[0],
             owner=self.owner,
             owner_generation=self.owner_generation,
-            flags=int(InodeFlag.EXACT if self.private_exact else InodeFlag.NONE),
+            flags=int(InodeFlag.EXACT) * self.private_exact | int(InodeFlag.ADOPTED) * self.adopted,
             private_blocks=self.private_blocks,
             private_since=self.private_since,
         )
@@ -135,6 +138,7 @@ class Inode:
         inode.blocks = fields["blocks"]
         inode.owner, inode.owner_generation = fields["owner"], fields["owner_generation"]
         exact = bool(fields["flags"] & InodeFlag.EXACT)
+        inode.adopted = bool(fields["flags"] & InodeFlag.ADOPTED)
         inode.set_private(fields["private_blocks"], fields["private_since"], exact=exact)
         inode.vbns, inode.crcs, inode.births = [fields["root_vbn"]], [fields["root_crc"]], [fields["root_birth"]]
         return inode

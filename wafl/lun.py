@@ -463,12 +463,12 @@ class Lun(Scan):
             self.files.touch_lun(self)
         return filled
 
-    def adopt(self, index: int) -> int:
-        """Make what level-1 `index` misses the LUN's own by pointer; the blocks adopted.  What then is still missing
-        has to be copied.  Never logged.  Raises NoSpace (at once), ReadOnlyVolume, VolumeFailed, CorruptVolume,
-        BackingLost, OSError."""
+    def adopt(self, index: int) -> bool:
+        """Make what level-1 `index` misses, or a whole subtree over it, the LUN's own by pointer; whether anything
+        was adopted. What then is still missing has to be copied. Never logged. Raises NoSpace (at once),
+        ReadOnlyVolume, VolumeFailed, CorruptVolume, BackingLost, OSError."""
         self.core.check_writable()
-        return adopt(self, index) if not self.destroyed else 0
+        return not self.destroyed and adopt(self, index)
 
     def filled(self, blocks: int) -> None:
         """So many of its holes have been filled with what the backing has."""

@@ -53,6 +53,7 @@ TABLE_BYTES = 256 << 20
 
 RECORD_NAMES = {INODE: "inodes", VTOC_ENTRY: "entries", SNAPSHOT_ENTRY: "entries"}
 
+Enter = Callable[[int, int], bool]
 Trouble = Callable[[str, str], None]
 """(what is wrong, where)"""
 
@@ -183,16 +184,19 @@ class Image:
             return None
         return raw
 
-    def walk(self, root: Root, where: str) -> Iterator[Node]:
-        """Every pointer block below `root`, parents first."""
+    def walk(self, root: Root, where: str, enter: Enter = lambda vbn, birth: True) -> Iterator[Node]:
+        """Every pointer block below `root`, parents first, but for those with all below them that `enter` (with the
+        block and the birth in the pointer to it) leaves out."""
         if not 1 <= root.height <= MAX_HEIGHT:
             self.trouble(f"height {root.height}", where)
             return
         if root.vbn >= FIRST_DATA_VBN:
-            yield from self._walk(root.height, root.vbn, root.crc, root.birth, 0, where, set())
+            yield from self._walk(root.height, root.vbn, root.crc, root.birth, 0, where, set(), enter)
 
     def _walk(self, level: int, vbn: int, crc: int, birth: int, index: int, where: str,
-              inner: set[int]) -> Iterator[Node]:  # fmt: skip
+              inner: set[int], enter: Enter) -> Iterator[Node]:  # fmt: skip
+        if not enter(vbn, birth):
+            return
         # Two ways to one block are damage, and a way to make a walk never end: level after level of them multiplies.
         if level > 1:
             if vbn in inner:
@@ -218,7 +222,7 @@ class Image:
             return
         for i in node.data().tolist():
             child = int(node.vbns[i]), int(node.crcs[i]), int(node.births[i])
-            yield from self._walk(level - 1, *child, index * POINTERS + i, where, inner)
+            yield from self._walk(level - 1, *child, index * POINTERS + i, where, inner, enter)
 
     def verify_data(self, node: Node, where: str) -> None:
         """Check the contents of the blocks that a level-1 buffer names; each block once."""
@@ -290,3 +294,8 @@ class Image:
                     blocks.append(here.astype(np.uint64) + np.uint64(first))
                     counts.append(row[here].astype(np.uint32))
         return np.concatenate(blocks), np.concatenate(counts)
+
+    def counted(self, root: Root, where: str) -> int:
+        """The data blocks that an inode counts: those of adopted subtrees are not its own."""
+        nodes = self.walk(root, where, lambda vbn, birth: birth > 0)
+        return sum(len(node.data()) for node in nodes if node.level == 1)

@@ -111,7 +111,7 @@ class Reclaim:
                 self._core.ensure(2 * zombie.height + 4, self._core.allocator.floor_ops, wait=False)
             except NoSpace:
                 return False
-            freed = trim(self._core, zombie)
+            freed = trim(self._core, zombie, files.references.is_shared, files.references.let_go)
             if freed is None:
                 files.free_inode(zombie)
                 return True

@@ -13,6 +13,10 @@ Rules:
 - Rows are read when they are needed and kept for a while; a changed one is in memory until its consistency point is
   durable.  Which rows there are is always known, and so are the pointer blocks above them.
 - Room for all rows of the volume is kept back once the file exists (FileSystem.set_reserve): counting never fails.
+- A pointer block that has several pointers is never changed in place, as none is.  Its children have one pointer, it.
+  Who changes something below it gets a copy of it (`part`): then each child has one more.
+- A count that is full is never lowered again: only copies of pointer blocks can fill one, and nobody knows by how much
+  they would have gone beyond.
 - A row that cannot be read counts as too many: none of its blocks is freed or shared again until a repair has counted
   anew.  Space is lost by that, never data.
 - `since` is the generation up to which a pointer's birth does not tell that its block is one LUN's alone: it may have
@@ -29,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wafl.bits import Vbns, are_set
-from wafl.buffers import Core
+from wafl.buffers import Buffer, Core
 from wafl.errors import CorruptVolume, DamagedRecord, VolumeFailed
 from wafl.format import (
     BLOCK_BYTES,
@@ -77,7 +81,8 @@ class References:
         self._booked = 0
         """What was added and dropped in rows since the last freeze."""
         self.unfreed = 0
-        """Pointers that have gone since the mount whose blocks stay, for their rows cannot be read."""
+        """Pointers that have gone since the mount and were not counted off, less those that came and were not counted:
+        where rows cannot be read, or counts are full."""
         self.announce: Callable[[], None] = lambda: None
         """Set by the volume: makes durable that there may be counts, before there are any.  Raises OSError."""
 
@@ -134,6 +139,7 @@ class References:
         inode.pinned = True
         self._flags = np.zeros(self.rows, np.uint8)
         self._core.allocator.last_pointers = self.drop
+        self._core.part = self.part
 
     def grow(self) -> None:
         """The volume has more blocks."""
@@ -247,6 +253,9 @@ class References:
             return blocks[:0]
         slots = (blocks & SLOT_MASK).astype(np.intp)
         have = counts[slots].astype(np.int64)
+        full = have == MAX_COUNT
+        self.unfreed += int(times[full].sum())
+        times = np.where(full, 0, times)
         taken = np.minimum(have, times)
         if taken.any():
             self._changing(row, counts)
@@ -273,7 +282,7 @@ class References:
                 full = np.ones(len(here), np.bool_)
             else:
                 rows[row] = counts
-                full = counts[(here & SLOT_MASK).astype(np.intp)] + times[at : at + len(here)] > MAX_COUNT
+                full = counts[(here & SLOT_MASK).astype(np.intp)] + times[at : at + len(here)] >= MAX_COUNT
             if full.any():
                 most = min(most, int(first[at : at + len(here)][full].min()))
             at += len(here)
@@ -295,6 +304,70 @@ class References:
                 self._changing(row, counts)
                 counts[(here & SLOT_MASK).astype(np.intp)] += extra.astype(np.uint16)
                 self._book(int(extra.sum()))
+            at += len(here)
+
+    # --- pointer blocks --------------------------------------------------------------------------------------------
+
+    def is_shared(self, vbn: int) -> bool:
+        """Whether a block has more pointers than one, or may have."""
+        row = vbn >> COUNT_SHIFT
+        if self.inode is None or not self._flags[row]:
+            return False
+        counts = self._row(row)
+        return counts is None or bool(counts[vbn & (COUNTS - 1)])
+
+    def part(self, buffer: Buffer) -> bool:
+        """A pointer block of the active file system is about to get a place of its own.  If others name the old one,
+        that stays with all that it names, and each of its children gets one pointer more.  Children of what was
+        adopted have been adopted: their births say so from now on."""
+        inode, parent, old = buffer.inode(), buffer.parent, buffer.vbn
+        if inode.type not in (InodeType.LUN, InodeType.ZOMBIE):
+            return False
+        adopted, shared = not parent.births[buffer.slot], self.is_shared(old)
+        if not (adopted or shared):
+            return False
+        core, vbns = self._core, buffer.vector()
+        children = vbns[vbns >= FIRST_DATA_VBN]
+        if adopted:
+            np.asarray(buffer.births)[:] = 0
+        if shared:
+            self.let_go(old)
+            self._add_all(children)
+        if buffer.level > 1:
+            core.tree_blocks += shared * len(children)
+        elif adopted:
+            inode.blocks += len(children)
+            core.uncounted_data -= 0 if shared else len(children)
+        else:
+            core.uncounted_data += len(children)
+        return shared
+
+    def let_go(self, vbn: int) -> None:
+        """One pointer to a shared pointer block goes, and at once: whoever asks next must not count it."""
+        counts = self._row(vbn >> COUNT_SHIFT)
+        if counts is None or counts[vbn & (COUNTS - 1)] == MAX_COUNT:
+            self.unfreed += 1
+            return
+        self._changing(vbn >> COUNT_SHIFT, counts)
+        counts[vbn & (COUNTS - 1)] -= 1
+        self._book(-1)
+
+    def _add_all(self, vbns: Vbns) -> None:
+        """One more pointer to each of these, which have one: a count that is full stays so."""
+        blocks, times = np.unique(vbns, return_counts=True)
+        at = 0
+        for row, here in by_row(blocks):
+            more, added = times[at : at + len(here)], 0
+            counts = self._row(row)
+            if counts is not None:
+                self._changing(row, counts)
+                slots = (here & SLOT_MASK).astype(np.intp)
+                have = counts[slots].astype(np.int64)
+                right = np.minimum(have + more, MAX_COUNT)
+                counts[slots] = right
+                added = int((right - have).sum())
+                self._book(added)
+            self.unfreed -= int(more.sum()) - added
             at += len(here)
 
     # --- in a consistency point ------------------------------------------------------------------------------------

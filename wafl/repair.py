@@ -185,10 +185,18 @@ class _Survey:
             raise CannotRepair(f"{what} cannot be read whole, and nothing says what is lost with it")
         return found
 
-    def _quietly(self, root: Root) -> list[Vbns]:
-        """The blocks of a tree as far as it can be read; `_troubles` tells."""
+    def _quietly(self, root: Root, walked: set[int] | None = None) -> list[Vbns]:
+        """The blocks of a tree as far as it can be read; `_troubles` tells.  What has been `walked` is left out."""
+
+        def enter(vbn: int, birth: int) -> bool:
+            if walked is None:
+                return True
+            new = vbn not in walked
+            walked.add(vbn)
+            return new
+
         found: list[Vbns] = [np.array([root.vbn], np.uint64)] if root.vbn >= FIRST_DATA_VBN else []
-        for node in self._image.walk(root, ""):
+        for node in self._image.walk(root, "", enter):
             found.append(node.vbns[node.data()])
         limit = self._image.blocks
         inside = [vbns[vbns < limit] for vbns in found]
@@ -222,11 +230,11 @@ class _Survey:
             self._add(truth.active, vbns, "the inode file")
         inodes = self._inodes(ifile, "the inode file")
         again = [np.empty(0, np.uint64)] if REFERENCE_INODE in inodes else None
-        broken = False
+        broken, walked = False, set[int]()
         for number, inode in inodes.items():
             self._note_generation(truth, inode)
             before = self._troubles
-            trees = self._quietly(Root.of(inode))
+            trees = self._quietly(Root.of(inode), walked if again is not None else None)
             if number in (ACTIVE_MAP_INODE, REFERENCE_INODE):
                 for vbns in trees:
                     set_each(truth.whole_active, vbns)
@@ -263,8 +271,7 @@ class _Survey:
             )
         every, has, seen = aligned(old, counts, *np.unique(again, return_counts=True))
         right = np.maximum(has, seen) if broken else seen
-        if (right > MAX_COUNT).any():
-            raise CannotRepair(f"a block has more than {MAX_COUNT} pointers beyond the first")
+        right = np.minimum(right, MAX_COUNT)
         truth.counts = every[right > 0], right[right > 0]
 
     def _inodes(self, ifile: Root, what: str) -> dict[int, Fields]:
@@ -279,8 +286,7 @@ class _Survey:
 
     def _count(self, truth: _Truth, inodes: dict[int, Fields]) -> None:
         for number, inode in inodes.items():
-            nodes = self._image.walk(Root.of(inode), "")
-            blocks = sum(len(node.data()) for node in nodes if node.level == 1)
+            blocks = self._image.counted(Root.of(inode), "")
             owner = inodes.get(inode["owner"])
             if inode["type"] == InodeType.LUN:
                 truth.data_blocks[number] += blocks
@@ -303,8 +309,9 @@ class _Survey:
             return
         reached = new_bits(self._image.blocks)
         again: list[Vbns] | None = [] if REFERENCE_INODE in inodes else None
+        walked = set[int]() if again is not None else None
         for root in (ifile, *map(Root.of, inodes.values())):
-            for vbns in self._quietly(root):
+            for vbns in self._quietly(root, walked):
                 self._add(reached, vbns, name, again)
         for inode in inodes.values():
             self._note_generation(truth, inode)

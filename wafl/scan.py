@@ -15,7 +15,7 @@ import numpy.typing as npt
 from wafl.errors import CorruptVolume
 from wafl.fill import runs_of
 from wafl.format import BLOCK_SHIFT, FIRST_DATA_VBN, HOLE, LEVEL_ONE_BYTES, POINTERS, ZERO
-from wafl.tree import leaves_at_most, span_state
+from wafl.tree import leaves_at_most, path_to, span_state
 from wafl.views import View
 
 SCAN_STEP = 64
@@ -127,12 +127,28 @@ class Scan(View):
 
     def _plain_span(self, index: int) -> int:
         """Level-1 indexes from `index` on that miss nothing, as far as the trees' upper levels tell; 0: compare."""
+        if self.inode.adopted and (same := self._same_span(index)):
+            return same
         state, level = span_state(self.core, self.inode, index)
         if state >= FIRST_DATA_VBN:
             return 0
         reach = 1 << 8 * (level - 1)
         span = reach - index % reach
         return span if state == ZERO else min(span, self.below().empty_span(index))
+
+
+    def _same_span(self, index: int) -> int:
+        """Level-1 indexes from `index` on that are below one and the same pointer block on both sides; 0: compare."""
+        below = self.below()
+        if below.backing is not None:
+            return 0
+        levels = min(self.inode.height, below.inode.height)
+        own, theirs = path_to(self.core, self.inode, index, levels), path_to(self.core, below.inode, index, levels)
+        for level, mine, other in zip(range(levels, 0, -1), own, theirs, strict=False):
+            if mine == other and mine >= FIRST_DATA_VBN:
+                reach = 1 << 8 * (level - 1)
+                return reach - index % reach
+        return 0
 
 
 def missing_slots(lun: Scan, index: int) -> Slots:

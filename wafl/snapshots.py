@@ -330,7 +330,8 @@ class SnapshotTable:
             snapshot.id, fields["inode"], fields["inode_generation"], limit, snapshot.name, decode_text(fields["name"])
         )
         below = fields["missing_blocks"] if fields["backing_snapshot"] else 0
-        return backing, min(self.inode(snapshot, fields["inode"]).blocks + below, limit // BLOCK_BYTES)
+        inode = self.inode(snapshot, fields["inode"])
+        return backing, limit // BLOCK_BYTES if inode.adopted else min(inode.blocks + below, limit // BLOCK_BYTES)
 
     def find_view(self, backing: Backing) -> View:
         """The view of a LUN inside a snapshot; one for all that read through it.  Raises BackingLost."""

@@ -12,7 +12,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -88,6 +88,24 @@ def leaves_at_most(core: Core, inode: Inode) -> int:
 def _data_slots(node: Buffer | Inode) -> list[int]:
     slots: list[int] = np.flatnonzero(np.array(node.vbns, dtype=np.uint64) >= FIRST_DATA_VBN).tolist()
     return slots
+
+
+def path_to(core: Core, inode: Inode, index: int, levels: int) -> Iterator[int]:
+    """The pointers on the way down to level-1 `index`, from that to its block of level `levels` on; a mark ends it."""
+    level = inode.height
+    parent: Buffer | Inode = inode
+    slot = 0 if not index >> 8 * (level - 1) else -1
+    while level and slot >= 0:
+        vbn = parent.vbns[slot]
+        if level <= levels:
+            yield vbn
+        if vbn < FIRST_DATA_VBN or level == 1:
+            return
+        node = parent.children.get(slot) or core.load(parent, slot, level)
+        assert node is not None
+        level -= 1
+        slot = (index >> 8 * (level - 1)) & (POINTERS - 1)
+        parent = node
 
 
 def young_leaf(core: Core, inode: Inode, index: int, since: int) -> tuple[int, Births] | None:
@@ -257,18 +275,33 @@ class Punch:
         node.vbns[slot], node.crcs[slot], node.births[slot] = vbn, crc, birth
 
 
-def trim(core: Core, zombie: Inode) -> int | None:
-    """Free the last level-1 subtree of a zombie.  Returns the number of data blocks freed, None when the tree is
-    empty.  Needs room for the tree's height."""
+def trim(core: Core, zombie: Inode, is_shared: Callable[[int], bool], let_go: Callable[[int], None]) -> int | None:
+    """Free the last level-1 subtree of a zombie, or let go of a subtree that others name too.  Returns the number of
+    data blocks that the inode has less by its own count, None when the tree is empty.  Needs room for the tree's height
+    twice."""
     parent: Buffer | Inode = zombie
     slot, level = 0, zombie.height
     if zombie.vbns[0] < FIRST_DATA_VBN:
         return None
+    counted = True
     while True:
+        counted = counted and parent.births[slot] != 0
+        shared = is_shared(parent.vbns[slot])
+        if shared and not counted:
+            core.own(parent)
+            core.leave(parent, slot, let_go)
+            return 0
         node = parent.children.get(slot) or core.load(parent, slot, level)
         assert node is not None
+        if shared and level > 1:
+            core.own(node)  # the inode counts what is below: so it is given back piece by piece
         vbns = node.vector()
         slots = np.flatnonzero(vbns >= FIRST_DATA_VBN)
+        if shared and level == 1:
+            core.own(parent)
+            core.leave(parent, slot, let_go)
+            core.uncounted_data += len(slots)
+            return len(slots)
         if level == 1:
             core.allocator.freed.frombytes(vbns[slots].tobytes())
         elif len(slots):
@@ -278,4 +311,7 @@ def trim(core: Core, zombie: Inode) -> int | None:
         core.discard(node)
         parent.vbns[slot] = HOLE
         parent.crcs[slot] = parent.births[slot] = 0
-        return len(slots)
+        if level > 1 or counted:
+            return len(slots)
+        core.uncounted_data -= len(slots)
+        return 0

@@ -106,7 +106,7 @@ class Space:
     overcommitted: int = 0
     """What reserved LUNs may still write and there is no room for (volumes of versions that kept nothing back)."""
     shared: int = 0
-    """Saved by sharing: what further pointers to blocks would take as blocks of their own."""
+    """Saved by sharing: what further pointers would take as blocks of their own; to a whole subtree it is one."""
 
 
 @dataclass(frozen=True, slots=True)

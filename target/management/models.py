@@ -68,7 +68,7 @@ class Volume(BaseModel):
     reserved_bytes: int = Field(default=0, description="Kept back for consistency points")
     kept_bytes: int = Field(default=0, description="Kept back for what space-reserved LUNs may still write")
     overcommitted_bytes: int = Field(default=0, description="What they may still write and there is no room for")
-    shared_bytes: int = Field(default=0, description="Saved by blocks that several LUNs, or places of one, share")
+    shared_bytes: int = Field(default=0, description="Saved by what is shared; a subtree counts as a block")
     generation: int = Field(default=0, description="The last durable consistency point")
     luns: int = 0
     snapshots: int = 0
@@ -159,7 +159,7 @@ class CloneStatus(BaseModel):
     completed_blocks: int = 0
     total_blocks: int = 0
     copied_blocks: int = 0
-    shared_blocks: int = Field(default=0, description="Adopted by pointer instead of being copied")
+    shared_blocks: int = Field(default=0, description="Adopted by pointer, with what hosts wrote meanwhile")
     skipped_blocks: int = Field(default=0, description="Completed by hosts, which wrote or unmapped them")
     present_blocks: int = Field(default=0, description="What the LUN had of its own when the job began")
     bad_blocks: int = Field(default=0, description="Passed over, because they could not be read")

@@ -129,6 +129,8 @@ def test_jobs_that_share_leave_turns_to_one_that_copies(workshop: Workshop, monk
         for offset in range(0, 64 * MIB, MIB):
             golden.write(offset, pattern(offset, BLOCK_BYTES))
         take_snapshot(volume, "base")
+        volume.destroy_lun("golden")  # else whole trees would be adopted at once
+        volume.reclaim_now()
         clones = [add_clone(volume, name) for name in ("one", "two", "copy")]
         family = Family(volume, clones[0], ModelLun(0))
         async with daemon(family) as d:

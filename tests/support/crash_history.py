@@ -145,14 +145,13 @@ class History:
         return filled
 
     @noting_relief
-    def adopt(self, name: str) -> int:
+    def adopt(self, name: str) -> None:
         """The same by pointer."""
-        lun, adopted = self.volume.lun(name), 0
+        lun = self.volume.lun(name)
         index = lun.next_missing(0)
         while index is not None:
-            adopted += lun.adopt(index)
+            lun.adopt(index)
             index = lun.next_missing(index + 1)
-        return adopted
 
     @noting_relief
     def detach(self, name: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.support.crash_device import CrashDevice, MemoryDevice
 from tests.support.crash_history import History
 from tests.support.crash_log import LoggedHistory
-from tests.support.crash_share_stories import shares_and_overwrites, shares_and_snapshots
+from tests.support.crash_share_stories import adopted_clones, shares_and_overwrites, shares_and_snapshots
 from tests.support.crash_trial import judge
 from tests.support.volumes import EPOCH, MIB, Workshop, checkpoint, errors, pattern, problems
 from tests.wafl.test_check import Tamper
@@ -93,6 +93,45 @@ def test_the_harness_catches_a_snapshots_block_whose_bit_is_not_set(monkeypatch:
     history = History()
     without_audit(monkeypatch, history.volume)
     assert fault(history, through_a_snapshot)
+
+
+def test_the_harness_catches_a_pointer_block_that_is_freed_though_others_name_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(References, "part", lambda self, buffer: False)
+    history = History()
+    without_audit(monkeypatch, history.volume)
+    assert fault(history, adopted_clones)
+
+
+def test_the_harness_catches_a_copy_of_a_pointer_block_that_does_not_count_its_children(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(References, "_add_all", lambda self, vbns: None)
+    history = History()
+    without_audit(monkeypatch, history.volume)
+    assert fault(history, adopted_clones)
+
+
+def test_the_harness_catches_two_copies_that_both_find_a_pointer_block_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pointer goes with the frees, later, as a data block's does."""
+    monkeypatch.setattr(References, "let_go", lambda self, vbn: self._core.allocator.freed.append(vbn))
+    history = History()
+    without_audit(monkeypatch, history.volume)
+    assert fault(history, both_part_at_once)
+
+
+def both_part_at_once(history: History) -> None:
+    history.create("golden", 2 * MIB)
+    history.write("golden", 0, 10 * BLOCK)
+    history.write("golden", MIB, 10 * BLOCK)
+    history.checkpoint(snapshot="s")
+    history.create_backed("clone", "s", "golden")
+    history.adopt("clone")
+    history.checkpoint()
+    history.write("golden", 0, BLOCK)
+    history.write("clone", MIB, BLOCK)
+    history.checkpoint()
 
 
 def through_a_snapshot(history: History) -> None:
