@@ -24,7 +24,7 @@ from wafl.adopt import adopt
 from wafl.buffers import Buffer, PointerMap
 from wafl.checksums import of_blocks
 from wafl.device import Bytes
-from wafl.errors import InvalidSize, LunBusy, NoSpace, NoSuchLun
+from wafl.errors import CorruptVolume, InvalidSize, LunBusy, NoSpace, NoSuchLun
 from wafl.fill import FillPlan
 from wafl.format import (
     BIRTH_PLANE,
@@ -346,7 +346,7 @@ class Lun(Scan):
         """Blocks first to last - 1 read zeros.  `cut`: the limit falls to `first`, so ZERO may go beyond it."""
         core = self.core
         core.ensure_for(8 * self.inode.height + 16, reserved=self.reserved, frees=True)
-        self.replay_punch(first, last, cut=cut)
+        self._make_empty(first, last, cut=cut)
         if core.log is None:
             return
         if self.backing is None and not self.fills_durable:
@@ -355,8 +355,11 @@ class Lun(Scan):
         else:
             core.log.punch(self.slot, first, last, cut=cut)
 
-    def replay_punch(self, first: int, last: int, *, cut: bool) -> None:
-        """A logged UNMAP or shrink."""
+    def replay_punch(self, first: int, last: int, *, cut: bool) -> CorruptVolume | None:
+        """A logged UNMAP or shrink, but for what is below damaged pointer blocks of the LUN: the first one's error."""
+        return self._make_empty(first, last, cut=cut, go_on=True)
+
+    def _make_empty(self, first: int, last: int, *, cut: bool, go_on: bool = False) -> CorruptVolume | None:
         core, inode = self.core, self.inode
         limit = self.backing.limit_bytes >> BLOCK_SHIFT if self.backing else 0
         if last == -(-self.size_bytes // BLOCK_BYTES):
@@ -365,13 +368,15 @@ class Lun(Scan):
                 limit = last
         needed = self.files.reserve.needed_by(self)
         graveyard_of = self.files.graveyard_of
+        zero, hole = (Punch(core, inode, mark, graveyard_of, go_on=go_on) for mark in (ZERO, HOLE))
         try:
-            Punch(core, inode, ZERO, graveyard_of).run(first, min(last, limit))
-            Punch(core, inode, HOLE, graveyard_of).run(max(first, limit), last)
+            zero.run(first, min(last, limit))
+            hole.run(max(first, limit), last)
         finally:
             self.forget(self.own, first, last)
             self.forget(self.maps, first, last)
             self.files.reserve.raised(self, needed)
+        return zero.damage or hole.damage
 
     def forget(self, maps: dict[int, PointerMap], first: int, last: int) -> None:
         low, high = first >> 8, (last - 1) >> 8
@@ -382,8 +387,7 @@ class Lun(Scan):
                 found.used = False
 
     def resize(self, size_bytes: int) -> None:
-        """Set the size.  What is cut off is gone for good, also below the backing's limit.
-        (The volume has checked the new size.)"""
+        """Set the size, which the volume has checked.  What is cut off is gone, also below the backing's limit."""
         self._check_changeable()
         core = self.core
         if size_bytes < self.size_bytes:

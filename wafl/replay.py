@@ -204,8 +204,12 @@ class _Replay:
                 kinds[record.kind](record)
             except DamagedRecord:
                 raise
-            except (CorruptVolume, OSError) as error:
+            except CorruptVolume as error:
                 self.pass_over(record, writes.get(record.seq), error)
+            except OSError as error:
+                # Not damage: the disk may give tomorrow what it refuses today, without this record.
+                text = f"log record {record.seq} cannot be replayed: {error}; mount again, or from a copy of the disk"
+                raise OSError(error.errno, text) from error
         self.volume.core.allocator.apply_frees()
 
     def pass_over(self, record: LogRecord, write: LoggedWrite | None, error: Exception) -> None:
@@ -247,7 +251,13 @@ class _Replay:
         lun = self.lun(record, slot)
         if not first < last <= -(-lun.size_bytes // BLOCK_BYTES):
             raise DamagedRecord(f"log record {record.seq} unmaps blocks {first} to {last}")
-        lun.replay_punch(first, last, cut=bool(cut))
+        try:
+            damage = lun.replay_punch(first, last, cut=bool(cut))
+        except CorruptVolume as error:
+            # Not of the LUN itself: what it unmapped can still be read.
+            raise DamagedRecord(f"log record {record.seq} cannot be replayed: {error}") from error
+        if damage is not None:
+            raise damage
 
     def share(self, record: LogRecord) -> None:
         slot, source_slot, fbn, source_fbn, blocks = LOG_SHARE.layout.unpack_from(record.body)

@@ -233,9 +233,9 @@ def _take(lun: Lun, piece: _Piece) -> None:
 
 def replay_share(lun: Lun, fbn: int, source: Lun, source_fbn: int, blocks: int) -> None:
     """A logged share.  What cannot be read of the source cannot be read of the LUN either: it must not show what was
-    there before.  Raises CorruptVolume, OSError, with the rest done."""
+    there before.  Raises CorruptVolume, with the rest done, and OSError."""
     lun.files.references.make()
-    failed: Exception | None = None
+    failed: CorruptVolume | None = None
     while blocks:
         done = min(blocks, POINTERS - (fbn & SLOT_MASK), POINTERS - (source_fbn & SLOT_MASK))
         try:
@@ -243,9 +243,9 @@ def replay_share(lun: Lun, fbn: int, source: Lun, source_fbn: int, blocks: int) 
             done = shared or 1
             if not shared:
                 _copy(lun, fbn, source, source_fbn)
-        except (CorruptVolume, OSError) as error:
+        except CorruptVolume as error:
             failed = failed or error
-            with suppress(CorruptVolume, OSError):  # if the LUN's own pointers are lost, it shows nothing either
+            with suppress(CorruptVolume):  # if the LUN's own pointers are lost, it shows nothing either
                 _lose(lun, fbn, done)
         fbn, source_fbn, blocks = fbn + done, source_fbn + done, blocks - done
     if failed is not None:

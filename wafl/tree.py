@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wafl.buffers import HOLE_MAP, ZERO_MAP, Buffer, Core, PointerMap
+from wafl.errors import CorruptVolume
 from wafl.format import BIRTH_PLANE, BLOCK_BYTES, FIRST_DATA_VBN, HOLE, POINTERS, ZERO, height_for
 from wafl.inode import Inode, grow_height, node_for_writing
 
@@ -155,11 +156,15 @@ def index_of(leaf: Buffer) -> int:
 class Punch:
     """One range of one file becomes HOLE or ZERO."""
 
-    def __init__(self, core: Core, inode: Inode, mark: int, graveyard_of: GraveyardOf) -> None:
+    def __init__(self, core: Core, inode: Inode, mark: int, graveyard_of: GraveyardOf, *, go_on: bool = False) -> None:
+        """`go_on`: past damaged pointer blocks: what is below one cannot be read, whatever it was to become."""
         self.core = core
         self.inode = inode
         self.mark = mark
         self.graveyard_of = graveyard_of
+        self.go_on = go_on
+        self.damage: CorruptVolume | None = None
+        """The first that it went on past."""
 
     def run(self, low: int, high: int) -> None:
         """Blocks low to high - 1."""
@@ -172,9 +177,7 @@ class Punch:
             self._clear_slots(inode, 0, 1, inode.height)
             inode.set_private(0, inode.private_since)
             return
-        root = self._enter(inode, 0, inode.height)
-        if root is not None:
-            self._punch(root, low, high)
+        self._punch_part(inode, 0, inode.height, low, high)
 
     def _punch(self, node: Buffer, low: int, high: int) -> None:
         """Blocks low to high - 1 relative to what `node` covers."""
@@ -184,16 +187,22 @@ class Punch:
         span = POINTERS ** (node.level - 1)
         first, last = low // span, -(-high // span)
         if low % span or (first == last - 1 and high % span):
-            self._punch_part(node, first, low - first * span, min(high - first * span, span))
+            self._punch_part(node, first, node.level - 1, low - first * span, min(high - first * span, span))
             first += 1
         if first < last and high % span:
             last -= 1
-            self._punch_part(node, last, 0, high - last * span)
+            self._punch_part(node, last, node.level - 1, 0, high - last * span)
         if first < last:
             self._clear_slots(node, first, last, node.level - 1)
 
-    def _punch_part(self, node: Buffer, slot: int, low: int, high: int) -> None:
-        child = self._enter(node, slot, node.level - 1)
+    def _punch_part(self, parent: Buffer | Inode, slot: int, level: int, low: int, high: int) -> None:
+        try:
+            child = self._enter(parent, slot, level)
+        except CorruptVolume as error:
+            if not self.go_on:
+                raise
+            self.damage = self.damage or error
+            return
         if child is not None:
             self._punch(child, low, high)
 

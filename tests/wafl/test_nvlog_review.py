@@ -16,12 +16,24 @@ from tests.support.crash_log import LoggedHistory
 from tests.support.crash_log_stories import a_nearly_full_volume
 from tests.support.crash_trial import judge
 from tests.support.volumes import EPOCH, MIB, checkpoint, pattern, problems, take_snapshot
-from wafl import BLOCK_BYTES, DamagedRecord, FileDevice, Lun, NoSpace, Volume, VolumeFailed, VolumeService
+from wafl import (
+    BLOCK_BYTES,
+    CorruptVolume,
+    DamagedRecord,
+    FileDevice,
+    Lun,
+    NoSpace,
+    Volume,
+    VolumeFailed,
+    VolumeService,
+)
 from wafl.allocator import Allocator
 from wafl.bits import Vbns
+from wafl.buffers import Buffer
 from wafl.filesystem import pack_lun
 from wafl.format import MAX_LUNS, VTOC_ENTRY, EntryState
 from wafl.nvlog import Log
+from wafl.tree import level_one
 
 
 def put(lun: Lun, block: int, seed: int, blocks: int = 1) -> None:
@@ -344,3 +356,53 @@ def test_the_harness_catches_blocks_that_are_used_again_too_early(monkeypatch: p
     history = LoggedHistory()
     a_nearly_full_volume(history)
     assert "blocks that are in use" in " ".join(judge(history, 24, 1)[1])
+
+
+# --- replays that meet a bad disk -------------------------------------------------------------------------------------
+
+
+def unmapped_over_level_ones(size_bytes: int) -> tuple[MemoryDevice, list[int]]:
+    """A LUN whose blocks 128 to 896 of 1,024 were unmapped since a consistency point; where its level-1 blocks are."""
+    device = formatted(size_bytes)
+    volume = Volume.mount(device)
+    lun = volume.create_lun("a", 4 * MIB)
+    put(lun, 0, 1, 1024)
+    checkpoint(volume)
+    places = [found.vbn for index in range(4) if isinstance(found := level_one(volume.core, lun.inode, index), Buffer)]
+    lun.unmap(128 * BLOCK_BYTES, 768 * BLOCK_BYTES)
+    assert len(places) == 4
+    return device, places
+
+
+@pytest.mark.parametrize("bad", [0, 3])
+def test_a_bad_pointer_block_costs_a_replayed_unmap_no_more_than_what_is_below_it(bad: int) -> None:
+    device, places = unmapped_over_level_ones(32 * MIB)
+    device.image[places[bad] * BLOCK_BYTES + 9] ^= 1
+    volume = Volume.mount(killed(device))
+    assert any("is lost" in line for line in volume.mount_report)
+    lun = volume.lun("a")
+    for first, blocks in ((128, 128), (256, 512), (768, 128)):
+        if first // 256 == bad:
+            with pytest.raises(CorruptVolume):
+                read(lun, first, blocks)
+        else:
+            assert not any(read(lun, first, blocks)), first
+
+
+def test_a_disk_that_fails_for_a_moment_does_not_mount_without_a_record() -> None:
+    class Moody(MemoryDevice):
+        bad = -1
+
+        def pread(self, offset: int, view: Any) -> None:
+            if offset == self.bad:
+                raise OSError(errno.EIO, "injected")
+            super().pread(offset, view)
+
+    image, places = unmapped_over_level_ones(32 * MIB)
+    device = Moody(bytearray(image.image))
+    device.bad = places[0] * BLOCK_BYTES
+    with pytest.raises(OSError, match="cannot be replayed"):
+        Volume.mount(device)
+    assert device.image == image.image
+    device.bad = -1
+    assert not any(read(Volume.mount(device).lun("a"), 128, 768))
