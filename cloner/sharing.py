@@ -10,8 +10,8 @@ from __future__ import annotations
 from contextlib import suppress
 
 from cloner.copying import copy_level_one, make_room
-from cloner.steps import Filling, Turn, Work
-from wafl import LEVEL_ONE_BYTES, POINTERS, BackingLost, CorruptVolume, NoSpace
+from cloner.steps import Filling, Turn, Work, sync_now_and_then
+from wafl import BLOCK_BYTES, LEVEL_ONE_BYTES, POINTERS, BackingLost, CorruptVolume, NoSpace
 
 RANGES_A_TURN = 16
 """Level-1 ranges between two turns: one or two milliseconds, mostly of looking at pointers."""
@@ -35,6 +35,7 @@ def share_level_one(work: Work, index: int) -> Filling:
             if work.lun.reserved:
                 break
         yield from make_room(work)
+    yield from sync_now_and_then(work)
     rest = yield from copy_level_one(work, index)
     return found or rest
 
@@ -47,7 +48,9 @@ def _share(work: Work, index: int, ranges: int) -> bool:
         for _ in range(ranges):
             if at is None:
                 break
-            found |= lun.adopt(at)
+            if lun.adopt(at):
+                found = True
+                work.unsynced.filled_bytes += BLOCK_BYTES  # the pointers to what is shared
             at = lun.next_missing(at + 1)
     work.progress.still_missing(lun.missing_blocks())
     return found

@@ -8,12 +8,15 @@ import contextlib
 import pytest
 
 from cloner import ENDED, CloneManager, CloneOptions, JobState
+from cloner.progress import Progress
+from cloner.sharing import RANGES_A_TURN, share_level_one
+from cloner.steps import BeginCommit, Commit, Step, Unsynced, Work, clone_steps
 from tests.cloner.test_manager import daemon
 from tests.cloner.test_review import Daemon, HeldTime, paused, until
 from tests.support.clones import Family, add_clone, drive, make_family, read_all, steps_of
 from tests.support.volume_model import ModelLun
 from tests.support.volumes import MIB, Workshop, checkpoint, pattern, take_snapshot
-from wafl import BLOCK_BYTES, NoSpace
+from wafl import BLOCK_BYTES, NoSpace, Volume
 
 SHARE = CloneOptions(share=True)
 
@@ -120,17 +123,43 @@ def test_without_room_for_the_first_counts_nothing_is_adopted(workshop: Workshop
     assert family.reads_right()
 
 
+def sparse(workshop: Workshop) -> Volume:
+    """With a snapshot of a LUN that has one block in each of 64 level-1 ranges."""
+    volume = workshop.format(16 * MIB)
+    golden = volume.create_lun("golden", 64 * MIB, reserved=False)
+    for offset in range(0, 64 * MIB, MIB):
+        golden.write(offset, pattern(offset, BLOCK_BYTES))
+    take_snapshot(volume, "base")
+    volume.destroy_lun("golden")  # else whole trees would be adopted at once
+    volume.reclaim_now()
+    return volume
+
+
+def test_pointers_to_what_is_shared_are_limited_while_no_consistency_point_has_them(workshop: Workshop) -> None:
+    volume = sparse(workshop)
+    lun = add_clone(volume, "clone")
+    unsynced, most = Unsynced(), 0
+    work = Work(
+        volume, lun, Progress(BLOCK_BYTES), lambda: 0.0, lambda: 256, share_level_one, unsynced=unsynced,
+        unsynced_limit=lambda: 8 * BLOCK_BYTES,
+    )  # fmt: skip
+
+    def look(number: int, step: Step) -> None:
+        nonlocal most
+        most = max(most, volume.dirty_blocks)
+        if isinstance(step, Commit | BeginCommit):
+            unsynced.end(unsynced.begin())
+
+    drive(volume, clone_steps(work), look)
+    assert lun.backing is None
+    assert most <= 8 + RANGES_A_TURN + 8
+
+
 def test_jobs_that_share_leave_turns_to_one_that_copies(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cloner.sharing.RANGES_A_TURN", 1)
 
     async def main() -> None:
-        volume = workshop.format(16 * MIB)
-        golden = volume.create_lun("golden", 64 * MIB, reserved=False)
-        for offset in range(0, 64 * MIB, MIB):
-            golden.write(offset, pattern(offset, BLOCK_BYTES))
-        take_snapshot(volume, "base")
-        volume.destroy_lun("golden")  # else whole trees would be adopted at once
-        volume.reclaim_now()
+        volume = sparse(workshop)
         clones = [add_clone(volume, name) for name in ("one", "two", "copy")]
         family = Family(volume, clones[0], ModelLun(0))
         async with daemon(family) as d:
