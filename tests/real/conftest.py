@@ -101,7 +101,7 @@ def tidy_up(host: UmlHost) -> None:
     host.sh(
         "cd /; for m in $(awk '$1 ~ /^.dev.sd/ { print $2 }' /proc/mounts); do umount $m; done;"
         "iscsiadm -m session >/dev/null 2>&1 && iscsiadm -m node --logoutall=all >/dev/null;"
-        "rm -rf /etc/iscsi/nodes /etc/iscsi/send_targets; ! iscsiadm -m session >/dev/null 2>&1",
+        "rm -rf /etc/iscsi/nodes /etc/iscsi/send_targets /tmp/*; ! iscsiadm -m session >/dev/null 2>&1",
         limit_s=20,
     )
 
