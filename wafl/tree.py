@@ -231,6 +231,8 @@ class Punch:
     def _lose_below(self, node: Buffer | Inode, slot: int, level: int) -> None:
         """A whole subtree goes, which is not read for it: fewer blocks are private."""
         inode, child, birth = self.inode, node.children.get(slot), node.births[slot]
+        if not birth:
+            return  # adopted: the births in it are another LUN's, and nothing in it is private
         if level == 1 and child is not None:
             inode.lose_births(index_of(child), data_births(child))
         elif birth > inode.private_since:
