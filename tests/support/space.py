@@ -47,9 +47,11 @@ def lun_figures(device: object) -> dict[str, LunFigures]:
         data = private = 0
         for node in image.walk(Root.of(inode), "LUN"):
             if node.level == 1:
-                births = node.births[node.data()]
-                data += len(births)
-                private += int(np.count_nonzero(births > newest))
+                data += len(node.data())
+        # The births in what was adopted are another LUN's.
+        for node in image.walk(Root.of(inode), "LUN", lambda vbn, birth: birth > 0):
+            if node.level == 1:
+                private += int(np.count_nonzero(node.births[node.data()] > newest))
         figures[decode_text(entry["name"])] = LunFigures(
             -(-entry["size_bytes"] // BLOCK), data, private, bool(entry["flags"] & VtocFlag.RESERVED), inode["height"]
         )
