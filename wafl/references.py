@@ -18,7 +18,7 @@ Rules:
 - A count that is full is never lowered again: only copies of pointer blocks can fill one, and nobody knows by how much
   they would have gone beyond.
 - A row that cannot be read counts as too many: none of its blocks is freed or shared again until a repair has counted
-  anew.  Space is lost by that, never data.
+  anew.  Space is lost by that, never data.  If one of its counts has to be raised, all become full, on the disk too.
 - `since` is the generation up to which a pointer's birth does not tell that its block is one LUN's alone: it may have
   been shared through a snapshot (wafl.reserve).  What is shared by a LUN's own pointers gets birth 0 instead.
 """
@@ -359,7 +359,9 @@ class References:
         for row, here in by_row(blocks):
             more, added = times[at : at + len(here)], 0
             counts = self._row(row)
-            if counts is not None:
+            if counts is None:
+                self._fill(row)
+            else:
                 self._changing(row, counts)
                 slots = (here & SLOT_MASK).astype(np.intp)
                 have = counts[slots].astype(np.int64)
@@ -369,6 +371,12 @@ class References:
                 self._book(added)
             self.unfreed -= int(more.sum()) - added
             at += len(here)
+
+    def _fill(self, row: int) -> None:
+        """Counts that had to be raised and cannot be read are full from now on, until a repair: the disk may read them
+        again one day, and then they would be too low."""
+        if not self._core.read_only:
+            self._changing(row, np.full(COUNTS, MAX_COUNT, "<u2"))
 
     # --- in a consistency point ------------------------------------------------------------------------------------
 
