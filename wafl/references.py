@@ -18,7 +18,7 @@ Rules:
 - A count that is full is never lowered again: only copies of pointer blocks can fill one, and nobody knows by how much
   they would have gone beyond.
 - A row that cannot be read counts as too many: none of its blocks is freed or shared again until a repair has counted
-  anew.  Space is lost by that, never data.  If one of its counts has to be raised, all become full, on the disk too.
+  anew.  Space is lost by that, never data.  If one of its counts has to change, all become full, on the disk too.
 - `since` is the generation up to which a pointer's birth does not tell that its block is one LUN's alone: it may have
   been shared through a snapshot (wafl.reserve).  What is shared by a LUN's own pointers gets birth 0 instead.
 """
@@ -249,6 +249,7 @@ class References:
     def _drop_in(self, row: int, blocks: Vbns, times: npt.NDArray[np.intp]) -> Vbns:
         counts = self._row(row)
         if counts is None:
+            self._fill(row)
             self.unfreed += int(times.sum())
             return blocks[:0]
         slots = (blocks & SLOT_MASK).astype(np.intp)
@@ -373,8 +374,8 @@ class References:
             at += len(here)
 
     def _fill(self, row: int) -> None:
-        """Counts that had to be raised and cannot be read are full from now on, until a repair: the disk may read them
-        again one day, and then they would be too low."""
+        """Counts that had to change and cannot be read are full from now on, until a repair: the disk may read them
+        again one day.  Then they would be too low, or stand for a block that nothing names and nobody must adopt."""
         if not self._core.read_only:
             self._changing(row, np.full(COUNTS, MAX_COUNT, "<u2"))
 

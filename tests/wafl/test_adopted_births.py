@@ -109,3 +109,39 @@ def test_counts_that_could_not_be_raised_are_full_when_the_disk_reads_again(
     assert read(clone, 3 * MIB, 9 * BLOCK) == pattern(3 * MIB, 9 * BLOCK)
     for each in list(workshop._mounted):
         workshop.abandon(each)
+
+
+def test_counts_that_could_not_be_lowered_are_full_when_the_disk_reads_again(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block whose last pointer goes then stays in use though nothing names it: nobody may take it for named."""
+    volume = workshop.format(32 * MIB)
+    golden = volume.create_lun("golden", 4 * MIB, reserved=False)
+    golden.write(0, pattern(1, MIB))
+    volume.create_lun("copy", 4 * MIB, reserved=False).share(0, golden, 0, MIB)
+    checkpoint(volume)
+    volume = workshop.remount(volume)
+    device: MemoryDevice = volume.device  # type: ignore[assignment]
+    references = volume.files.references
+    held = volume.lun("copy").load_level_one_buf(0)[0]
+    image = Image(device)
+    inodes = image.inodes(Root.of(image.fsinfo, "ifile_"), "")
+    nodes = image.walk(Root.of(inodes[REFERENCE_INODE]), "")
+    row = next(int(node.vbns[int(held[0]) // COUNTS]) for node in nodes if node.level == 1)
+    pread = device.pread
+
+    def failing(offset: int, view: memoryview) -> None:
+        if offset == row * BLOCK:
+            raise OSError(5, "the disk does not read")
+        pread(offset, view)
+
+    monkeypatch.setattr(device, "pread", failing)
+    volume.lun("golden").unmap(0, 4 * BLOCK)
+    checkpoint(volume)
+    assert references.unfreed > 0
+    monkeypatch.undo()
+    volume = workshop.mount(MemoryDevice(bytearray(device.image)))
+    assert volume.files.references.grant(held[:1]).most == 0
+    assert read(volume.lun("copy"), 0, MIB) == pattern(1, MIB)
+    for each in list(workshop._mounted):
+        workshop.abandon(each)
