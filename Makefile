@@ -69,9 +69,9 @@ lint: $(TEST_READY)
 unit: lint
 	$(BIN)/python -m pytest -n 2 -m 'not real' $(PYTEST_ARGS)
 
-# Real initiators run one after the other on one worker, the rest beside them on the other.
+# Linux hosts run one after the other on one worker, libiscsi's suite, which mostly sleeps, on another, the rest beside them.
 test: debian lint
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 $(PYTEST_ARGS)
 
 score: debian $(RUN_READY)
 	@exec $(BIN)/python scripts/conformance.py --markdown docs/conformance.md $(SCORE_ARGS)
