@@ -7,11 +7,13 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from cloner import DEFAULTS, CloneManager, CloneOptions, JobState
+from cloner.steps import Steps
 from target.iscsi.ports import Response
 from tests.support import tick_loop
 from tests.support.clones import drive, steps_of
@@ -80,20 +82,24 @@ def check(scene: Scene, name: str, state: JobState | None, where: str) -> None:
     scene.workshop.finish()
 
 
-@pytest.mark.parametrize("name", ACTS)
-def test_whatever_happens_before_any_step_the_guests_data_wins(name: str) -> None:
-    counted = Scene()
-    total = len(drive(counted.volume, steps_of(counted.volume, counted.clone, CHUNK_BLOCKS)[0]))
+def before_every_step(name: str, steps_of_clone: Callable[[Scene], Steps]) -> None:
+    """The act, before each step of a clone in turn."""
+    act, counted = ACTS[name], Scene()
+    total = len(drive(counted.volume, steps_of_clone(counted)))
     for wanted in range(total):
         scene = Scene()
-        steps, _ = steps_of(scene.volume, scene.clone, CHUNK_BLOCKS)
         state: JobState | None = JobState.COMPLETED
         try:
-            drive(scene.volume, steps, lambda n, step, s=scene, w=wanted: ACTS[name](s) if n == w else None)  # type: ignore[misc]
+            drive(scene.volume, steps_of_clone(scene), lambda n, step, s=scene, w=wanted: act(s) if n == w else None)  # type: ignore[misc]
         except NoSuchLun:
             assert scene.gone
             state = JobState.STOPPED
         check(scene, name, state, f"{name} before step {wanted} of {total}")
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_whatever_happens_before_any_step_the_guests_data_wins(name: str) -> None:
+    before_every_step(name, lambda scene: steps_of(scene.volume, scene.clone, CHUNK_BLOCKS)[0])
 
 
 @pytest.mark.parametrize("options", [DEFAULTS, SHARE], ids=["copy", "share"])

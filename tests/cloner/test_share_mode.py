@@ -11,11 +11,11 @@ from cloner.errors import BadSource
 from cloner.steps import Read
 from tests.cloner.test_manager import daemon
 from tests.cloner.test_policies import own_blocks, spoil
-from tests.cloner.test_races import check
+from tests.cloner.test_races import before_every_step
 from tests.support.clones import GOLDEN_BLOCKS, Family, add_clone, drive, make_family, read_all, steps_of
-from tests.support.race_guests import ACTS, Scene
+from tests.support.race_guests import ACTS
 from tests.support.volumes import MIB, Workshop, checkpoint, pattern
-from wafl import BLOCK_BYTES, CorruptVolume, NoSuchLun
+from wafl import BLOCK_BYTES, CorruptVolume
 from wafl.tree import level_one
 
 SHARE = CloneOptions(share=True)
@@ -57,18 +57,7 @@ def test_blocks_that_only_the_snapshot_holds_are_adopted_too(workshop: Workshop)
 
 @pytest.mark.parametrize("name", ACTS)
 def test_whatever_happens_before_any_step_the_guests_data_wins(name: str) -> None:
-    counted = Scene()
-    total = len(drive(counted.volume, steps_of(counted.volume, counted.clone, share=True)[0]))
-    for wanted in range(total):
-        scene = Scene()
-        steps, _ = steps_of(scene.volume, scene.clone, share=True)
-        state: JobState | None = JobState.COMPLETED
-        try:
-            drive(scene.volume, steps, lambda n, step, s=scene, w=wanted: ACTS[name](s) if n == w else None)  # type: ignore[misc]
-        except NoSuchLun:
-            assert scene.gone
-            state = JobState.STOPPED
-        check(scene, name, state, f"{name} before step {wanted} of {total}")
+    before_every_step(name, lambda scene: steps_of(scene.volume, scene.clone, share=True)[0])
 
 
 def test_many_clones_of_one_snapshot_share_its_blocks(workshop: Workshop) -> None:

@@ -58,6 +58,26 @@ def test_what_was_adopted_and_is_unmapped_was_not_counted_by_a_recount(workshop:
     checkpoint(volume)
 
 
+def row_on_disk(image: Image, block: int) -> int:
+    """Where the row lies that has this block's count."""
+    inodes = image.inodes(Root.of(image.fsinfo, "ifile_"), "")
+    nodes = image.walk(Root.of(inodes[REFERENCE_INODE]), "")
+    row = next(int(node.vbns[block // COUNTS]) for node in nodes if node.level == 1)
+    assert row
+    return row
+
+
+def refuse_to_read(device: MemoryDevice, vbn: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pread = device.pread
+
+    def failing(offset: int, view: memoryview) -> None:
+        if offset == vbn * BLOCK:
+            raise OSError(5, "the disk does not read")
+        pread(offset, view)
+
+    monkeypatch.setattr(device, "pread", failing)
+
+
 def test_counts_that_could_not_be_raised_are_full_when_the_disk_reads_again(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,22 +100,12 @@ def test_counts_that_could_not_be_raised_are_full_when_the_disk_reads_again(
     image = Image(device)
     inodes = image.inodes(Root.of(image.fsinfo, "ifile_"), "")
     leaf, data = next(
-        (node.vbn // COUNTS, int(node.vbns[5]) // COUNTS)
+        (node.vbn, int(node.vbns[5]))
         for node in image.walk(Root.of(inodes[volume.lun("golden").inode.number]), "")
         if node.level == 1 and node.first_fbn == 3 * POINTERS
     )
-    assert leaf != data
-    nodes = image.walk(Root.of(inodes[REFERENCE_INODE]), "")
-    row = next(int(node.vbns[data]) for node in nodes if node.level == 1)
-    assert row
-    pread = device.pread
-
-    def failing(offset: int, view: memoryview) -> None:
-        if offset == row * BLOCK:
-            raise OSError(5, "the disk does not read")
-        pread(offset, view)
-
-    monkeypatch.setattr(device, "pread", failing)
+    assert leaf // COUNTS != data // COUNTS
+    refuse_to_read(device, row_on_disk(image, data), monkeypatch)
     volume.lun("clone").write(3 * MIB + 9 * BLOCK, pattern(4, BLOCK))
     assert volume.files.references.unfreed < 0
     checkpoint(volume)
@@ -124,18 +134,7 @@ def test_counts_that_could_not_be_lowered_are_full_when_the_disk_reads_again(
     device: MemoryDevice = volume.device  # type: ignore[assignment]
     references = volume.files.references
     held = volume.lun("copy").load_level_one_buf(0)[0]
-    image = Image(device)
-    inodes = image.inodes(Root.of(image.fsinfo, "ifile_"), "")
-    nodes = image.walk(Root.of(inodes[REFERENCE_INODE]), "")
-    row = next(int(node.vbns[int(held[0]) // COUNTS]) for node in nodes if node.level == 1)
-    pread = device.pread
-
-    def failing(offset: int, view: memoryview) -> None:
-        if offset == row * BLOCK:
-            raise OSError(5, "the disk does not read")
-        pread(offset, view)
-
-    monkeypatch.setattr(device, "pread", failing)
+    refuse_to_read(device, row_on_disk(Image(device), int(held[0])), monkeypatch)
     volume.lun("golden").unmap(0, 4 * BLOCK)
     checkpoint(volume)
     assert references.unfreed > 0

@@ -95,6 +95,19 @@ async def _one(scene: Scene, directory: Path) -> None:
         await daemon.stop()
 
 
+def transactions(api: Api) -> list[object]:
+    """What is put into admin.db from now on, a transaction each."""
+    made: list[object] = []
+    transact = api.core.store._transact
+
+    def counting(change: Any) -> Any:
+        made.append(change)
+        return transact(change)
+
+    api.core.store._transact = counting  # type: ignore[method-assign]
+    return made
+
+
 def check(image: Path) -> None:
     device = wafl.FileDevice.open(image, read_only=True)
     try:

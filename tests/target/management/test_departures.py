@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from target.management.refusal import Refused
-from tests.target.management.conftest import MIB, Api, Play
+from tests.target.management.conftest import MIB, Api, Play, transactions
 
 BASE = "/volumes/vol0/snapshots/base"
 DEPARTURE = f"{BASE}/departure"
@@ -344,18 +344,10 @@ def test_many_luns_are_asked_for_at_once_and_few_are_named(play: Play) -> None:
         body = {"pattern": "/vol/vol0/vm%d", "count": 40, "backing": {"path": "/vol/vol0/.snapshot/base/lun0"}}
         await api.post("/rollouts", body)
         spoil(api, 3)
-        changes = 0
-        transact = api.core.store._transact
-
-        def counting(change: Any) -> Any:
-            nonlocal changes
-            changes += 1
-            return transact(change)
-
-        api.core.store._transact = counting  # type: ignore[method-assign]
+        changes = transactions(api)
         await api.call("PUT", DEPARTURE)
         # what the clones are asked for, and the wish
-        assert changes == 2
+        assert len(changes) == 2
         await clones_ended(api)
         await look(api)
         (told,) = (event for event in api.core.events.since(0) if event.kind == "snapshot.detach.waiting")

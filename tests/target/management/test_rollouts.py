@@ -8,7 +8,7 @@ import pytest
 
 from target.iscsi.ports import Nexus
 from target.management.refusal import Refused
-from tests.target.management.conftest import HOST, MIB, Api, Play
+from tests.target.management.conftest import HOST, MIB, Api, Play, transactions
 from tests.target.management.test_access_api import ISID, attentions
 
 WANTED = {"pattern": "/vol/vol0/vm%03d", "count": 10, "backing": {"path": "/vol/vol0/lun0"}}
@@ -69,23 +69,16 @@ def test_a_hundred_cost_what_one_costs(play: Play) -> None:
     async def scene(api: Api) -> None:
         await golden(api)
         nexus = await session(api)
-        changes = 0
-        transact = api.core.store._transact
-
-        def counting(change: Any) -> Any:
-            nonlocal changes
-            changes += 1
-            return transact(change)
-
-        api.core.store._transact = counting  # type: ignore[method-assign]
+        changes = transactions(api)
         volume = api.core.units["vol0"].volume
         costs = []
         for count in (1, 100):
             await api.core.units["vol0"].service.commit()
-            before, changes = volume.generation, 0
+            before = volume.generation
+            changes.clear()
             body = {**NAMED, "pattern": f"/vol/vol0/of{count}_%d", "count": count, "igroup": "hosts"}
             await api.post("/rollouts", body)
-            costs.append((volume.generation - before, changes))
+            costs.append((volume.generation - before, len(changes)))
             assert attentions(nexus) == [0x3F0E]
         assert costs == [(1, 1), (1, 1)]
         before = volume.generation
