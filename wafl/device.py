@@ -23,6 +23,8 @@ MAX_OFFSET = 2**63 - 1
 
 Bytes = bytes | bytearray | memoryview
 Path = str | os.PathLike[str]
+Places = list[tuple[int, list[memoryview]]]
+"""(offset, buffers that are filled one after the other from there on): reads."""
 
 
 class Device(Protocol):
@@ -35,6 +37,9 @@ class Device(Protocol):
 
     def pread_nowait(self, offset: int, view: memoryview | bytearray) -> bool:
         """Fill `view` if that needs no wait for the disk; False (and `view` undefined) otherwise."""
+
+    def preadv_nowait(self, places: Places) -> bool:
+        """The same for many places, in their order; none with more than IOV_MAX buffers."""
 
     def pwrite(self, offset: int, buffers: Sequence[Bytes]) -> None:
         """Write the buffers one after the other from `offset` on."""
@@ -122,11 +127,33 @@ class FileDevice:
         except OverflowError:
             raise OSError(errno.EIO, f"no device has a byte {offset}") from None
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL) or not self._nowait:
+            if not self._must_wait(error):
                 raise
-        # The file system has no RWF_NOWAIT (tmpfs before Linux 6.6 and some others): memory does not wait.
+            return self.pread_nowait(offset, view)
+
+    def preadv_nowait(self, places: Places) -> bool:
+        preadv, fd, nowait = os.preadv, self._fd, self._nowait
+        try:
+            for offset, buffers in places:
+                wanted = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+                if preadv(fd, buffers, offset, nowait) != wanted:
+                    return False
+        except BlockingIOError:
+            return False
+        except OverflowError:
+            raise OSError(errno.EIO, f"no device has a byte {offset}") from None
+        except OSError as error:
+            if not self._must_wait(error):
+                raise
+            return self.preadv_nowait(places)
+        return True
+
+    def _must_wait(self, error: OSError) -> bool:
+        """The file system has no RWF_NOWAIT (tmpfs before Linux 6.6 and some others): memory does not wait."""
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL) or not self._nowait:
+            return False
         self._nowait = 0
-        return self.pread_nowait(offset, view)
+        return True
 
     def pwrite(self, offset: int, buffers: Sequence[Bytes]) -> None:
         if len(buffers) == 1:

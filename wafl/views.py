@@ -23,6 +23,7 @@ from wafl.checksums import Crcs, first_wrong
 from wafl.errors import CorruptVolume, InvalidSize
 from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, FIRST_DATA_VBN, HOLE, POINTERS, ZERO
 from wafl.inode import Inode
+from wafl.scattered import Run, places_of
 from wafl.tree import level_one, span_state
 from wafl.types import Backing
 
@@ -33,9 +34,6 @@ _LEFT, _RIGHT = _PAIR[:BLOCK_BYTES], _PAIR[BLOCK_BYTES:]
 ZEROS = memoryview(bytes(256 << 10))
 BLOCK_MASK = BLOCK_BYTES - 1
 SLOT_MASK = POINTERS - 1
-
-Run = tuple[int, int, int]
-"""(vbn or mark, number of blocks, position in blocks): a stretch that one preadv or one zero fill serves."""
 
 ALL_MARKS = {HOLE: bytes(HOLE_MAP.data[:2048]), ZERO: bytes(ZERO_MAP.data[:2048])}
 FEW_BLOCKS = 64
@@ -60,6 +58,7 @@ class View:
         self.composed_count = 0
         self._pread = core.device.pread
         self._pread_nowait = core.device.pread_nowait
+        self._preadv_nowait = core.device.preadv_nowait
 
     # --- maps ------------------------------------------------------------------------------------------------------
 
@@ -219,22 +218,35 @@ class View:
         if found is None:
             return False
         runs, crcs = found
+        if not (self._read_runs(runs, view) if not nowait else self._read_runs_nowait(runs, view)):
+            return False
         # Stretches without a mark are verified whole, in however many places they lie: where random writes have been,
         # every block is a run of its own.
         verified = 0
-        for vbn, blocks, at in runs:
-            piece = view[at << BLOCK_SHIFT : (at + blocks) << BLOCK_SHIFT]
-            if vbn < FIRST_DATA_VBN:
-                self._verify(view, verified, at, runs, crcs, first)
-                verified = at + blocks
-                fill_zeros(piece)
-            elif not nowait:
-                self._pread(vbn << BLOCK_SHIFT, piece)
-            elif not self._pread_nowait(vbn << BLOCK_SHIFT, piece):
-                self._prefetch(runs)
-                return False
+        if any(vbn < FIRST_DATA_VBN for vbn, _, _ in runs):
+            for vbn, blocks, at in runs:
+                if vbn < FIRST_DATA_VBN:
+                    self._verify(view, verified, at, runs, crcs, first)
+                    verified = at + blocks
+                    fill_zeros(view[at << BLOCK_SHIFT : verified << BLOCK_SHIFT])
         self._verify(view, verified, end - first, runs, crcs, first)
         return True
+
+    def _read_runs(self, runs: list[Run], view: memoryview) -> bool:
+        for vbn, blocks, at in runs:
+            if vbn >= FIRST_DATA_VBN:
+                self._pread(vbn << BLOCK_SHIFT, view[at << BLOCK_SHIFT : (at + blocks) << BLOCK_SHIFT])
+        return True
+
+    def _read_runs_nowait(self, runs: list[Run], view: memoryview) -> bool:
+        if len(runs) == 1:
+            vbn = runs[0][0]
+            here = vbn < FIRST_DATA_VBN or self._pread_nowait(vbn << BLOCK_SHIFT, view)
+        else:
+            here = self._preadv_nowait(places_of(runs, view))
+        if not here:
+            self._prefetch(runs)
+        return here
 
     def _read_unaligned(self, offset: int, view: memoryview, nowait: bool) -> bool:
         start = offset & ~BLOCK_MASK
@@ -254,7 +266,7 @@ class View:
             self.size_bytes = size
 
     def _prefetch(self, runs: list[Run]) -> None:
-        for vbn, blocks, _ in runs:
+        for vbn, blocks, _ in sorted(runs):
             if vbn >= FIRST_DATA_VBN:
                 self.core.prefetch(vbn << BLOCK_SHIFT, blocks << BLOCK_SHIFT)
 

@@ -163,6 +163,14 @@ class MemoryDevice:
         self.pread(offset, view)
         return True
 
+    def preadv_nowait(self, places: Any) -> bool:
+        for offset, buffers in places:
+            for buffer in buffers:
+                if not self.pread_nowait(offset, buffer):
+                    return False
+                offset += len(buffer)
+        return True
+
     def pwrite(self, offset: int, buffers: Sequence[Any]) -> None:
         data = b"".join(bytes(memoryview(buffer).cast("B")) for buffer in buffers)
         if offset + len(data) > self.size_bytes:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wafl.device import Bytes, FileDevice
+from wafl.device import Bytes, FileDevice, Places
 
 SECTOR = 512
 PIECE = 64
@@ -83,6 +83,13 @@ class VolatileDevice(FileDevice):
 
     def pread_nowait(self, offset: int, view: memoryview | bytearray) -> bool:
         self.pread(offset, view)
+        return True
+
+    def preadv_nowait(self, places: Places) -> bool:
+        for offset, buffers in places:
+            for buffer in buffers:
+                self.pread(offset, buffer)
+                offset += len(buffer)
         return True
 
     # --- writing ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -10,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.volumes import MIB, Workshop, checkpoint, pattern
-from wafl import CorruptVolume
+from wafl import CorruptVolume, FileDevice, Volume
 from wafl.buffers import PointerMap
-from wafl.format import BLOCK_BYTES, FIRST_DATA_VBN, HOLE, POINTERS, ZERO
+from wafl.device import IOV_MAX
+from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, FIRST_DATA_VBN, HOLE, POINTERS, ZERO
+from wafl.scattered import places_of
 from wafl.views import split_runs
 
 VBNS = st.integers(FIRST_DATA_VBN, 1 << 40)
@@ -79,3 +82,45 @@ def test_a_bad_block_among_scattered_ones_is_named(workshop: Workshop, bad: int)
         assert error.value.vbn == vbn
         assert f"byte {bad * BLOCK_BYTES}" in str(error.value)
     volume.device.pwrite(vbn * BLOCK_BYTES, [bytes(whole)])
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=60), st.booleans())
+def test_what_is_read_in_the_order_of_the_volume_lands_in_its_place(vbns: list[int], joined: bool) -> None:
+    """Whatever lies where, the same block twice too; marks are left to others."""
+    data = bytearray(BLOCK_BYTES)
+    data[: 8 * len(vbns)] = np.array(vbns, "<u8").tobytes()
+    runs = split_runs(PointerMap(data), 0, len(vbns)) if joined else [(vbn, 1, at) for at, vbn in enumerate(vbns)]
+    view = memoryview(bytearray(len(vbns) * BLOCK_BYTES))
+    places = places_of(runs, view)
+    assert [offset for offset, _ in places] == sorted(offset for offset, _ in places)
+    for offset, buffers in places:
+        assert len(buffers) <= IOV_MAX
+        for buffer in buffers:
+            for at in range(0, len(buffer), BLOCK_BYTES):
+                buffer[at : at + BLOCK_BYTES] = bytes([offset >> BLOCK_SHIFT]) * BLOCK_BYTES
+                offset += BLOCK_BYTES
+    read = [view[at * BLOCK_BYTES] for at in range(len(vbns))]
+    assert read == [vbn if vbn >= FIRST_DATA_VBN else 0 for vbn in vbns]
+
+
+def test_every_second_block_from_elsewhere_is_read_in_two_calls() -> None:
+    runs = [(1000 + at if at % 2 else 9000 + at // 2, 1, at) for at in range(POINTERS)]
+    assert len(places_of(runs, memoryview(bytearray(POINTERS * BLOCK_BYTES)))) == 2
+
+
+def test_a_scattered_read_of_a_file_is_the_same_as_a_patient_one(tmp_path: Path) -> None:
+    device = FileDevice.open(tmp_path / "volume", create_bytes=64 * MIB)
+    Volume.format(device, name="vol0")
+    volume = Volume.mount(device)
+    lun = volume.create_lun("disk", MIB)
+    order = list(range(POINTERS - 8))
+    Random(1).shuffle(order)
+    for fbn in order[: POINTERS // 2]:
+        lun.write(fbn * BLOCK_BYTES, pattern(fbn + 1, BLOCK_BYTES))
+    for fbn in range(0, POINTERS - 8, 3):
+        lun.write(fbn * BLOCK_BYTES, pattern(fbn + 1000, BLOCK_BYTES))
+    now, patient = memoryview(bytearray(MIB)), memoryview(bytearray(MIB))
+    assert lun.read_into_nowait(0, now)
+    lun.read_into(0, patient)
+    assert now == patient
+    volume.close()
