@@ -161,6 +161,8 @@ class _View:
     vtoc: list[Fields]
     reached: Bits
     map: Bits
+    full: Vbns
+    """Blocks that stay in the map for their counts' sake."""
 
     def let_go(self) -> _View:
         """The maps of 255 snapshots are not kept at once."""
@@ -298,7 +300,7 @@ class _Check:
     def view_of_snapshot(self, entry: Fields) -> _View:
         where = f"snapshot {decode_text(entry['name'])!r}"
         view = self.view(where, entry["id"], entry["generation"], Root.of(entry, "ifile_"))
-        self.compare(view.reached, view.map, "reachable", "in the snapshot's map", where)
+        self.compare(view, "in the snapshot's map")
         if (count := int(view.map.sum())) != entry["active_blocks"]:
             self.wrong(f"its record counts {entry['active_blocks']} blocks, its map {count}", where)
         self.must |= view.map
@@ -322,7 +324,10 @@ class _Check:
         self.check_counts(inodes, counts, where)
         counts_where = f"{where}, reference counts"
         found = wrong_references(self.image, inodes.get(REFERENCE_INODE), np.concatenate(again), counts_where)
-        self.all_wrong(found, counts_where)
+        self.all_wrong(found.errors, counts_where)
+        if found.full.size and not snapshot_id:  # a snapshot's are of no interest to anybody
+            what = f"full for blocks {some(found.full)}: they are not given back before a repair has counted again"
+            self.say(Severity.WARNING, what, counts_where)
         if not snapshot_id and REFERENCE_INODE in inodes:
             self.check_shared(inodes, np.unique(np.concatenate(again)))
         if ACTIVE_MAP_INODE in inodes:
@@ -332,7 +337,7 @@ class _Check:
             bits = bits[: self.blocks]
         else:
             self.wrong("there is no active map", where)
-        return _View(where, snapshot_id, generation, ifile, inodes, vtoc, reached, bits)
+        return _View(where, snapshot_id, generation, ifile, inodes, vtoc, reached, bits, found.full)
 
     def check_inode(
         self, number: int, inode: Fields, where: str, reached: Bits, generation: int, again: list[Vbns]
@@ -381,13 +386,15 @@ class _Check:
 
     # -- maps and counters
 
-    def compare(self, one: Bits, other: Bits, one_is: str, other_is: str, where: str) -> None:
-        for bits, yes, no in ((one & ~other, one_is, other_is), (other & ~one, other_is, one_is)):
+    def compare(self, view: _View, mapped: str) -> None:
+        unmapped, unreached = view.reached & ~view.map, view.map & ~view.reached
+        unreached[view.full[view.full < self.blocks]] = False
+        for bits, yes, no in ((unmapped, "reachable", mapped), (unreached, mapped, "reachable")):
             if bits.any():
-                self.wrong(f"blocks {some(np.flatnonzero(bits))} are {yes} but not {no}", where)
+                self.wrong(f"blocks {some(np.flatnonzero(bits))} are {yes} but not {no}", view.where)
 
     def check_active(self, active: _View) -> None:
-        self.compare(active.reached, active.map, "reachable", "in the active map", active.where)
+        self.compare(active, "in the active map")
         self.check_counter("active_blocks", active.map)
         if (both := active.map & self.own).any():
             self.wrong(f"blocks {some(np.flatnonzero(both))} are the volume's own and in use", active.where)

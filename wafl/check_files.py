@@ -1,11 +1,12 @@
 """What the checker asks of single files: a LUN's private blocks, the bytes behind its end, the reference counts.
 
-Each function yields what is wrong, in words.
+Each function says what is wrong, in words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -56,23 +57,35 @@ def wrong_end(image: Image, inode: Fields, where: str) -> Iterator[str]:
                 yield "bytes behind the end of the LUN are not zeros"
 
 
-def wrong_references(image: Image, inode: Fields | None, again: Vbns, where: str) -> Iterator[str]:
+@dataclass(slots=True)
+class ReferenceFaults:
+    errors: list[str] = field(default_factory=list)
+    full: Vbns = field(default_factory=lambda: np.empty(0, np.uint64))
+    """Blocks with counts that are full and should not be: they stay in use, named or not."""
+
+
+def wrong_references(image: Image, inode: Fields | None, again: Vbns, where: str) -> ReferenceFaults:
     """Each block's count is the number of pointers to it beyond the first: `again` has a block for each of those."""
+    found = ReferenceFaults()
     if inode is None:
         if again.size:
-            yield f"blocks {some(np.unique(again))} are reached twice"
-        return
+            found.errors.append(f"blocks {some(np.unique(again))} are reached twice")
+        return found
     blocks, counts = image.counts(Root.of(inode), where)
     if not image.label["incompat"] & Incompat.REFERENCE_COUNTS:
-        yield "the label says that there are none"
-    if (total := int(counts.sum(dtype=np.int64))) != inode["private_blocks"]:
-        yield f"their sum is {total}, their inode says {inode['private_blocks']}"
-    # A count that is full is never lowered, so it may be too high; it may be too low as well.
+        found.errors.append("the label says that there are none")
     every, says, has = aligned(blocks, counts, *np.unique(again, return_counts=True))
+    # A count that is full is never lowered, so it may be too high; it may be too low as well.  Where such counts took
+    # the place of some that could not be read, nobody knew what those had added to the sum.
+    full = (says == MAX_COUNT) & (has < MAX_COUNT)
+    found.full = every[full]
+    if not full.any() and (total := int(counts.sum(dtype=np.int64))) != inode["private_blocks"]:
+        found.errors.append(f"their sum is {total}, their inode says {inode['private_blocks']}")
     if (wrong := (says != has) & (says != MAX_COUNT)).any():
         first = int(np.flatnonzero(wrong)[0])
         detail = f"block {every[first]} has {says[first]} and is reached {has[first]} times beyond the first"
-        yield f"wrong for blocks {some(every[wrong])}: {detail}"
+        found.errors.append(f"wrong for blocks {some(every[wrong])}: {detail}")
+    return found
 
 
 def aligned(

@@ -125,13 +125,14 @@ class Image:
     # -- label and fsinfo
 
     def _raw(self, vbn: int) -> bytearray | None:
+        return self._read(vbn, f"block {vbn}") if 0 <= vbn < self.device_blocks else None
+
+    def _read(self, vbn: int, where: str) -> bytearray | None:
         block = bytearray(BLOCK_BYTES)
-        if not 0 <= vbn < self.device_blocks:
-            return None
         try:
             self.device.pread(vbn * BLOCK_BYTES, block)
         except OSError as error:
-            self.trouble(f"cannot be read: {error}", f"block {vbn}")
+            self.trouble(f"block {vbn} cannot be read: {error}", where)
             return None
         return block
 
@@ -174,9 +175,11 @@ class Image:
 
     def load(self, vbn: int, crc: int, where: str) -> bytearray | None:
         """A block that its pointer's checksum vouches for; None (reported) otherwise."""
-        raw = self._raw(vbn)
-        if raw is None:
+        if not 0 <= vbn < self.device_blocks:
             self.trouble(f"pointer to block {vbn}, outside the device", where)
+            return None
+        raw = self._read(vbn, where)
+        if raw is None:
             return None
         found = crc32c(raw)
         if found != crc:

@@ -346,6 +346,8 @@ class References:
     def let_go(self, vbn: int) -> None:
         """One pointer to a shared pointer block goes, and at once: whoever asks next must not count it."""
         counts = self._row(vbn >> COUNT_SHIFT)
+        if counts is None:
+            self._fill(vbn >> COUNT_SHIFT)
         if counts is None or counts[vbn & (COUNTS - 1)] == MAX_COUNT:
             self.unfreed += 1
             return
@@ -375,9 +377,14 @@ class References:
 
     def _fill(self, row: int) -> None:
         """Counts that had to change and cannot be read are full from now on, until a repair: the disk may read them
-        again one day.  Then they would be too low, or stand for a block that nothing names and nobody must adopt."""
-        if not self._core.read_only:
-            self._changing(row, np.full(COUNTS, MAX_COUNT, "<u2"))
+        again one day.  Then they would be too low, or stand for a block that nothing names and nobody must adopt.
+        Blocks that are not in use have no pointer: they are counted when they are used again."""
+        if self._core.read_only:
+            return
+        allocator, first = self._core.allocator, row << COUNT_SHIFT
+        bits = np.unpackbits(allocator.active[first // 8 : (first + COUNTS) // 8], bitorder="little")
+        bits[max(allocator.next - first, 0) : max(allocator.end - first, 0)] = 0  # the data run is marked in advance
+        self._changing(row, bits * np.uint16(MAX_COUNT))
 
     # --- in a consistency point ------------------------------------------------------------------------------------
 

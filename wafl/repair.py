@@ -4,20 +4,25 @@
 - The active map, the reference counts, the summary and all counters are derived from the trees and written by a
   consistency point like any other. Its blocks go to places that neither the trees nor the old maps know, so until its
   fsinfo is durable the volume is what it was.
+- A row of a snapshot's own map or counts is written over in place if what the snapshot's trees say fits the checksum in
+  the pointer to it: then it is what was there.
+- A snapshot that is being deleted and whose map cannot be read has nothing that anybody wants: its entry goes.
 
-Data, pointers, names and snapshots' own maps are never changed. Where a pointer block cannot be read nobody knows what
-lies below it: then every block of the old map stays in use too, and without an old map the repair refuses.
+Data, pointers, names and what else snapshots have are never changed. Where a pointer block cannot be read nobody knows
+what lies below it: then every block of the old map stays in use too, and without an old map the repair refuses.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from crc32c import crc32c
 
 from wafl.allocator import new_bits
 from wafl.bits import Bits, Vbns, are_set, count, set_each, set_range
@@ -28,6 +33,7 @@ from wafl.format import (
     ACTIVE_MAP_INODE,
     BLOCK_BYTES,
     BLOCK_SHIFT,
+    COUNTS,
     FIRST_DATA_VBN,
     FSINFO,
     HEAD_RING_VBN,
@@ -49,6 +55,7 @@ from wafl.labels import Superblock, read_superblock
 from wafl.lun import Lun
 from wafl.maps import MapFile
 from wafl.offline import Fields, Image, Root
+from wafl.references import COUNT_SHIFT, SLOT_MASK
 from wafl.scan import missing_slots
 from wafl.volume import Volume
 from wafl.volume_log import read_contents
@@ -79,6 +86,10 @@ class _Truth:
     """What the reference counts have to be; None if there are none."""
     old_counts: Counts | None = None
     """What they are; None if they cannot be read, or do not add up."""
+    rows: dict[int, tuple[bytes, str]] = field(default_factory=dict)
+    """Blocks of snapshots' maps and counts that cannot be read, what was in them, and whose they are."""
+    going: dict[int, str] = field(default_factory=dict)
+    """id -> name of the snapshots that are being deleted and whose maps cannot be read."""
     next_inode_generation: int = 0
     next_snapshot_id: int = 0
 
@@ -92,9 +103,10 @@ def repair(device: Device, *, dry_run: bool = False) -> list[str]:
     try:
         truth = _Survey(image).run()
         superblock = read_superblock(device, read_only=False)
+        done += _repair_rows(device, truth, dry_run)
         done += _repair_counters(superblock, truth)
         volume = _Repaired(device, superblock, truth)
-        done += _repair_maps(truth) + _repair_luns(volume, truth)
+        done += _repair_maps(truth) + _repair_luns(volume, truth) + _repair_snapshots(volume, truth)
         if done and not dry_run:
             device.sync()
             volume.commit_now(clean=bool(image.fsinfo["flags"] & FsinfoFlag.CLEAN))
@@ -167,10 +179,10 @@ class _Survey:
         truth = _Truth(new_bits(blocks), summary, keep, new_bits(blocks), whole_summary)
         truth.old_summary = self._old_summary
         self._active(truth)
-        for entry in image.snapshots():
-            self._snapshot(truth, entry)
         for vbns in self._quietly(Root.of(image.fsinfo, "summary_")):
             set_each(truth.whole_summary, vbns)
+        for entry in image.snapshots():
+            self._snapshot(truth, entry)
         truth.whole_summary |= summary
         truth.keep |= truth.whole_active | truth.whole_summary
         if self._old_summary is not None:
@@ -299,27 +311,62 @@ class _Survey:
         before = self._troubles
         ifile = Root.of(entry, "ifile_")
         inodes = self._image.inodes(ifile, "")
+        broken = self._troubles != before
         old = self._map(Root.of(inodes[ACTIVE_MAP_INODE])) if ACTIVE_MAP_INODE in inodes else None
         if entry["state"] == EntryState.DELETING:
             # What has been given back already may be in here too: reclaim goes over it again.
             if old is None:
-                raise CannotRepair(f"the map of {name}, which is being deleted, cannot be read")
+                truth.going[entry["id"]] = name
+                return
             truth.summary |= old if self._old_summary is None else old & self._old_summary
             truth.keep |= old
             return
         reached = new_bits(self._image.blocks)
-        again: list[Vbns] | None = [] if REFERENCE_INODE in inodes else None
+        again: list[Vbns] | None = [np.empty(0, np.uint64)] if REFERENCE_INODE in inodes else None
         walked = set[int]() if again is not None else None
+        before = self._troubles
         for root in (ifile, *map(Root.of, inodes.values())):
             for vbns in self._quietly(root, walked):
                 self._add(reached, vbns, name, again)
+        broken |= self._troubles != before
         for inode in inodes.values():
             self._note_generation(truth, inode)
-        if self._troubles != before and old is None:
+        if not broken:
+            self._rows_of_snapshot(truth, name, inodes, reached, again)
+        elif old is None:
             if self._old_summary is None:
                 raise CannotRepair(f"{name} cannot be read whole, nor its map, nor the summary")
-            reached |= self._old_summary
+            reached |= self._old_summary & ~truth.whole_summary
         truth.summary |= reached if old is None else reached | old
+
+    def _rows_of_snapshot(
+        self, truth: _Truth, name: str, inodes: dict[int, Fields], reached: Bits, again: list[Vbns] | None
+    ) -> None:
+        """What a snapshot's trees say that is in those rows of its map and counts that cannot be read."""
+        if ACTIVE_MAP_INODE in inodes:
+            def bits(row: int) -> bytes:
+                return reached[row * BLOCK_BYTES : (row + 1) * BLOCK_BYTES].tobytes()
+
+            self._rows(truth, Root.of(inodes[ACTIVE_MAP_INODE]), f"the map of {name}", bits)
+        if again is not None:
+            blocks, times = np.unique(np.concatenate(again), return_counts=True)
+
+            def counts(row: int) -> bytes:
+                here = (blocks >> COUNT_SHIFT) == row
+                found = np.zeros(COUNTS, "<u2")
+                found[(blocks[here] & SLOT_MASK).astype(np.intp)] = np.minimum(times[here], MAX_COUNT)
+                return found.tobytes()
+
+            self._rows(truth, Root.of(inodes[REFERENCE_INODE]), f"the reference counts of {name}", counts)
+
+    def _rows(self, truth: _Truth, root: Root, what: str, derived: Callable[[int], bytes]) -> None:
+        for node in self._image.walk(root, ""):
+            for slot in node.data().tolist() if node.level == 1 else ():
+                vbn, crc = int(node.vbns[slot]), int(node.crcs[slot])
+                if vbn < self._image.blocks and vbn not in truth.rows and self._image.load(vbn, crc, "") is None:
+                    row = derived(node.first_fbn + slot)
+                    if crc32c(row) == crc:
+                        truth.rows[vbn] = row, what
 
 
 # --- writing it ------------------------------------------------------------------------------------------------------
@@ -355,6 +402,19 @@ class _Repaired(Volume):
             dirty.update(np.flatnonzero(bits.reshape(-1, BLOCK_BYTES).any(axis=1)).tolist())
         rows = len(allocator.dirty_active) + len(allocator.dirty_summary) + counted
         core.ensure(2 * rows + 64, 0, wait=False)
+
+
+def _repair_rows(device: Device, truth: _Truth, dry_run: bool) -> list[str]:
+    """In place: it is what the checksum in each pointer to them stands for."""
+    for vbn, (row, _) in () if dry_run else truth.rows.items():
+        device.pwrite(vbn << BLOCK_SHIFT, (row,))
+    return [f"block {vbn}: a row of {what} written again" for vbn, (_, what) in truth.rows.items()]
+
+
+def _repair_snapshots(volume: Volume, truth: _Truth) -> list[str]:
+    for number in truth.going:
+        volume.snapshots_table.drop(volume.snapshots_table.deleting[number])
+    return [f"{name}: its map could not be read; it was being deleted, and is gone" for name in truth.going.values()]
 
 
 def _repair_counters(superblock: Superblock, truth: _Truth) -> list[str]:

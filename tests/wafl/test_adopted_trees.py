@@ -208,9 +208,8 @@ def test_counts_that_are_full_are_never_lowered_and_repair_counts_again(
     reclaim(volume)
     volume.close()
     device: MemoryDevice = volume.device  # type: ignore[assignment]
-    assert [str(finding) for finding in problems(device)] == [
-        line for line in map(str, problems(device)) if "reachable" in line or "in the active map" in line
-    ]
+    (found,) = problems(device)
+    assert "full for blocks" in found.what
     assert any("reference counts" in line for line in repair(device))
     assert problems(device) == []
     workshop.abandon(volume)
