@@ -13,6 +13,8 @@ Rules:
   in at most one list, and none is handed out while any tree that a crash could fall back to reaches it.
 - Guest data comes in long runs from the front of a window (one map block's worth of volume), pointer blocks from
   its back: both stay contiguous.
+- A window that was written since the mount and is nearly empty again goes before one that was not: its pages are in
+  memory and the file has its blocks.  Nearly, so that runs stay long.
 - The data run is marked in advance and its unused rest given back at each freeze, so that the frozen active map is
   exact.
 - `floor_guest` blocks are kept back from guests, `floor_ops` of them also from what frees space (UNMAP, destroy,
@@ -42,6 +44,8 @@ RELEASE_SLICE = 1024
 PIECE_ROWS = 64
 """Map rows taken together where all of them are looked at: 256 KiB, which stays in the processor's cache."""
 MAP_SHIFT = MAP_BITS.bit_length() - 1
+WARM_USED = MAP_BITS // 32
+"""A window written since the mount is taken again before others while no more of its blocks than this are in use."""
 
 
 def new_bits(blocks: int) -> Bits:
@@ -107,6 +111,8 @@ class Allocator:
         self._unmerged: set[int] = set()
         """Rows in which the summary may lack an active block: a snapshot has to look at these only."""
         self._window = -1
+        self._warm = np.zeros(self.chunks, dtype=np.bool_)
+        """Windows written since the mount."""
         self.shared_count = 0
         """Of `summary_count`: what snapshots have brought and taken away since the mount (wafl.audit)."""
         self.own_changes = 0
@@ -251,9 +257,12 @@ class Allocator:
         if best == 0:
             # The reserve makes this impossible; if it happens all the same, nothing more may be written.
             raise VolumeFailed("no block is left for a consistency point")
-        good = np.flatnonzero(self.chunk_free >= max(1, best // 4))
+        good = np.flatnonzero(self._warm & (self.chunk_free >= MAP_BITS - WARM_USED))
+        if not good.size:
+            good = np.flatnonzero(self.chunk_free >= max(1, best // 4))
         after = good[good > self._window]
         self._window = int(after[0] if after.size else good[0])
+        self._warm[self._window] = True
         at = self._window * BLOCK_BYTES
         self._runs.extend(free_runs(self.busy[at : at + BLOCK_BYTES], self._window * MAP_BITS))
 
@@ -407,6 +416,7 @@ class Allocator:
         rows = self.busy.reshape(self.chunks, BLOCK_BYTES)[first:]
         free[first:] = MAP_BITS - np.bitwise_count(rows).sum(axis=1, dtype=np.int32)
         self.chunk_free = free
+        self._warm = np.concatenate([self._warm, np.zeros(self.chunks - len(self._warm), np.bool_)])
         self.free += blocks - own - self.blocks
         self.summary_count += own
         self.dirty_summary.update(range((blocks - own) // MAP_BITS, self.chunks))

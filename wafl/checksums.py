@@ -16,6 +16,7 @@ from wafl.format import BLOCK_BYTES, POINTERS
 
 COMBINE_FROM = 8
 """Blocks from which on the combined comparison is the faster one."""
+_BLOCKS = [slice(at, at + BLOCK_BYTES) for at in range(0, POINTERS * BLOCK_BYTES, BLOCK_BYTES)]
 
 Crcs = npt.NDArray[np.uint32]
 
@@ -49,8 +50,8 @@ def combined(crcs: Crcs) -> int:
 
 
 def of_blocks(data: memoryview) -> list[int]:
-    """The checksum of each block."""
-    return [crc32c(data[at : at + BLOCK_BYTES]) for at in range(0, len(data), BLOCK_BYTES)]
+    """The checksum of each of up to 256 blocks."""
+    return list(map(crc32c, map(data.__getitem__, _BLOCKS[: len(data) // BLOCK_BYTES])))
 
 
 def first_wrong(data: memoryview, crcs: Crcs) -> tuple[int, int] | None:

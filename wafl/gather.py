@@ -1,7 +1,8 @@
-"""Writes of single blocks that come together, to places all over a LUN.
+"""Writes that come together: single blocks to places all over a LUN, or neighbours that make up one long write.
 
-The places are scattered, but on the volume the blocks lie side by side: their data goes there in one call, where a page
-of the cache costs a quarter of what it costs alone.  Then each pointer is set as `Lun.write` does it.
+The places may be scattered, but on the volume the blocks lie side by side: their data goes there in one call, where a
+page of the cache costs a quarter of what it costs alone.  Then each pointer is set as `Lun.write` does it.  Neighbours
+have their pointers set together too, and one record in the log: 16 writes of 64 KiB cost little more than one of 1 MiB.
 
 Rules: data before pointers, and nothing between them, a consistency point least of all.  So only blocks are taken
 together whose level-1 blocks this generation owns already, and only as many as the log has room for; the others go by
@@ -16,6 +17,7 @@ import numpy as np
 from crc32c import crc32c
 
 from wafl.buffers import PointerMap
+from wafl.checksums import of_blocks
 from wafl.device import Bytes
 from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, FIRST_DATA_VBN
 from wafl.lun import Lun
@@ -28,7 +30,7 @@ def write_several(lun: Lun, writes: Writes) -> None:
     """`lun.write` each (offset, data), in order.  Raises what that raises; then some of them are written."""
     at = 0
     while at < len(writes):
-        taken = _write_together(lun, writes, at)
+        taken = _write_together(lun, writes, at) or _write_neighbours(lun, writes, at)
         if not taken:
             lun.write(*writes[at])
         at += taken or 1
@@ -60,6 +62,33 @@ def _write_together(lun: Lun, writes: Writes, first: int) -> int:
         _point(lun, leaf, offset, vbn, crc32c(data))
         vbn += 1
     return count
+
+
+def _write_neighbours(lun: Lun, writes: Writes, first: int) -> int:
+    """How many from `first` on, each where the one before ends, were written as one; 0: the next is none for it."""
+    core, start = lun.core, writes[first][0]
+    allocator, log, vbn = core.allocator, core.log, core.allocator.next
+    leaf = lun.own.get(start >> 20)
+    if leaf is None or leaf.generation != core.generation or start & BLOCK_MASK:
+        return 0
+    most = min(start + ((allocator.end - vbn) << BLOCK_SHIFT), ((start >> 20) + 1) << 20, lun.size_bytes)
+    datas: list[Bytes] = []
+    end = start
+    for offset, data in writes[first:]:
+        if offset != end or len(data) & BLOCK_MASK or end + len(data) > most:
+            break
+        datas.append(data)
+        end += len(data)
+    blocks = (end - start) >> BLOCK_SHIFT
+    if len(datas) < 2 or (log is not None and not (log.batched and log.has_room(blocks))):
+        return 0
+    core.device.pwrite(vbn << BLOCK_SHIFT, datas)
+    allocator.next = vbn + blocks
+    crcs = [crc for data in datas for crc in of_blocks(memoryview(data))]
+    lun.point_at(start >> BLOCK_SHIFT, vbn, crcs)
+    if log is not None:
+        log.write(lun.slot, start >> BLOCK_SHIFT, vbn, crcs)
+    return len(datas)
 
 
 def _point(lun: Lun, leaf: PointerMap, offset: int, vbn: int, crc: int) -> None:

@@ -22,6 +22,7 @@ Rules:
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Callable
 
 from crc32c import crc32c
@@ -118,7 +119,7 @@ class Log:
 
     def write(self, slot: int, fbn: int, vbn: int, crcs: list[int]) -> None:
         """Neighbours within one level-1 range were written to neighbours on the volume."""
-        body = LOG_WRITE.layout.pack(slot, len(crcs), fbn, vbn) + struct.pack(f"<{len(crcs)}I", *crcs)
+        body = LOG_WRITE.layout.pack(slot, len(crcs), fbn, vbn) + array("I", crcs).tobytes()
         self._append(LogKind.WRITE, body)
 
     def punch(self, slot: int, first: int, last: int, *, cut: bool) -> None:

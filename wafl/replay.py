@@ -244,7 +244,7 @@ class _Replay:
         lun = self.luns.get(write.slot)
         if lun is None or (write.fbn + len(write.crcs) - 1) << BLOCK_SHIFT >= lun.size_bytes:
             raise DamagedRecord(f"log record {seq} writes where no LUN is")
-        lun.replay_write(write.fbn, write.vbn, write.crcs)
+        lun.point_at(write.fbn, write.vbn, write.crcs)
 
     def punch(self, record: LogRecord) -> None:
         slot, cut, first, last = LOG_PUNCH.layout.unpack_from(record.body)

@@ -54,6 +54,8 @@ class Work:
 WORKS = {
     "read-4k": Work(4096, 32, False),
     "write-4k": Work(4096, 32, True),
+    "read-64k": Work(64 << 10, 8, False),
+    "write-64k": Work(64 << 10, 8, True),
     "read-256k": Work(256 << 10, 4, False),
     "write-256k": Work(256 << 10, 4, True),
     "read-1m": Work(MIB, 4, False),

@@ -13,10 +13,12 @@ from target.iscsi import limits
 class ReceiveBuffer:
     """Bytes between `start` and `end` have arrived and are not used up."""
 
-    __slots__ = ("end", "size", "start", "view")
+    __slots__ = ("end", "size", "start", "view", "wanted")
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.wanted = 0
+        """Bytes from `start` on that make the next PDU whole, as far as is known."""
         self.view = memoryview(bytearray(size))
         self.start = 0
         self.end = 0
@@ -24,8 +26,13 @@ class ReceiveBuffer:
     def free(self) -> memoryview:
         return self.view[self.end :]
 
+    def free_for_next(self, most: int) -> memoryview:
+        """As `free`, but for `most` bytes or what the next PDU still lacks, whichever is more."""
+        return self.view[self.end : max(self.end + most, self.start + self.wanted)]
+
     def make_room(self, wanted: int) -> None:
         """Let at least `wanted` bytes from `start` fit, moving what is there if need be."""
+        self.wanted = wanted
         if self.start == self.end:
             self.start = self.end = 0
         elif self.start + wanted > self.size or self.end == self.size:

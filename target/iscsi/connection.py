@@ -106,7 +106,11 @@ class Connection:
 
     def receive_buffer(self) -> memoryview:
         """Where the next bytes go; never empty."""
-        return self._direct.free() if self._direct is not None else self.rx.free()
+        if self._direct is not None:
+            return self._direct.free()
+        if self.full_feature and self.session.data_bytes and not self.framing.data_digest:
+            return self.rx.free_for_next(limits.GATHERING_RECEIVE_BYTES)
+        return self.rx.free()
 
     def received(self, count: int, now: float) -> None:
         """`count` bytes were put at the beginning of `receive_buffer()`."""

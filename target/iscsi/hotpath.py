@@ -40,7 +40,7 @@ _READ_CODES = frozenset((0x08, 0x28, 0x88, 0xA8))
 # ORDERED, HEAD OF QUEUE, ACA (11.3.1): what came before them comes first
 _ORDERED = 0x06
 _BLOCK_MASK = 0x1FF
-GATHERED_WRITES, GATHERED_BYTES = 64, 8192
+GATHERED_WRITES, GATHERED_BYTES = 64, 128 * 1024
 """Writes that came together are given to the device server together: so many, of at most that length each."""
 _COMMAND = int(Opcode.SCSI_COMMAND)
 _DATA_IN = int(Opcode.DATA_IN)

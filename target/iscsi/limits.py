@@ -55,6 +55,8 @@ RECEIVE_BYTES = 1024 * 1024
 """Receive buffer: several of the longest PDUs, so that a partial one at the end is rarely moved."""
 DIRECT_RECEIVE_BYTES = 32 * 1024
 """A Data-Out whose missing rest is at least this long is received straight into the command's buffer."""
+GATHERING_RECEIVE_BYTES = 16 * 1024
+"""Received at a time while Data-Out is awaited: what lies behind its header then goes straight to its place."""
 OUTPUT_BYTES = 1024 * 1024 + 64 * 1024
 """One output buffer; the answers of a batch are collected in it and sent at once.  Four of the longest Data-In fit."""
 OUTPUT_BUFFERS = 4

@@ -127,6 +127,37 @@ def test_a_block_freed_by_the_file_system_and_then_by_its_snapshot_is_listed_onc
     assert 6 in positions(made.active)
 
 
+def test_a_window_that_is_nearly_empty_again_goes_before_one_never_written() -> None:
+    made = allocator(5 * MAP_BITS)
+    taken = taken_windows(made, 2 * MAP_BITS)
+    assert sorted(taken) == [0, 1, 2]
+    for vbn in range(16, 2 * MAP_BITS):  # of window 1 everything but what is left of the run
+        made.freed.append(vbn)
+    release(made)
+    assert taken_windows(made, MAP_BITS)[-1] in (0, 1)
+
+
+def test_a_window_with_more_than_a_little_in_it_does_not_go_before_one_never_written() -> None:
+    made = allocator(5 * MAP_BITS)
+    taken_windows(made, 2 * MAP_BITS)
+    for vbn in range(16, 2 * MAP_BITS):
+        if vbn % 16:  # what lives lies scattered: runs would be short
+            made.freed.append(vbn)
+    release(made)
+    assert taken_windows(made, MAP_BITS)[-1] == 3
+
+
+def taken_windows(made: Allocator, blocks: int) -> list[int]:
+    """Windows in the order in which guests' blocks were taken from them, each once."""
+    windows: dict[int, None] = {}
+    while blocks > 0:
+        made.refill()
+        windows[made.next // MAP_BITS] = None
+        blocks -= made.end - made.next
+        made.next = made.end
+    return list(windows)
+
+
 def test_the_window_counts_stay_in_step_with_the_bits() -> None:
     made = allocator(3 * MAP_BITS)
     for _ in range(40):

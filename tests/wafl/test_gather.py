@@ -55,6 +55,19 @@ def writes_of(seed: int, count: int) -> list[tuple[int, bytes]]:
     return found
 
 
+def streams_of(seed: int, count: int) -> list[tuple[int, bytes]]:
+    """Writes of a few blocks, most of them where the one before ends, over borders of level-1 blocks and of the LUN's
+    end; now and then a part of a block."""
+    random, found, at = Random(seed), [], 0
+    for number in range(count):
+        length = random.choice((1, 2, 16, 16, 16, 31, 100)) * BLOCK_BYTES if random.random() < 0.97 else 512
+        if random.random() < 0.1 or at + length > SIZE:
+            at = random.randrange(BLOCKS - 100) * BLOCK_BYTES
+        found.append((at, pattern(number + 1, length)))
+        at += length
+    return found
+
+
 def groups(writes: list[tuple[int, bytes]], seed: int) -> list[list[tuple[int, bytes]]]:
     random, found, at = Random(seed), [], 0
     while at < len(writes):
@@ -70,11 +83,12 @@ def warm(lun: Lun) -> None:
         lun.write(at, bytes(BLOCK_BYTES))
 
 
+@pytest.mark.parametrize("made", [writes_of, streams_of])
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("kind", ["plain", "reserved", "backed"])
-def test_the_same_as_one_by_one(workshop: Workshop, seed: int, kind: str) -> None:
+def test_the_same_as_one_by_one(workshop: Workshop, seed: int, kind: str, made: Any) -> None:
     """Bytes, space and counters; also over a crash of the daemon, and with consistency points between."""
-    writes, told = writes_of(seed, 300), []
+    writes, told = made(seed, 300), []
     for together in (True, False):
         volume, _ = counting(workshop)
         volume.batch_log()
@@ -112,6 +126,21 @@ def test_neighbours_on_the_volume_are_written_in_one_call(workshop: Workshop) ->
     device.lengths.clear()
     write_several(lun, [(number * 37 % BLOCKS * BLOCK_BYTES, pattern(number, BLOCK_BYTES)) for number in range(32)])
     assert device.lengths == [32]
+
+
+def test_neighbours_are_one_write_and_one_record(workshop: Workshop) -> None:
+    volume, device = counting(workshop)
+    volume.batch_log()
+    lun = volume.create_lun("lun", SIZE)
+    warm(lun)
+    device.lengths.clear()
+    assert volume.core.log is not None
+    seq = volume.core.log.seq
+    data = pattern(7, MIB + 64 * 1024)
+    write_several(lun, [(at, data[at : at + 64 * 1024]) for at in range(0, len(data), 64 * 1024)])
+    assert device.lengths == [16, 1], "the seventeenth is in the next level-1 block"
+    assert volume.core.log.seq == seq + 2
+    assert contents(lun)[: len(data)] == data
 
 
 def test_the_last_of_several_to_one_place_stays(workshop: Workshop) -> None:

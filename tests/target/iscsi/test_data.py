@@ -66,6 +66,28 @@ def test_long_data_out_goes_straight_into_its_buffer(bench: Bench) -> None:
     assert bench.disk.data[: len(data)] == data
 
 
+def test_while_data_out_is_awaited_little_is_received_beside_its_place(bench: Bench) -> None:
+    initiator = bench.logged_in(keys={"InitialR2T": "Yes", "ImmediateData": "No"})
+    core, data = initiator.link.core, noise(1 << 20)
+    idle = len(core.receive_buffer())
+    cdb = cdb_10(WRITE_10, 0, len(data) // 512).ljust(16, b"\0")
+    wire = initiator.encode(Opcode.SCSI_COMMAND, flags=0xA1, itt=9, edtl=len(data), cmd_sn=initiator.cmd_sn, cdb=cdb)
+    (r2t,) = initiator.link.send(wire)
+    assert len(core.receive_buffer()) <= limits.GATHERING_RECEIVE_BYTES < idle
+    passed = 0
+    for data_sn, at in enumerate(range(0, len(data), 1 << 18)):
+        pdu = initiator.encode(
+            Opcode.DATA_OUT, data[at : at + (1 << 18)], flags=0x80 if data_sn == 3 else 0, itt=9, ttt=r2t.ttt,
+            data_sn=data_sn, buffer_offset=at,
+        )  # fmt: skip
+        passed += min(len(core.receive_buffer()), len(pdu))
+        replies = initiator.link.send(pdu)
+    assert [reply.status for reply in replies] == [0]
+    assert bench.disk.data[: len(data)] == data
+    assert passed <= 4 * limits.GATHERING_RECEIVE_BYTES, "the rest did not go by the receive buffer"
+    assert len(core.receive_buffer()) > limits.GATHERING_RECEIVE_BYTES
+
+
 def test_a_read_carries_its_status_in_the_last_data_in(session: Initiator) -> None:
     (reply,) = session.read(0, 8).replies
     assert (reply.opcode, reply.flags, reply.ttt, reply.status) == (Opcode.DATA_IN, 0x81, NO_TAG, 0)
