@@ -69,7 +69,7 @@ lint: $(TEST_READY)
 unit: lint
 	$(BIN)/python -m pytest -n 2 -m 'not real' $(PYTEST_ARGS)
 
-# Linux hosts run one after the other on one worker, libiscsi's suite, which mostly sleeps, on another, the rest beside them.
+# Linux hosts run on two workers, libiscsi's suite, which mostly sleeps, on the third, the rest beside and after them.
 test: debian lint
 	$(BIN)/python -m pytest -n 3 $(PYTEST_ARGS)
 

@@ -1,4 +1,5 @@
-"""Test hosts and daemons for real initiators.  They run one after the other (tests/conftest.py)."""
+"""Test hosts and daemons for real initiators.  On each worker they run one after the other (tests/conftest.py), with a
+network namespace and guests of their own."""
 
 from __future__ import annotations
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import unavailable
 from tests.real.conftest import check_volumes, unavailable_without
 from tests.real.test_linux_host import fio_verify
-from tests.real.test_multipath import LOST, carries_on, serial
+from tests.real.test_multipath import LOST, carries_on, flush_maps, lent_two_ways, serial
 from tests.support.lund import MIB, Lund, wait_until
 from tests.support.multipath import STATE_LIMIT_S, Multipath
 from tests.support.netns import Namespace
 from tests.support.openiscsi import OpenIscsi
-from tests.support.uml import UmlHost
+from tests.support.uml import HostError, UmlHost
 
 LUN, LATER = "/vol/vol0/disk", "/vol/vol0/later"
 # multipath's priorities of the states
@@ -25,20 +24,20 @@ OPTIMIZED, NON_OPTIMIZED, STANDBY = "50", "10", "1"
 
 
 @pytest.fixture
-def two_groups(namespace: Namespace, tmp_path: Path) -> Iterator[tuple[Lund, Multipath]]:
+def two_groups(
+    _booted: dict[str, UmlHost], namespace: Namespace, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Lund, Multipath]]:
     """A daemon with a portal group on each of two networks, and a host on both."""
-    if shutil.which("multipathd") is None:
-        unavailable("no multipathd")
     unavailable_without("sg_rtpg", "sg_stpg")
-    guest = UmlHost(namespace, tmp_path, name="alua", taps=2)
-    listen = [f"{portal}:3260,{group}" for group, portal in enumerate(guest.portals, 1)]
-    with Lund(namespace, tmp_path / "state", listen=listen) as lund:
-        lund.add_volume()
-        with guest as host:
-            multipath = Multipath(host)
-            multipath.start()
-            yield lund, multipath
-    check_volumes(lund)
+    with lent_two_ways(_booted, namespace, tmp_path_factory) as host:
+        listen = [f"{portal}:3260,{group}" for group, portal in enumerate(host.portals, 1)]
+        with Lund(namespace, tmp_path / "state", listen=listen) as lund:
+            lund.add_volume()
+            yield lund, Multipath(host)
+            # It logs out while the daemon still answers; a host that cannot be tidied up is replaced.
+            with contextlib.suppress(HostError):
+                flush_maps(host)
+        check_volumes(lund)
 
 
 def priorities(multipath: Multipath) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -23,16 +24,22 @@ LOST = "dev dm-|ext4-fs (error|warning)|aborting journal|remounting"
 def two_ways(
     lund: Lund, _booted: dict[str, UmlHost], namespace: Namespace, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Multipath]:
+    with lent_two_ways(_booted, namespace, tmp_path_factory) as host:
+        yield Multipath(host)
+
+
+def lent_two_ways(
+    booted: dict[str, UmlHost], namespace: Namespace, factory: pytest.TempPathFactory
+) -> AbstractContextManager[UmlHost]:
     """A host of another kind than the rest: with two cables, udevd and multipathd."""
     unavailable_without("multipathd")
 
     def boot() -> UmlHost:
-        host = UmlHost(namespace, tmp_path_factory.mktemp("guest"), taps=2).start()
+        host = UmlHost(namespace, factory.mktemp("guest"), taps=2).start()
         Multipath(host).start()
         return host
 
-    with lent(_booted, "two ways", boot, flush_maps) as host:
-        yield Multipath(host)
+    return lent(booted, "two ways", boot, flush_maps)
 
 
 def flush_maps(host: UmlHost) -> None:

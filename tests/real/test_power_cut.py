@@ -20,6 +20,7 @@ from types import MappingProxyType
 import pytest
 
 from tests.real.conftest import check_volumes
+from tests.real.test_daemon_crash import wait_for_session
 from tests.support import guest_writers
 from tests.support.lund import MIB, Lund, wait_until
 from tests.support.netns import Namespace
@@ -74,10 +75,11 @@ class Site:
         self.rounds = 0
 
     def power_up(self, **environment: str) -> None:
-        """Both boot; the host logs in."""
+        """Both boot, side by side; the host logs in."""
         self.prepare_daemon(environment)
-        self.lund.start()
+        self.lund.launch()
         self.host.start()
+        self.lund.wait_until_ready()
         self.log_in()
 
     def prepare_daemon(self, environment: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -135,10 +137,11 @@ def site(namespace: Namespace, tmp_path: Path, request: pytest.FixtureRequest) -
     site = Site(lund, host)
     with contextlib.ExitStack() as ends:
         ends.callback(lund.api.close)
-        lund.start()
+        lund.launch()
         ends.callback(lund.kill)
         host.start()
         ends.callback(host.cut_power)
+        lund.wait_until_ready()
         lund.post("volumes", name="vol0", size_bytes=768 * MIB, **separate)
         lund.add_lun(LUN, 256 * MIB)
         site.log_in()
@@ -167,8 +170,9 @@ def test_what_was_fsynced_survives_a_power_cut(site: Site, cuts: int) -> None:
 
 def test_the_test_sees_a_disk_that_lies_about_syncs(site: Site) -> None:
     site.lund.kill()
-    site.host.cut_power()
-    site.power_up(LAZYLUN_LOSE_SYNCS="1", LAZYLUN_EARLY="0")
+    site.prepare_daemon({"LAZYLUN_LOSE_SYNCS": "1", "LAZYLUN_EARLY": "0"})
+    site.lund.start()
+    wait_for_session(site.lund, OpenIscsi(site.host))
     site.write_until_cut(0.5)
     site.power_up()
     assert site.lost() != []

@@ -75,6 +75,9 @@ class Lund:
 
     def start(self) -> Lund:
         self.launch()
+        return self.wait_until_ready()
+
+    def wait_until_ready(self) -> Lund:
         try:
             wait_until(self._ready, START_LIMIT_S, "lund is ready")
         except AssertionError:
