@@ -54,7 +54,6 @@ if TYPE_CHECKING:
 Bits = npt.NDArray[np.bool_]
 Vbns = npt.NDArray[np.uint64]
 
-
 FIXED = {
     VTOC_INODE: InodeType.VTOC, ACTIVE_MAP_INODE: InodeType.ACTIVE_MAP, REFERENCE_INODE: InodeType.REFERENCE_COUNTS,
 }  # fmt: skip
@@ -161,8 +160,8 @@ class _View:
     vtoc: list[Fields]
     reached: Bits
     map: Bits
-    full: Vbns
-    """Blocks that stay in the map for their counts' sake."""
+    spare: Vbns | Bits
+    """Blocks that may be in the map for their counts' sake alone."""
 
     def let_go(self) -> _View:
         """The maps of 255 snapshots are not kept at once."""
@@ -324,10 +323,12 @@ class _Check:
         self.check_counts(inodes, counts, where)
         counts_where = f"{where}, reference counts"
         found = wrong_references(self.image, inodes.get(REFERENCE_INODE), np.concatenate(again), counts_where)
-        self.all_wrong(found.errors, counts_where)
-        if found.full.size and not snapshot_id:  # a snapshot's are of no interest to anybody
-            what = f"full for blocks {some(found.full)}: they are not given back before a repair has counted again"
-            self.say(Severity.WARNING, what, counts_where)
+        # Nobody goes by a snapshot's counts; and what it holds beyond its trees, because some were lost, goes with it.
+        excused = bool(snapshot_id and found.full.size)
+        self.all_wrong(() if excused else found.errors, counts_where)
+        if found.full.size:
+            what = f"full for blocks {some(found.full)}: they are not given back before a repair"
+            self.say(Severity.NOTE if excused else Severity.WARNING, what, counts_where)
         if not snapshot_id and REFERENCE_INODE in inodes:
             self.check_shared(inodes, np.unique(np.concatenate(again)))
         if ACTIVE_MAP_INODE in inodes:
@@ -337,7 +338,7 @@ class _Check:
             bits = bits[: self.blocks]
         else:
             self.wrong("there is no active map", where)
-        return _View(where, snapshot_id, generation, ifile, inodes, vtoc, reached, bits, found.full)
+        return _View(where, snapshot_id, generation, ifile, inodes, vtoc, reached, bits, bits if excused else found.full)
 
     def check_inode(
         self, number: int, inode: Fields, where: str, reached: Bits, generation: int, again: list[Vbns]
@@ -388,7 +389,7 @@ class _Check:
 
     def compare(self, view: _View, mapped: str) -> None:
         unmapped, unreached = view.reached & ~view.map, view.map & ~view.reached
-        unreached[view.full[view.full < self.blocks]] = False
+        unreached[view.spare] = False
         for bits, yes, no in ((unmapped, "reachable", mapped), (unreached, mapped, "reachable")):
             if bits.any():
                 self.wrong(f"blocks {some(np.flatnonzero(bits))} are {yes} but not {no}", view.where)

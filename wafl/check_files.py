@@ -78,7 +78,7 @@ def wrong_references(image: Image, inode: Fields | None, again: Vbns, where: str
     # A count that is full is never lowered, so it may be too high; it may be too low as well.  Where such counts took
     # the place of some that could not be read, nobody knew what those had added to the sum.
     full = (says == MAX_COUNT) & (has < MAX_COUNT)
-    found.full = every[full]
+    found.full = every[full & (every < image.blocks)]
     if not full.any() and (total := int(counts.sum(dtype=np.int64))) != inode["private_blocks"]:
         found.errors.append(f"their sum is {total}, their inode says {inode['private_blocks']}")
     if (wrong := (says != has) & (says != MAX_COUNT)).any():

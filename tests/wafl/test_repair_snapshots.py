@@ -19,7 +19,7 @@ BLOCK = BLOCK_BYTES
 @pytest.fixture(scope="module")
 def image() -> bytes:
     """Shared blocks in two snapshots, one of which is being deleted."""
-    device = MemoryDevice(bytearray(16 * MIB))
+    device = MemoryDevice(bytearray(8 * MIB))
     Volume.format(device, name="v", now=EPOCH, log_bytes=0)
     volume = Volume.mount(device)
     a, b = volume.create_lun("a", 4 * MIB), volume.create_lun("b", 4 * MIB)
@@ -140,13 +140,17 @@ def test_snapshots_made_while_counts_cannot_be_read_are_whole_after_a_repair(
     (row,) = rows(device, Image(device).inodes(Root.of(Image(device).fsinfo, "ifile_"), "")[REFERENCE_INODE])
     spoil(device, row)
     volume = workshop.mount(device)
-    volume.request_snapshot("untouched")
-    checkpoint(volume)
-    volume.lun("a").write(0, pattern(4, 2 * MIB))
-    volume.lun("b").unmap(0, MIB)
+    a, b = volume.lun("a"), volume.lun("b")
+    a.write(0, pattern(4, BLOCK))
+    b.unmap(0, 3 * BLOCK)
+    volume.core.allocator.apply_frees()
+    assert volume.files.references.unfreed
+    a.write(9 * BLOCK, pattern(6, 30 * BLOCK))
     volume.request_snapshot("with blocks that nothing names")
     checkpoint(volume)
-    assert volume.files.references.unfreed > 0
+    a.write(0, pattern(5, BLOCK))  # nobody knows whether its pointer block is shared: what that names counts one more
+    volume.request_snapshot("with counts that are too high")
+    checkpoint(volume)
     workshop.abandon(volume)
     volume.close()
     before = contents(device)
@@ -173,11 +177,11 @@ def test_counts_of_blocks_that_are_not_in_use_do_not_become_full(workshop: Works
     volume.lun("a").write(20 * BLOCK, pattern(4, BLOCK))
     checkpoint(volume)
     lost = references.unfreed
-    assert lost > 0
+    assert lost
     new = volume.create_lun("new", MIB)
     for seed in range(3):
         new.write(0, pattern(seed, MIB))
         checkpoint(volume)
     assert int(new.load_level_one_buf(0)[0].min()) < COUNTS
-    assert references.unfreed == lost
+    assert references.unfreed - lost < 8  # pointer blocks, whose first places count as shared
     workshop.abandon(volume)
