@@ -2,9 +2,8 @@
 
 It walks the active file system and every snapshot on the device, as the last durable consistency point left
 them, and compares what it reaches with the active map, each snapshot's own map, the summary and the counters; how
-often it reaches a block, with the reference counts beside each map;
-then the vtocs with the inodes, and every backing with the snapshot it names.  It never writes, and it never
-stops at the first fault: each one is a Finding.
+often it reaches a block, with the reference counts beside each map; then the vtocs with the inodes, and every backing
+with the snapshot it names.  It never writes, and it never stops at the first fault: each one is a Finding.
 
     check(device)            a volume that nobody has mounted
     check_volume(volume)     the last durable state of a mounted one, on the volume's thread
@@ -160,7 +159,7 @@ class _View:
     vtoc: list[Fields]
     reached: Bits
     map: Bits
-    spare: Vbns | Bits
+    spare: Vbns
     """Blocks that may be in the map for their counts' sake alone."""
 
     def let_go(self) -> _View:
@@ -323,8 +322,9 @@ class _Check:
         self.check_counts(inodes, counts, where)
         counts_where = f"{where}, reference counts"
         found = wrong_references(self.image, inodes.get(REFERENCE_INODE), np.concatenate(again), counts_where)
-        # Nobody goes by a snapshot's counts; and what it holds beyond its trees, because some were lost, goes with it.
+        # Nobody goes by a snapshot's counts, and what it holds beyond its trees, for want of some, goes with it.
         excused = bool(snapshot_id and found.full.size)
+        spare = np.arange(self.blocks, dtype=np.uint64) if excused else found.full
         self.all_wrong(() if excused else found.errors, counts_where)
         if found.full.size:
             what = f"full for blocks {some(found.full)}: they are not given back before a repair"
@@ -338,7 +338,7 @@ class _Check:
             bits = bits[: self.blocks]
         else:
             self.wrong("there is no active map", where)
-        return _View(where, snapshot_id, generation, ifile, inodes, vtoc, reached, bits, bits if excused else found.full)
+        return _View(where, snapshot_id, generation, ifile, inodes, vtoc, reached, bits, spare)
 
     def check_inode(
         self, number: int, inode: Fields, where: str, reached: Bits, generation: int, again: list[Vbns]

@@ -83,6 +83,8 @@ class References:
         self.unfreed = 0
         """Pointers that have gone since the mount and were not counted off, less those that came and were not counted:
         where rows cannot be read, or counts are full."""
+        self.shares = 0
+        """How often blocks have been shared since the mount."""
         self.announce: Callable[[], None] = lambda: None
         """Set by the volume: makes durable that there may be counts, before there are any.  Raises OSError."""
 
@@ -455,6 +457,7 @@ class Grant:
 
     def use(self) -> None:
         """They are named once more each."""
+        self._references.shares += 1
         self._references.add(*self._what)
 
 

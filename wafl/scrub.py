@@ -14,11 +14,14 @@ How it stays out of the way, and still sees everything:
   mounted volume but the promise that blocks freed meanwhile are not reused before `release`. Between slices nothing
   is held: what was freed comes back.
 - The next slice finds its place again by (view, inode, level-1 index) in whatever is the newest tree by then. The
-  active file system comes first, then the snapshots by their ids, those made meanwhile too: a block only ever goes
-  from the active file system into snapshots, so none that was there at the start, and still is, slips through.
+  active file system comes first, then the snapshots by their ids, those made meanwhile too: a block goes from the
+  active file system into snapshots, so none that was there at the start, and still is, slips through. Where blocks are
+  shared, one may also go to a place that has been looked at, from a snapshot or from another LUN: then the active file
+  system and the younger snapshots are looked at once more.
 - Each block is read once, whoever shares it: a bit says that it has been verified. A pointer block gets its bit when
   all below it has been read and was good, so a snapshot costs no more than what differs in it. Only blocks born
-  before the scrub began have bits: a place that is used again meanwhile holds a younger one.
+  before the scrub began have bits: a place that is used again meanwhile holds a younger one. A pointer with birth 0
+  does not tell: behind it a pointer block is read again, but not what is below it; so is a data block that was bad.
 """
 
 from __future__ import annotations
@@ -76,6 +79,9 @@ TREE_VISITS = 300
 """A damaged subtree is entered from each view that shares it (256 of them at most), and not much more often."""
 RECORD_BLOCKS = 1 << 16
 """Blocks of a table that are read at most: a million inodes."""
+
+PASSES = 4
+"""Over the active file system, at most: one over which nothing is shared is the last."""
 
 OWN_FILES, ACTIVE_VIEW = -1, 0
 """Views: the volume's own files, the active file system; a snapshot is its id."""
@@ -162,6 +168,8 @@ class Scrub:
         """In use at the start: an estimate of the work."""
         self._blocks = allocator.blocks
         self._seen = new_bits(self._blocks)
+        self._told: set[tuple[int, FileName, int]] = set()
+        """The places in `bad`."""
         self._errors: dict[int, str] = {}
         """vbn -> what is wrong with it, of those that are kept."""
         self._visits: dict[int, int] = {}
@@ -169,6 +177,11 @@ class Scrub:
         self._fsinfo: Fields = {}
         self._view, self._file, self._generation, self._index = OWN_FILES, 0, 0, 0
         """Where to go on."""
+        self._passes = 1
+        self._shares = volume.files.references.shares
+        """As the last pass over the active file system began."""
+        self._done_snapshot = 0
+        """The youngest snapshot that was looked at."""
         self._entered: dict[int, tuple[int, int]] = {}
         """level -> (vbn, crc) of the pointer block that was entered at its beginning."""
         self._whole: dict[int, bool] = {}
@@ -176,7 +189,7 @@ class Scrub:
         self._bytes_left = self._looks_left = 0
         self._worked = False
         """This slice has brought the pass on."""
-        self._opened: tuple[Root, _View] | None = None
+        self._opened: tuple[tuple[int, Root], _View] | None = None
         self._table: tuple[Root, dict[int, Fields]] | None = None
         self._check_copies()
 
@@ -224,7 +237,14 @@ class Scrub:
             return
 
     def _next_view(self) -> None:
+        self._done_snapshot = max(self._done_snapshot, self._view)
         later = [number for number in (ACTIVE_VIEW, *self._snapshots()) if number > self._view]
+        if self._view == ACTIVE_VIEW:
+            later = [number for number in later if number > self._done_snapshot]
+        shares = self._volume.files.references.shares
+        if not later and shares != self._shares and self._passes < PASSES:
+            later = [ACTIVE_VIEW]
+            self._passes, self._shares = self._passes + 1, shares
         if later:
             self._view, self._file, self._generation, self._index = min(later), 0, 0, 0
         else:
@@ -249,9 +269,10 @@ class Scrub:
         if fields is None:
             return None
         root = Root.of(fields, "ifile_")
-        if self._opened is None or self._opened[0] != root:
+        # A snapshot made just now has the root of the active file system, and other names.
+        if self._opened is None or self._opened[0] != (self._view, root):
             snapshot = "" if self._view == ACTIVE_VIEW else decode_text(fields["name"])
-            self._opened = root, self._list_files(root, snapshot)
+            self._opened = (self._view, root), self._list_files(root, snapshot)
         return self._opened[1]
 
     def _list_files(self, ifile: Root, snapshot: str) -> _View:
@@ -297,16 +318,17 @@ class Scrub:
         """One pointer block and all below it, from level-1 index `start` on.  Whether nothing in it is bad."""
         vbn, crc, birth = pointer
         span = POINTERS ** (level - 1)
-        old = birth <= self.start_generation
+        old, visits = birth <= self.start_generation, self._visits.get(vbn, 0)
         self._looks_left -= 1
         if self._worked and (self._bytes_left <= 0 or self._looks_left <= 0):
             self._index = max(start, index * span)
             raise _Pause
         seen = old and vbn < self._blocks and bool(are_set(self._seen, np.array([vbn], np.uint64))[0])
+        seen = seen and (birth > 0 or visits >= TREE_VISITS)
         self._worked |= seen or level == 1
         if seen:
             return True
-        if self._visits.get(vbn, 0) >= TREE_VISITS:
+        if visits >= TREE_VISITS:
             return False
         try:
             block = self._load(vbn, crc)
@@ -334,8 +356,8 @@ class Scrub:
         complete = self._entered.get(level) == (vbn, crc) and self._whole[level]
         if complete and old:
             set_each(self._seen, np.array([vbn], np.uint64))
-        else:
-            self._visits[vbn] = self._visits.get(vbn, 0) + 1
+        if not (complete and old and birth):
+            self._visits[vbn] = visits + 1
         return complete
 
     def _load(self, vbn: int, crc: int) -> bytearray:
@@ -354,11 +376,16 @@ class Scrub:
         old = births <= self.start_generation
         todo = inside.copy()
         todo[inside] = ~(old[inside] & are_set(self._seen, data.vbns[inside]))
+        if self._passes > 1:
+            todo &= old  # what is younger than the scrub is looked at once, if at all
         good = bool(inside.all())
         for k in np.flatnonzero(~inside).tolist():
             self._bad_data(file, luns, data, k, f"a pointer to block {data.vbns[k]} of {self._blocks}")
         for k in np.flatnonzero(inside & ~todo).tolist() if self._errors else ():
             if (error := self._errors.get(int(data.vbns[k]))) is not None:
+                if not births[k]:
+                    todo[k] = True
+                    continue
                 self._bad_data(file, luns, data, k, error)
                 good = False
         which = np.flatnonzero(todo)
@@ -400,8 +427,11 @@ class Scrub:
         self._report(int(data.vbns[k]), error, file.name, offset, BLOCK_BYTES, luns)
 
     def _report(self, vbn: int, error: str, file: FileName, offset: int, length: int, luns: dict[int, str]) -> None:
+        if (place := (vbn, file, offset)) in self._told:
+            return
         self.bad_count += 1
         if len(self.bad) < BAD_KEPT:
+            self._told.add(place)
             what = lost(file, offset, length, luns)
             self.bad.append(BadBlock(vbn, error, str(file), file.lun, offset, length, what))
 
