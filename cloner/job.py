@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +32,7 @@ from cloner.steps import (
     UNSYNCED_FILL_BYTES,
     BeginCommit,
     Commit,
+    Outcome,
     Read,
     Step,
     Turn,
@@ -42,7 +43,17 @@ from cloner.steps import (
 )
 from cloner.throttle import TokenBucket
 from cloner.turns import Share, Turns
-from wafl import BLOCK_BYTES, POINTERS, Lun, NoSuchLun, VolumeFailed, VolumeService, WaflError, available_bytes
+from wafl import (
+    BLOCK_BYTES,
+    POINTERS,
+    FillPlan,
+    Lun,
+    NoSuchLun,
+    VolumeFailed,
+    VolumeService,
+    WaflError,
+    available_bytes,
+)
 
 log = logging.getLogger("lund.clone")
 
@@ -50,9 +61,35 @@ LOOK_S = 1.0
 """A job that waits looks this often whether room was made, its limit was raised, its LUN is still there."""
 GATE_CAPACITY = 2
 """Chunks under way at once: one can be read while another is installed; more would only add seeks."""
+READERS = 2
+"""Threads for the chunk of one job: one waits for the disk while the other writes."""
+FULL_SPEED_RANGES = 8
+"""Level-1 ranges in a chunk of a job that gives way to nobody."""
+FULL_SPEED_UNSYNCED_BYTES = 256 << 20
+"""What such a job may leave to the next consistency point: each waits for the disk twice."""
 CHUNKS_A_SECOND = 8
 """A limited job fills in chunks small enough for this many turns a second."""
 PROGRESS_PERCENT = 10
+
+
+def read_each(plans: Sequence[FillPlan]) -> list[Outcome]:
+    """In a thread."""
+    outcomes: list[Outcome] = []
+    for plan in plans:
+        try:
+            outcomes.append(plan.read())
+        except Exception as error:
+            outcomes.append(error)
+    return outcomes
+
+
+def read_at_once(plan: FillPlan) -> list[Outcome]:
+    """Empty if the disk has to be waited for."""
+    try:
+        done, data = plan.read_nowait()
+    except (WaflError, OSError) as error:
+        return [error]
+    return [data] if done else []
 
 
 class Stopped(Exception):
@@ -273,19 +310,26 @@ class Job:
             now = self._shared.clock()
             gate.rest_until = now + rest_s(now - self._turn_at, self._shared.guests.commands_s())
 
-    async def _read(self, step: Read) -> object:
+    async def _read(self, step: Read) -> list[Outcome]:
+        plans = step.plans
         # What is in memory is read sooner than a thread is woken.
-        if step.plan.blocks <= guests.CHUNK_BLOCKS and (data := step.plan.read_nowait()) is not None:
-            await asyncio.sleep(0)
-            return data
+        if len(plans) == 1 and plans[0].blocks <= guests.CHUNK_BLOCKS:
+            outcomes = read_at_once(plans[0])
+            if outcomes:
+                await asyncio.sleep(0)
+                return outcomes
         loop = asyncio.get_running_loop()
-        reading = loop.run_in_executor(self._shared.threads, step.plan.read)
+        shares = [plans[first::READERS] for first in range(min(READERS, len(plans)))]
+        reading = [loop.run_in_executor(self._shared.threads, read_each, share) for share in shares]
         try:
-            return await asyncio.shield(reading)
+            await asyncio.shield(asyncio.gather(*reading))
         finally:
-            # Cancelled (the loop is being torn down): the plan must not be released under the reading thread.
-            if not reading.done():
-                await asyncio.wait([reading])
+            # Cancelled (the loop is being torn down): no plan must be released under the thread that reads it.
+            await asyncio.wait(reading)
+        outcomes = [None] * len(plans)
+        for first, each in enumerate(reading):
+            outcomes[first::READERS] = each.result()
+        return outcomes
 
     async def _commit(self, step: Commit) -> None:
         self._leave_turn()
@@ -352,11 +396,15 @@ class Job:
 
     def _chunk_blocks(self) -> int:
         most = guests.CHUNK_BLOCKS if self._gives_way else POINTERS
+        if self.options.full_speed:
+            most *= FULL_SPEED_RANGES
         limits = (self.options.limit_bytes_s, self._shared.overall.rate_bytes_s)
         of_limits = [limit // (CHUNKS_A_SECOND * BLOCK_BYTES) for limit in limits if limit is not None]
         return max(1, min([most, *of_limits]))
 
     def _unsynced_limit(self) -> int:
+        if self.options.full_speed:
+            return FULL_SPEED_UNSYNCED_BYTES
         return guests.UNSYNCED_BYTES if self._gives_way else UNSYNCED_FILL_BYTES
 
     # -- state and events

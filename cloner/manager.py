@@ -15,7 +15,7 @@ from cloner.errors import AlreadyCloning, DoesNotFit, NotBacked, NotCloning
 from cloner.estimate import Estimate, available_for, estimate, fill_bytes
 from cloner.events import OnEvent
 from cloner.guests import GuestWatch
-from cloner.job import GATE_CAPACITY, Job, Shared, backing_path
+from cloner.job import GATE_CAPACITY, READERS, Job, Shared, backing_path
 from cloner.options import DEFAULTS, CloneOptions
 from cloner.progress import CloneStatus
 from cloner.queue import RunQueue
@@ -28,7 +28,7 @@ Remembered = tuple[CloneOptions, int | None]
 RUNNING_JOBS = 8
 """Jobs at work at once, unless somebody wants another number: more of them finish no sooner."""
 RUNNING_JOBS_MAX = 1000
-READ_THREADS = 2 * GATE_CAPACITY
+READ_THREADS = 2 * READERS * GATE_CAPACITY
 
 
 def no_commands() -> int:

@@ -15,6 +15,7 @@ def guest_reserve_bytes(volume: Volume) -> int:
     return min(volume.size_bytes // GUEST_RESERVE_PARTS, GUEST_RESERVE_MAX_BYTES)
 
 
-def has_room(volume: Volume, lun: Lun) -> bool:
+def has_room(volume: Volume, lun: Lun, ranges: int = 1) -> bool:
+    """For so many level-1 ranges at once."""
     # What a reserved LUN misses is kept back for it: filling it takes nothing from guests.
-    return lun.reserved or available_bytes(volume) >= guest_reserve_bytes(volume) + ROOM_BYTES
+    return lun.reserved or available_bytes(volume) >= guest_reserve_bytes(volume) + ranges * ROOM_BYTES

@@ -7,7 +7,8 @@ guest operation, stop or error between any two steps.
 Rules.
 - Between the answer to a Read and the install nothing is yielded: `install_fill` looks again at every pointer,
   so what a guest wrote meanwhile stays (spec: the active file system's own blocks win).
-- No plan stays open over a yield other than its own Read; a plan keeps freed blocks from being used again.
+- No plan stays open over a yield other than its own Read; a plan keeps freed blocks from being used again, and may
+  have places of its own.
 - The detach follows a pass over the whole LUN that found nothing, and only when a durable consistency point
   covers every fill, whichever run made it (C2).  The specification's shortcut "nothing was dirtied in this
   pass, so no sync" is unsafe when an earlier, stopped run left fills that are not durable.
@@ -19,7 +20,7 @@ How one level-1 range gets what it misses is the mode's (`Work.fill`): cloner.co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,9 +46,9 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Run `plan.read()` in a thread and send the data back."""
+    """Run `read()` of each of the plans in threads; send back, for each, what it returned or the error it raised."""
 
-    plan: FillPlan
+    plans: Sequence[FillPlan]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,8 @@ class WaitForRoom:
 
 Step = Turn | Read | Commit | BeginCommit | WaitForRoom
 Steps = Generator[Step, Any, None]
+Outcome = bytearray | Exception | None
+"""Of a plan's `read`."""
 Filling = Generator[Step, Any, bool]
 
 
@@ -105,7 +108,8 @@ class Work:
     progress: Progress
     now: Callable[[], float]
     chunk_blocks: Callable[[], int]
-    """Blocks to fill at once: small when the job has a low limit, or guests are there."""
+    """Blocks to fill at once: small when the job has a low limit, or guests are there; several level-1 ranges at full
+    speed."""
     fill: Callable[[Work, int], Filling]
     """Fills what a level-1 range misses; whether it missed anything."""
     ignore_bad: bool = False

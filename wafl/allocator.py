@@ -17,6 +17,8 @@ Rules:
   memory and the file has its blocks.  Nearly, so that runs stay long.
 - The data run is marked in advance and its unused rest given back at each freeze, so that the frozen active map is
   exact.
+- A block that is promised to a fill is busy and nothing else, until what was written to it becomes the active file
+  system's (`fulfil`) or it is given back (`break_promise`): no map on disk ever has it before something names it.
 - `floor_guest` blocks are kept back from guests, `floor_ops` of them also from what frees space (UNMAP, destroy,
   reclaim): the latter is what one consistency point can need, so it never lacks room.  `reserve` of them are for
   reserved LUNs (wafl.reserve), whose writes go on down to `floor_reserved`.
@@ -28,6 +30,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 
 import numpy as np
 
@@ -41,6 +44,10 @@ APPLY_FREES = 4096
 """Frees collected before they are put into the active map in one vector operation."""
 RELEASE_SLICE = 1024
 """Blocks made allocatable between two yields of a consistency point: a few tenths of a millisecond."""
+PROMISE_PIECES = 16
+"""Fills that would be cut into more pieces are placed as they are installed, as guests' writes are."""
+PROMISE_SHARE = 4
+"""A promise is at most a quarter of the room: what is promised must not be what a guest lacks."""
 PIECE_ROWS = 64
 """Map rows taken together where all of them are looked at: 256 KiB, which stays in the processor's cache."""
 MAP_SHIFT = MAP_BITS.bit_length() - 1
@@ -118,6 +125,8 @@ class Allocator:
         self.own_changes = 0
         """Changes with the set of the volume's own blocks."""
         self.freeing = 0
+        self.promised = 0
+        """Blocks that are busy because a fill writes to them."""
         self.dirty_active: set[int] = set()
         self.dirty_summary: set[int] = set()
         self.readers = Readers()
@@ -199,6 +208,45 @@ class Allocator:
                 end = self._runs.popleft()[1]
             self._runs.appendleft((start, end))
         self.next = self.end = 0
+
+    def promise(self, blocks: int) -> list[tuple[int, int]] | None:
+        """(start, end) of places for `blocks`, to be written in a thread; None if they would be many, or room is
+        short."""
+        if (self.free - self.floor_guest) // PROMISE_SHARE < blocks:
+            return None
+        if not self._runs:
+            self._open_window()
+        pieces, left = 0, blocks
+        for start, end in islice(self._runs, PROMISE_PIECES):
+            pieces, left = pieces + 1, left - (end - start)
+            if left <= 0:
+                break
+        if left > 0:
+            return None
+        places = [self._runs.popleft() for _ in range(pieces)]
+        if left:
+            start, end = places[-1]
+            places[-1] = start, end + left
+            self._runs.appendleft((end + left, end))
+        for start, end in places:
+            self._mark_busy(start, end)
+        self.promised += blocks
+        return places
+
+    def fulfil(self, start: int, end: int) -> None:
+        """Promised blocks become the active file system's."""
+        set_range(self.active, start, end)
+        self.active_count += end - start
+        self.promised -= end - start
+        self.dirty_active.update(range(start // MAP_BITS, (end - 1) // MAP_BITS + 1))
+
+    def break_promise(self, start: int, end: int) -> None:
+        """Promised blocks that nothing names become allocatable: at once, for no tree on disk ever had them."""
+        clear_range(self.busy, start, end)
+        self.free += end - start
+        self.promised -= end - start
+        for chunk in range(start // MAP_BITS, (end - 1) // MAP_BITS + 1):
+            self.chunk_free[chunk] += min(end, (chunk + 1) * MAP_BITS) - max(start, chunk * MAP_BITS)
 
     def claim(self, vbns: Vbns) -> bool:
         """Take these very blocks for the active file system (a replay).  False, and nothing taken, if one is in use."""

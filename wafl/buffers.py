@@ -235,11 +235,19 @@ class Core:
         if self._eager and self._run_blocks >= EAGER_BLOCKS // 4:
             self._write_out(allocator.next, self._run_blocks)
             return
-        for piece in range(allocator.next // PIECE_BLOCKS, (allocator.end - 1) // PIECE_BLOCKS + 1):
+        for offset, length in self.unprepared(allocator.next, allocator.end):
+            self.device.preallocate(offset, length)
+
+    def unprepared(self, start: int, end: int) -> list[tuple[int, int]]:
+        """(offset, length) of the pieces of the device around these blocks that nobody has preallocated; the caller
+        does."""
+        found = []
+        for piece in range(start // PIECE_BLOCKS, (end - 1) // PIECE_BLOCKS + 1):
             if not self._prepared[piece]:
                 self._prepared[piece] = 1
-                length = min(PIECE_BLOCKS, allocator.blocks - piece * PIECE_BLOCKS)
-                self.device.preallocate(piece * PIECE_BLOCKS << BLOCK_SHIFT, length << BLOCK_SHIFT)
+                length = min(PIECE_BLOCKS, self.allocator.blocks - piece * PIECE_BLOCKS)
+                found.append((piece * PIECE_BLOCKS << BLOCK_SHIFT, length << BLOCK_SHIFT))
+        return found
 
     def _write_out(self, vbn: int, blocks: int) -> None:
         """Zeros where data will be: syncing what is written into unallocated space of a file takes twice as long."""

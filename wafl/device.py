@@ -1,8 +1,9 @@
 """The device under a volume: a file or a raw block device, and the protocol that the crash device of the tests
 implements too.
 
-Rules: `sync` is the only call that may run in a thread of its own beside the others; everything that was written
-before `sync` began is durable when it returns.  Nothing else is promised about order.
+Rules: `sync` may run in a thread of its own beside the other calls, and so may all that reads, or writes blocks that
+nobody else has (fills); everything that was written before `sync` began is durable when it returns.  Nothing else is
+promised about order.
 """
 
 from __future__ import annotations

@@ -451,15 +451,15 @@ class Lun(Scan):
             return None
         return FillPlan(self, index, slots[:max_blocks])
 
-    def install_fill(self, plan: FillPlan, data: Bytes) -> int:
-        """Install `data` (what `plan.read()` returned) wherever the LUN still has a HOLE.  Returns the blocks
+    def install_fill(self, plan: FillPlan, data: Bytes | None) -> int:
+        """Install what `plan.read()` has read and returned wherever the LUN still has a HOLE.  Returns the blocks
         filled; 0 if backing or tree are not the plan's any more.  Never logged (spec: no NVLOG protection).
         Raises NoSpace (at once, without a consistency point of its own), ReadOnlyVolume, VolumeFailed."""
         self.core.check_writable()
         if self.destroyed or self.backing is None or self.backing != plan.backing or self.inode is not plan.inode:
             return 0
         missing = self.missing
-        filled = plan.install(memoryview(data))
+        filled = plan.install(data)
         if filled:
             # All of these were missing, whether or not a composed buffer was there to tell.
             self.missing = max(0, missing - filled)

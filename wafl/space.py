@@ -33,7 +33,7 @@ def space_of(volume: Volume) -> Space:
         free=free * BLOCK_BYTES,
         available=available_bytes(volume),
         active=active * BLOCK_BYTES,
-        snapshots=(used - active - allocator.freeing - own) * BLOCK_BYTES,
+        snapshots=(used - active - allocator.freeing - allocator.promised - own) * BLOCK_BYTES,
         volume_own=own * BLOCK_BYTES,
         freeing=allocator.freeing * BLOCK_BYTES,
         reserved=min(free, own_room) * BLOCK_BYTES,

@@ -51,7 +51,7 @@ def test_a_bad_block_is_reported_with_lun_offset_and_snapshot(workshop: Workshop
     workshop.abandon(family.volume)
 
 
-@pytest.mark.parametrize("chunk_blocks", [1, 7, 256])
+@pytest.mark.parametrize("chunk_blocks", [1, 7, 256, 768])
 @pytest.mark.parametrize("bad", [(0,), (5, 6, 7), (39, 50, 52), (255, 256), (0, 10, 261, 767), tuple(GOLDEN_BLOCKS)])
 def test_with_the_policy_ignore_all_but_the_bad_blocks_is_copied_and_nothing_detached(
     workshop: Workshop, bad: tuple[int, ...], chunk_blocks: int

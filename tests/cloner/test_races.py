@@ -37,7 +37,7 @@ from tests.support.race_guests import (
     write_same_zeros,
 )
 from tests.support.scsi_host import read_16
-from wafl import FillPlan, NoSuchLun, VolumeService
+from wafl import POINTERS, FillPlan, NoSuchLun, VolumeService
 
 CHUNK_BLOCKS = 8
 SHARE = CloneOptions(share=True)
@@ -97,9 +97,10 @@ def before_every_step(name: str, steps_of_clone: Callable[[Scene], Steps]) -> No
         check(scene, name, state, f"{name} before step {wanted} of {total}")
 
 
+@pytest.mark.parametrize("chunk_blocks", [CHUNK_BLOCKS, 2 * POINTERS])
 @pytest.mark.parametrize("name", ACTS)
-def test_whatever_happens_before_any_step_the_guests_data_wins(name: str) -> None:
-    before_every_step(name, lambda scene: steps_of(scene.volume, scene.clone, CHUNK_BLOCKS)[0])
+def test_whatever_happens_before_any_step_the_guests_data_wins(name: str, chunk_blocks: int) -> None:
+    before_every_step(name, lambda scene: steps_of(scene.volume, scene.clone, chunk_blocks)[0])
 
 
 @pytest.mark.parametrize("options", [DEFAULTS, SHARE], ids=["copy", "share"])

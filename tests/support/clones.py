@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cloner.copying import copy_level_one
+from cloner.job import read_each
 from cloner.progress import Progress
 from cloner.sharing import share_level_one
 from cloner.steps import BeginCommit, Commit, Read, Step, Steps, Turn, WaitForRoom, Work, clone_steps
@@ -100,8 +101,8 @@ def drive(
 
 def carry_out(volume: Volume, step: Step) -> object:
     match step:
-        case Read(plan):
-            return plan.read()
+        case Read(plans):
+            return read_each(plans)
         case Commit() | BeginCommit():
             checkpoint(volume)
         case WaitForRoom(available_bytes):

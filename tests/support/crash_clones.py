@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cloner.copying import copy_level_one
+from cloner.job import read_each
 from cloner.progress import Progress
 from cloner.steps import BeginCommit, Commit, Filling, Read, Step, Steps, Turn, Unsynced, Work, clone_steps
 from tests.support.clones import drive, read_all
@@ -109,8 +110,8 @@ class Jobs:
 
     def _carry_out(self, name: str, step: Step) -> object:
         match step:
-            case Read(plan):
-                return plan.read()
+            case Read(plans):
+                return read_each(plans)
             case Commit():
                 self._commit()
             case BeginCommit():

@@ -138,6 +138,7 @@ class History:
         while index is not None:
             while (plan := lun.plan_fill(index)) is not None:
                 try:
+                    plan.place()
                     filled += lun.install_fill(plan, plan.read())
                 finally:
                     plan.release()

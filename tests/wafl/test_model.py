@@ -444,15 +444,18 @@ class VolumeMachine(RuleBasedStateMachine):
     # -- cloning
 
     @precondition(has_backed)
-    @rule(pick=picks, start=st.integers(0, 3), blocks=st.sampled_from([1, 7, 256]), race=st.integers(0, 3))
-    def fill(self, pick: int, start: int, blocks: int, race: int) -> None:
-        """One fill; between its read and its install a guest may write, unmap or shrink."""
+    @rule(pick=picks, start=st.integers(0, 3), blocks=st.sampled_from([1, 7, 256]), race=st.integers(0, 4),
+          placed=st.booleans())  # fmt: skip
+    def fill(self, pick: int, start: int, blocks: int, race: int, placed: bool) -> None:
+        """One fill; between its read and its install a guest may change things, or a consistency point come."""
         name, lun, model = self.pick_backed(pick)
         index = lun.next_missing(start)
         plan = None if index is None else lun.plan_fill(index, 0, blocks)
         if plan is None or index is None:
             return
         try:
+            if placed:
+                plan.place()
             data = plan.read()
             at = min(index * MIB + (self.seed % 300) * BLOCK, model.size_bytes - SECTOR)
             self.seed += 1
@@ -462,6 +465,8 @@ class VolumeMachine(RuleBasedStateMachine):
                 model.unmap(index * MIB, model.size_bytes - index * MIB)
             if race == 3 and self.attempt(lambda: self.volume.resize_lun(name, SECTOR)):
                 model.resize(SECTOR)
+            if race == 4:
+                self.checkpoint()
             self.attempt(lambda: lun.install_fill(plan, data))
         finally:
             plan.release()
