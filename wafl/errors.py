@@ -9,6 +9,9 @@ or UNMAP of a range may have done a part of it.
 from __future__ import annotations
 
 
+ADVICE = ": run the checker"
+
+
 class WaflError(Exception):
     """Base of all errors of the volume."""
 
@@ -33,7 +36,8 @@ class DamagedRecord(CorruptVolume):
     """A record or a pointer that fits its checksum and says what cannot be."""
 
     def __init__(self, what: str, vbn: int = 0) -> None:
-        WaflError.__init__(self, f"{what}: run the checker")
+        what = what.removesuffix(ADVICE)  # where one tells of another
+        WaflError.__init__(self, what + ADVICE)
         self.vbn = vbn
         self.expected = self.found = 0
         self.where = what

@@ -63,13 +63,16 @@ class Scan(View):
         return found.vector(), found.crc_vector()
 
     def backed_blocks(self) -> int:
-        """Blocks that the backing has, chains and all, as its files count them.  Raises BackingLost."""
-        blocks = 0
+        """Blocks that the backing has at most, chains and all, as its files count them.  What they adopted is in no count:
+        it may be anything.  Raises BackingLost."""
+        if self.backing is None:
+            return 0
+        blocks, most = 0, self.backing.limit_bytes >> BLOCK_SHIFT
         below: View = self
         while below.backing is not None:
             below = below.below()
-            blocks += below.inode.blocks
-        return min(blocks, self.backing.limit_bytes >> BLOCK_SHIFT) if self.backing else 0
+            blocks += most if below.inode.adopted else below.inode.blocks
+        return min(blocks, most)
 
     def fill_blocks_at_most(self) -> int:
         """Blocks that filling all that is missing takes, pointer blocks included.  Raises CorruptVolume, BackingLost,

@@ -253,10 +253,17 @@ def replay_share(lun: Lun, fbn: int, source: Lun, source_fbn: int, blocks: int) 
 
 
 def _copy(lun: Lun, fbn: int, source: Lun, source_fbn: int) -> None:
-    """One block: there are too many pointers to the one that the source reads without the fills that were lost."""
+    """One block: there are too many pointers to the one that the source reads without the fills that were lost.  Where
+    guests have no room left it comes out of what is kept back for work under way.  Raises NoSpace."""
     data = memoryview(bytearray(BLOCK_BYTES))
     source.read_into(source_fbn << BLOCK_SHIFT, data)
-    lun.place_blocks(fbn, data)
+    core = lun.core
+    lun.leaf(fbn >> 8)
+    if core.allocator.free <= core.allocator.floor_reserved:
+        raise NoSpace("the volume has no room to copy what was shared: mount it to be read only, and copy its LUNs")
+    vbn = core.allocator.take_pointer_block()
+    core.device.pwrite(vbn << BLOCK_SHIFT, (data,))
+    lun.point_at(fbn, vbn, [crc32c(data)])
 
 
 def _lose(lun: Lun, fbn: int, blocks: int) -> None:

@@ -406,3 +406,8 @@ def test_a_disk_that_fails_for_a_moment_does_not_mount_without_a_record() -> Non
     assert device.image == image.image
     device.bad = -1
     assert not any(read(Volume.mount(device).lun("a"), 128, 768))
+
+
+def test_an_error_that_tells_of_another_gives_its_advice_once() -> None:
+    told = str(DamagedRecord(f"log record 7 cannot be replayed: {DamagedRecord('a pointer to block 9 of 8', 3)}"))
+    assert told == "log record 7 cannot be replayed: a pointer to block 9 of 8: run the checker"

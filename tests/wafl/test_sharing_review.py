@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.support.crash_device import MemoryDevice
@@ -11,9 +12,9 @@ from tests.support.volumes import EPOCH, MIB, Workshop, checkpoint, errors, patt
 from tests.wafl.test_lun import read
 from tests.wafl.test_reserve import fill_up
 from tests.wafl.test_sharing import share_all
-from wafl import BLOCK_BYTES, CorruptVolume, Volume
+from wafl import BLOCK_BYTES, CorruptVolume, NoSpace, Volume
 from wafl.buffers import Buffer, PointerMap
-from wafl.references import Grant
+from wafl.references import Grant, References
 from wafl.repair import repair
 from wafl.tree import level_one
 
@@ -186,6 +187,52 @@ def test_a_full_volume_mounts_though_a_replay_loses_something(workshop: Workshop
         again.close()
         assert read(Volume.mount(device).lun("b"), MIB, 2 * BLOCK) == pattern(3, 2 * BLOCK)
         assert not any("reference counts" in line for line in errors(device))
+
+
+def full_volume_with_a_share(workshop: Workshop, blocks: int) -> MemoryDevice:
+    """What a kill leaves."""
+    volume = workshop.format(8 * MIB, log_bytes=128 << 10)
+    a, b, filler = (volume.create_lun(name, 16 * MIB) for name in ("a", "b", "filler"))
+    a.write(0, pattern(1, 2 * MIB))
+    b.share(3 * MIB, a, 0, BLOCK)
+    fill_up(filler, BLOCK)
+    filler.unmap(0, 20 * BLOCK)
+    reclaim(volume)
+    assert b.share(0, a, 0, blocks * BLOCK) == blocks * BLOCK
+    allocator = volume.core.allocator
+    assert allocator.free < allocator.floor_guest + 20
+    return killed(volume)
+
+
+def refuse_grants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every block had too many pointers."""
+    none = np.empty(0, np.uint64)
+    monkeypatch.setattr(References, "grant", lambda self, vbns: Grant(self, 0, none, none.astype(np.intp), {}))
+
+
+def test_a_replay_that_copies_has_room_on_a_full_volume(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = full_volume_with_a_share(workshop, 45)
+    refuse_grants(monkeypatch)
+    volume = workshop.mount(device)
+    assert volume.nvlog.replayed == 1
+    b = volume.lun("b")
+    assert read(b, 0, 45 * BLOCK) == pattern(1, 45 * BLOCK)
+    b.unmap(0, MIB)
+
+
+def test_a_replay_that_copies_more_than_there_is_room_for_says_what_to_do(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = full_volume_with_a_share(workshop, 200)
+    refuse_grants(monkeypatch)
+    before = bytes(device.image)
+    with pytest.raises(NoSpace, match="read only"):
+        Volume.mount(device)
+    volume = Volume.mount(MemoryDevice(bytearray(before), read_only=True), read_only=True)
+    assert read(volume.lun("b"), 0, 200 * BLOCK) == pattern(1, 200 * BLOCK)
+    monkeypatch.undo()
+    again = workshop.mount(device)  # nothing that the refused mount has written counts
+    assert read(again.lun("b"), 0, 200 * BLOCK) == pattern(1, 200 * BLOCK)
 
 
 def test_a_lun_without_a_backing_adopts_nothing(volume: Volume) -> None:
