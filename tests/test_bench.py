@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from scripts.bench import report
+from scripts.bench import memory, plot, report
+from scripts.bench.aims import AIMS
 from scripts.bench.works import C_LOOP, LUND, TGT, WORKS, chosen
 from tests.conftest import unavailable
 from tests.support.netns import stop_group
@@ -110,6 +111,18 @@ def test_latencies_are_in_order_and_cpu_time_is_of_the_process_that_was_named(cl
     assert client("--commands", 2000, "--pid", client("--commands", 1)["pid"])["target_cpu_us"] > 0
 
 
+def test_a_limit_holds_commands_back(client: Client) -> None:
+    """The last of so many cannot begin before its time has come."""
+    found = client("--limit", 200, "--commands", 60, "--depth", 8, "--sessions", 2)
+    assert found["count"] == 60
+    assert found["seconds"] > 0.2
+
+
+def test_what_was_negotiated_is_told(client: Client) -> None:
+    found = client("--commands", 1, "--read-percent", 0, "--bytes", 65536)
+    assert (found["immediate_bytes"], found["segment_bytes"], found["burst_bytes"]) == (65536, 262144, 1048576)
+
+
 def test_a_target_without_digests_is_not_measured_as_one_with(client: Client) -> None:
     refused = client("--digests", "--commands", 1, check=False)
     assert refused["exit"] == 1
@@ -124,6 +137,47 @@ def test_works_are_chosen_by_patterns_and_kept_in_order() -> None:
     assert all(work.rivals[0] == LUND for work in WORKS.values())
     with pytest.raises(ValueError, match="no work is called"):
         chosen(["reed-*"])
+
+
+def test_aims_are_of_works_and_rivals_that_there_are() -> None:
+    for aim in AIMS:
+        rivals = WORKS[aim.other or aim.work].rivals
+        assert aim.rival in rivals
+        assert aim.rival != LUND or aim.other
+
+
+def test_an_aim_is_met_by_the_median_or_missed() -> None:
+    def figures(*rates: float) -> list[dict[str, Any]]:
+        return [{"rate": rate} for rate in rates]
+
+    found = {
+        "read-4k-qd32": {LUND: figures(300, 310, 200), TGT: figures(100, 100, 100)},
+        "read-4k-qd32-s16": {LUND: figures(290, 300, 100)},
+    }
+    told = {(row[0], row[1]): row[2:] for row in report.aim_rows(found)}
+    assert told == {
+        ("read-4k-qd32", TGT): ["3", "3.00 (2.00-3.10)", "met"],
+        ("read-4k-qd32-s16", "read-4k-qd32"): ["1", "0.97 (0.50-0.97)", "missed"],
+    }
+
+
+def test_every_work_has_its_place_in_the_report() -> None:
+    found = {name: {LUND: [{"rate": 1.0, "mib_s": 1.0}]} for name in reversed(WORKS)}
+    assert [name for names in report.grouped(found).values() for name in names] == list(WORKS)
+    sides = plot.columns(report.grouped(found), found)
+    assert [group for side in sides for group in side] == list(report.grouped(found))
+
+
+def test_growth_is_the_slope_and_leaves_the_beginning_out() -> None:
+    def sample(minutes: float, mib: float, phase: str = "mixed load") -> memory.Sample:
+        return memory.Sample(phase, minutes, mib, mib, 6, 20)
+
+    rising = [sample(0, 10, "at rest"), *(sample(minute, 100 + minute / 30) for minute in range(61))]
+    assert memory.growth(memory.settled(rising)).mib_an_hour == pytest.approx(2)
+    settling = [sample(minute, 40 if minute < 10 else 100) for minute in range(61)]
+    found = memory.growth(memory.settled(settling))
+    assert found.mib_an_hour == pytest.approx(0)
+    assert [each.minutes for each in memory.rows(rising)] == [0, 0, 10, 30, 60]
 
 
 def test_ratios_are_taken_round_by_round(tmp_path: Path) -> None:

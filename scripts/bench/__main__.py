@@ -12,10 +12,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scripts.bench import report, runner
+from scripts.bench import plot, report, runner
+from scripts.bench.aims import NAMED
 from scripts.bench.rivals import BUILD, Arena
 from scripts.bench.works import LUND, NBD, WORKS, Work, chosen
 from tests.support.netns import Namespace
+from tests.support.uml import missing_parts
 
 NEEDED = ("tgtd", "tgtadm", "qemu-img", "ss", "nsenter")
 TABLE_WIDTH = 130
@@ -25,6 +27,7 @@ FOR_NBD = ("qemu-nbd", "fio")
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description="lund beside tgt and others, interleaved.")
     parser.add_argument("--only", action="append", default=[], metavar="PATTERN", help="works by name, as in a shell")
+    parser.add_argument("--named", action="store_true", help="only the works that an aim names")
     parser.add_argument("--list", action="store_true", help="name the works and end")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.5, help="measured each time")
@@ -40,9 +43,15 @@ def parse() -> argparse.Namespace:
 
 def select(options: argparse.Namespace, console: Console) -> list[Work]:
     works = chosen(options.only or ["*"])
+    if options.named:
+        works = [work for work in works if work.name in NAMED]
+    works.sort(key=lambda work: work.name not in NAMED)
     if any(NBD in work.rivals for work in works) and any(shutil.which(name) is None for name in FOR_NBD):
         console.print(f"without {NBD}: it needs {' and '.join(FOR_NBD)}")
-        return [_without(work, NBD) for work in works]
+        works = [_without(work, NBD) for work in works]
+    if any(work.host for work in works) and (missing := missing_parts()):
+        console.print(f"without Linux hosts: {', '.join(missing)}")
+        works = [work for work in works if not work.host]
     return works
 
 
@@ -94,7 +103,7 @@ def main() -> int:
     if options.markdown:
         report.write_markdown(options.markdown, about, found)
     if options.plot:
-        report.plot(options.plot, found)
+        plot.draw(options.plot, found)
     return 0
 
 

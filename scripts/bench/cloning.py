@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts.bench.block_stream import DAEMON, stream_s
-from scripts.bench.rivals import ADDRESS, BUILD, ROOT, drop_from_cache, make_image, settle
+from scripts.bench.rivals import ADDRESS, BUILD, ROOT, cpu_s, drop_from_cache, make_image, settle
 from scripts.bench.runner import about
 from tests.support.initiators import tool, upload, url
 from tests.support.lund import GIB, MIB, Lund, wait_until
@@ -130,11 +130,11 @@ class Site:
         self.make_clone()
         drop_from_cache(self.volume)
         assert self.lund.process is not None
-        cpu, begun = cpu_of(self.lund.process.pid), time.monotonic()
+        cpu, begun = cpu_s(self.lund.process.pid), time.monotonic()
         operation = self.start(full_speed=True, share=share)
         while self.lund.get(f"operations/{operation}/wait?timeout=60")["state"] == "running":
             pass
-        spent, cpu = time.monotonic() - begun, cpu_of(self.lund.process.pid) - cpu
+        spent, cpu = time.monotonic() - begun, cpu_s(self.lund.process.pid) - cpu
         status = self.lund.clone_status(CLONE)
         assert status["state"] == "completed", status
         assert status["shared_blocks" if share else "copied_blocks"] == self.size_bytes // BLOCK, status
@@ -157,12 +157,6 @@ class Site:
         spent = stream_s(self.image, overlay, lambda: drop_from_cache(self.image))
         overlay.unlink()
         return {"seconds": spent, "cpu_s": cpu_of_children() - cpu}
-
-
-def cpu_of(pid: int) -> float:
-    """User and system time of all threads of a process, in seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def cpu_of_children() -> float:

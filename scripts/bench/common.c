@@ -38,6 +38,7 @@ static const struct option LONG[] = {
     {"commands", required_argument, 0, 'c'}, {"seconds", required_argument, 0, 's'},
     {"warmup", required_argument, 0, 'w'},   {"size", required_argument, 0, 'z'},
     {"seed", required_argument, 0, 'x'},     {"pid", required_argument, 0, 'P'},
+    {"limit", required_argument, 0, 'm'},    {"initiator", required_argument, 0, 'i'},
     {0, 0, 0, 0},
 };
 
@@ -62,7 +63,7 @@ static double duration(const char *text)
 void parse(int argc, char **argv, struct options *o)
 {
     int key;
-    *o = (struct options){.address = "127.0.0.1", .port = 3260, .read_percent = 100, .bytes = 4096, .depth = 1,
+    *o = (struct options){.address = "127.0.0.1", .initiator = "iqn.2026-01.test.host:bench", .port = 3260, .read_percent = 100, .bytes = 4096, .depth = 1,
                           .sessions = 1, .stride = 1, .seconds = 3, .size = 64u << 20, .seed = 1};
     while ((key = getopt_long(argc, argv, "", LONG, NULL)) != -1) {
         switch (key) {
@@ -83,10 +84,14 @@ void parse(int argc, char **argv, struct options *o)
         case 'w': o->warmup = duration(optarg); break;
         case 'z': o->size = number(optarg, SECTOR, UINT64_MAX); break;
         case 'x': o->seed = number(optarg, 1, UINT64_MAX); break;
+        case 'i': o->initiator = optarg; break;
+        case 'm': o->limit = number(optarg, 1, 1000000); break;
         case 'P': o->pid = (int)number(optarg, 1, 1 << 30); break;
         default: exit(2);
         }
     }
+    if (strlen(o->initiator) > 200)
+        fail("the initiator's name is too long");
     if (optind != argc || !o->target || o->bytes % SECTOR || o->size < o->bytes)
         fail("--target is needed, whole sectors, and a size of one command at least");
     if (o->size / o->bytes > 1u << 26 || o->sessions > o->size / o->bytes)
@@ -255,6 +260,9 @@ void meter_report(struct meter *meter)
            "\"max_us\": %.2f, ",
            (double)meter->sum_ns / count / 1e3, percentile_us(meter, 0.5), percentile_us(meter, 0.9),
            percentile_us(meter, 0.99), percentile_us(meter, 0.999), (double)meter->max_ns / 1e3);
+    if (meter->segment)
+        printf("\"immediate_bytes\": %zu, \"segment_bytes\": %zu, \"burst_bytes\": %zu, ", meter->immediate,
+               meter->segment, meter->burst);
     if (meter->options->pid)
         printf("\"target_cpu_us\": %.3f, ", (cpu_of(meter->options->pid) - meter->target_cpu) * 1e6 / count);
     printf("\"client_cpu_us\": %.3f}\n", (own_cpu() - meter->own_cpu) * 1e6 / count);

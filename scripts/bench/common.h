@@ -11,6 +11,7 @@ enum { SECTOR = 512 };
 struct options {
     const char *address;
     const char *target;
+    const char *initiator; /* each session appends its number */
     int port;
     int lun;
     unsigned read_percent; /* 100 reads, 0 writes, between: a mix */
@@ -22,6 +23,7 @@ struct options {
     unsigned sessions;
     unsigned stride;       /* sequential: so many places on each time */
     uint64_t commands;     /* end after so many; 0: by the clock */
+    uint64_t limit;        /* commands begun in a second; 0: as many as go (the lean client only) */
     double seconds;
     double warmup;         /* not counted */
     uint64_t size;         /* bytes of the LUN that are used */
@@ -61,6 +63,7 @@ struct meter {
     uint64_t count, reads, max_ns, sum_ns;
     uint64_t histogram[BUCKETS];   /* 64 buckets for each power of two: within 1.6 % */
     double target_cpu, own_cpu;    /* seconds at `from` */
+    size_t immediate, segment, burst; /* bytes, as negotiated; reported if they are known */
     bool counting;
 };
 

@@ -16,7 +16,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { RECEIVE = 1 << 20, VECTORS = 1 << 13 };
+enum { RECEIVE = 1 << 20, VECTORS = 1 << 13, PACE_MS = 5 };
 
 struct segment {               /* one Data-Out, header ready */
     uint8_t header[BHS + DIGEST];
@@ -59,6 +59,7 @@ static uint8_t *noise;         /* what is written */
 static uint8_t *received;
 static size_t immediate_bytes; /* data that goes with the command */
 static size_t segment_bytes;   /* of one Data-Out */
+static size_t burst_bytes;     /* of what one R2T asks for */
 static size_t bhs = BHS;
 
 /* --- login */
@@ -126,7 +127,7 @@ static size_t login_keys(char *text, size_t room, unsigned number)
 {
     const char *digest = options.digests ? "CRC32C" : "None";
     char line[4][300];
-    snprintf(line[0], sizeof line[0], "InitiatorName=iqn.2026-01.test.host:lean%u", number);
+    snprintf(line[0], sizeof line[0], "InitiatorName=%s%u", options.initiator, number);
     snprintf(line[1], sizeof line[1], "TargetName=%s", options.target);
     snprintf(line[2], sizeof line[2], "HeaderDigest=%s", digest);
     snprintf(line[3], sizeof line[3], "DataDigest=%s", digest);
@@ -158,6 +159,7 @@ static void take_keys(const char *text, size_t length)
         immediate = 0;
     immediate_bytes = immediate < options.bytes ? immediate : options.bytes;
     segment_bytes = segment;
+    burst_bytes = value_of(text, length, "MaxBurstLength", 262144);
 }
 
 static void log_in(struct session *s)
@@ -298,12 +300,18 @@ static void begin(struct session *s, unsigned number, bool flush)
     }
 }
 
+/* With a limit, whether the next command's time has come. */
+static bool due(void)
+{
+    return !options.limit || work.begun * 1000000000u <= (now_ns() - meter.started) * options.limit;
+}
+
 static void fill_window(struct session *s)
 {
     if (!going)
         return;
     uint64_t begun = s->ready_count ? now_ns() : 0;
-    while (s->ready_count && (int32_t)(s->max_cmd_sn - s->cmd_sn) >= 0) {
+    while (s->ready_count && (int32_t)(s->max_cmd_sn - s->cmd_sn) >= 0 && due()) {
         unsigned number = s->ready[--s->ready_count];
         s->lanes[number].begun = begun;
         begin(s, number, false);
@@ -529,21 +537,25 @@ static void run(struct session *sessions)
         fill_window(sessions + i);
         push(sessions + i);
     }
-    while (under_way(sessions)) {
-        if (options.sessions == 1 && sessions->first == sessions->last) {
+    while (under_way(sessions) || (going && options.limit)) {
+        if (options.sessions == 1 && !options.limit && sessions->first == sessions->last) {
             receive(sessions, 0);
         } else {
             for (unsigned i = 0; i < options.sessions; i++) {
                 bool pending = sessions[i].first < sessions[i].last;
                 polled[i] = (struct pollfd){sessions[i].fd, (short)(POLLIN | (pending ? POLLOUT : 0)), 0};
             }
-            if (poll(polled, options.sessions, -1) < 0 && errno != EINTR)
+            if (poll(polled, options.sessions, options.limit ? PACE_MS : -1) < 0 && errno != EINTR)
                 fail("poll: %s", strerror(errno));
             for (unsigned i = 0; i < options.sessions; i++) {
                 if (polled[i].revents & POLLOUT)
                     push(sessions + i);
                 if (polled[i].revents & ~POLLOUT)
                     receive(sessions + i, MSG_DONTWAIT);
+                if (options.limit) {
+                    fill_window(sessions + i);
+                    push(sessions + i);
+                }
             }
         }
         if (!going && !reported) {
@@ -568,6 +580,9 @@ int main(int argc, char **argv)
     for (unsigned i = 0; i < options.sessions; i++)
         open_session(sessions + i, i);
     meter_begin(&meter, &options);
+    meter.immediate = immediate_bytes;
+    meter.segment = segment_bytes;
+    meter.burst = burst_bytes;
     run(sessions);
     for (unsigned i = 0; i < options.sessions; i++)
         close(sessions[i].fd);

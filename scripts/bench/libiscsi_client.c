@@ -79,8 +79,8 @@ static void begin(struct lane *lane, bool flush)
 
 static void open_session(struct session *s, unsigned number)
 {
-    char name[64], portal[300];
-    snprintf(name, sizeof name, "iqn.2026-01.test.host:libiscsi%u", number);
+    char name[256], portal[300];
+    snprintf(name, sizeof name, "%s%u", options.initiator, number);
     snprintf(portal, sizeof portal, "%s:%d", options.address, options.port);
     s->number = number;
     s->iscsi = iscsi_create_context(name);
@@ -133,6 +133,8 @@ static void run(struct session *sessions)
 int main(int argc, char **argv)
 {
     parse(argc, argv, &options);
+    if (options.limit)
+        fail("--limit is the lean client's");
     struct session *sessions = calloc(options.sessions, sizeof *sessions);
     if (!sessions)
         fail("no memory");

@@ -1,4 +1,4 @@
-"""The figures told: a table for the terminal, the same as Markdown, JSON with every round, a plot of the ratios.
+"""The figures told: a table for the terminal, the same as Markdown, JSON with every round.
 
 Every figure is a median over the rounds.  A ratio is taken round by round, its spread is the lowest and the highest.
 """
@@ -14,9 +14,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from scripts.bench.aims import AIMS, Aim
 from scripts.bench.rivals import Figures
 from scripts.bench.runner import Results
-from scripts.bench.works import LUND, WORKS, Work
+from scripts.bench.works import GROUPS, LUND, WORKS, Kind, Work
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,65 @@ def median(figures: list[Figures], key: str) -> float | None:
     return statistics.median(values) if values else None
 
 
-def rows(found: Results) -> list[list[str]]:
-    """One for each work and rival, lund first."""
-    told = []
-    for name, results in found.items():
-        work = WORKS[name]
-        for who, figures in results.items():
-            each = rates(work, figures)
-            cells = [f"{statistics.median(each):,.0f} {work.unit}", f"{min(each):,.0f}-{max(each):,.0f}"]
-            cells += [_number(median(figures, key)) for key in ("target_cpu_us", "p50_us", "p99_us")]
-            against = "" if who == LUND else str(ratio(work, results[LUND], figures))
-            told.append([name if who == LUND else "", who, *cells, against])
+def grouped(found: Results) -> dict[str, list[str]]:
+    """The works that were done, under the headings that they have in the report."""
+    return {
+        group: names
+        for group in GROUPS
+        if (names := [name for name, work in WORKS.items() if work.group == group and name in found])
+    }
+
+
+# --- aims
+
+
+def outcome(aim: Aim, found: Results) -> Ratio | None:
+    """None if what it compares was not all measured."""
+    ours, theirs = found.get(aim.work, {}), found.get(aim.other or aim.work, {})
+    if LUND not in ours or aim.rival not in theirs:
+        return None
+    return ratio(WORKS[aim.work], ours[LUND], theirs[aim.rival])
+
+
+def outcomes(found: Results) -> list[tuple[Aim, Ratio]]:
+    each = ((aim, outcome(aim, found)) for aim in AIMS)
+    return [(aim, figure) for aim, figure in each if figure is not None]
+
+
+AIM_COLUMNS = ("work", "lund's rate over that of", "aim", "found", "")
+
+
+def aim_rows(found: Results) -> list[list[str]]:
+    return [
+        [aim.work, aim.against, f"{aim.at_least:g}", str(figure), "met" if figure.median >= aim.at_least else "missed"]
+        for aim, figure in outcomes(found)
+    ]
+
+
+# --- figures
+
+COLUMNS = ("work", "target", "median", "lowest-highest", "CPU µs", "p50 µs", "p99 µs", "lund / it", "aim")
+
+
+def rows(name: str, results: dict[str, list[Figures]]) -> list[list[str]]:
+    """One for each rival, lund first."""
+    work, told = WORKS[name], []
+    wanted = {aim.rival: f"{aim.at_least:g}" for aim in AIMS if aim.work == name and not aim.other}
+    for who, figures in results.items():
+        each = rates(work, figures)
+        cells = [f"{statistics.median(each):,.0f} {work.unit}", f"{min(each):,.0f}-{max(each):,.0f}"]
+        cells += [_number(median(figures, key)) for key in ("target_cpu_us", "p50_us", "p99_us")]
+        against = _remark(work, figures) if who == LUND else str(ratio(work, results[LUND], figures))
+        told.append([name if who == LUND else "", who, *cells, against, wanted.get(who, "")])
     return told
+
+
+def _remark(work: Work, figures: list[Figures]) -> str:
+    """Of a clone that should have run all the time: the hosts' own writes may leave nothing to copy."""
+    if work.kind is not Kind.CLONING:
+        return ""
+    over = sum(figure["clone_state"] != "running" for figure in figures)
+    return f"clone over in {over} of {len(figures)}" if over else "clone ran"
 
 
 def _number(value: float | None) -> str:
@@ -65,18 +113,24 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-COLUMNS = ("work", "target", "median", "lowest-highest", "CPU µs", "p50 µs", "p99 µs", "lund / it")
-
-
 def show(found: Results, console: Console) -> None:
     table = Table(title="lund beside its rivals: medians; CPU of the target for a command; ratios with their spread")
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("work", "target") else "right", no_wrap=True)
-    for row in rows(found):
-        if row[0] and table.row_count:
-            table.add_section()
-        table.add_row(*row)
+    for group, names in grouped(found).items():
+        table.add_section()
+        table.add_row(f"[bold]{group}[/]")
+        for name in names:
+            for row in rows(name, found[name]):
+                table.add_row(*row)
     console.print(table)
+    if told := aim_rows(found):
+        table = Table(title="aims")
+        for column in AIM_COLUMNS:
+            table.add_column(column, justify="right" if column in ("aim", "found") else "left", no_wrap=True)
+        for row in told:
+            table.add_row(*row)
+        console.print(table)
 
 
 def write_json(path: Path, about: dict[str, Any], found: Results) -> None:
@@ -91,44 +145,22 @@ def write_json(path: Path, about: dict[str, Any], found: Results) -> None:
         }
         for name, results in found.items()
     }
-    path.write_text(json.dumps({"about": about, "works": works}, indent=1) + "\n")
+    aims = [{**vars(aim), "found": vars(figure)} for aim, figure in outcomes(found)]
+    path.write_text(json.dumps({"about": about, "aims": aims, "works": works}, indent=1) + "\n")
 
 
 def write_markdown(path: Path, about: dict[str, Any], found: Results) -> None:
-    lines = [", ".join(f"{key} {value}" for key, value in about.items() if key != "argv"), ""]
-    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows(found)]
-    path.write_text("\n".join(lines) + "\n")
+    lines = [", ".join(f"{key} {value}" for key, value in about.items() if key != "argv") + ".", ""]
+    if told := aim_rows(found):
+        lines += ["### What was aimed at", "", *_table(AIM_COLUMNS, told)]
+    for group, names in grouped(found).items():
+        lines += [f"### {group}", "", *_table(COLUMNS, [row for name in names for row in rows(name, found[name])])]
+    path.write_text("\n".join(lines).rstrip("\n") + "\n")
 
 
-def plot(path: Path, found: Results) -> None:
-    """lund over each rival, a line a work, with the spread.  Raises ImportError without matplotlib."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names = list(found)
-    whos = list(dict.fromkeys(who for results in found.values() for who in results if who != LUND))
-    figure, axes = pyplot.subplots(figsize=(10, 1 + 0.32 * len(names)), layout="constrained")
-    for number, who in enumerate(whos):
-        points = [
-            (at, ratio(WORKS[name], found[name][LUND], found[name][who]))
-            for at, name in enumerate(names)
-            if who in found[name]
-        ]
-        shift = (number - (len(whos) - 1) / 2) * 0.8 / len(whos)
-        values = [each.median for _, each in points]
-        spread = [[each.median - each.low for _, each in points], [each.high - each.median for _, each in points]]
-        places = [at + shift for at, _ in points]
-        axes.errorbar(values, places, xerr=spread, fmt="o", markersize=4, linewidth=1, label=f"lund / {who}")
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.minorticks_off()
-    axes.set_xticks([0.25, 0.5, 1, 2, 4, 8], ["0.25", "0.5", "1", "2", "4", "8"])
-    axes.set_yticks(range(len(names)), names, fontsize=7)
-    axes.invert_yaxis()
-    axes.grid(axis="x", linewidth=0.3)
-    axes.set_xlabel("rate of lund over the rate of the other: right of 1 is faster")
-    axes.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+def _table(columns: tuple[str, ...], cells: list[list[str]]) -> list[str]:
+    left = ("work", "target", "lund's rate over that of", "")
+    rule = "|".join("---" if column in left else "---:" for column in columns)
+    return [f"| {' | '.join(row)} |" for row in (columns,)] + [f"|{rule}|"] + [
+        f"| {' | '.join(row)} |" for row in cells
+    ] + [""]

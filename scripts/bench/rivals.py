@@ -12,7 +12,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.works import C_LOOP, LUND, NBD, PLAIN, PYTHON_LOOP, TGT, TUNED, Kind, Work
+from scripts.bench import fio
+from scripts.bench.linux_host import LinuxHosts
+from scripts.bench.works import C_LOOP, LIO, LUND, NBD, PLAIN, PYTHON_LOOP, TGT, TUNED, Kind, Work
 from tests.support.initiators import tool, upload, url
 from tests.support.lund import BIN, MIB, Lund, wait_until
 from tests.support.netns import Namespace, stop_group
@@ -30,10 +32,13 @@ TUNING = {"MaxRecvDataSegmentLength": 256 << 10, "FirstBurstLength": 256 << 10, 
 START_LIMIT_S = 20.0
 RECLAIM_LIMIT_S = 60.0
 TRIAL, TRIAL_LUN = "/vol/clones/trial", 1
+GOLDEN = "golden"
+"""The LUN that the snapshot is of; nobody writes to it."""
+READ_BACK_BYTES = 4 << 20
 CLONE_SHARE = 1.5
 """A clone's limit is such that it runs so many times as long as the measurement."""
 
-Figures = dict[str, Any]
+Figures = fio.Figures
 """What a client reports: rate, mib_s, p50_us, p99_us, target_cpu_us, …"""
 
 
@@ -41,6 +46,14 @@ def make_image(path: Path, size_bytes: int) -> None:
     with path.open("wb") as file:
         for _ in range(size_bytes >> 20):
             file.write(os.urandom(1 << 20))
+
+
+def read_back(path: Path) -> None:
+    """All of the file is in the page cache again."""
+    with path.open("rb", buffering=0) as file:
+        piece = bytearray(READ_BACK_BYTES)
+        while file.readinto(piece):
+            pass
 
 
 def drop_from_cache(path: Path) -> None:
@@ -69,6 +82,9 @@ class Arena:
         self.servers: dict[str, Server] = {}
         self._stack = ExitStack()
         self._seed = 0
+        self._aged: bool | None = False
+        """How the plain LUN lies on its volume; None when nobody knows."""
+        self._dropped: set[Path] = set()
         self.lund: Lund
 
     def __enter__(self) -> Arena:
@@ -88,6 +104,21 @@ class Arena:
             self._start_bare(C_LOOP, [BUILD / "bare_target"])
         if PYTHON_LOOP in names:
             self._start_bare(PYTHON_LOOP, [sys.executable, HERE / "bare_target.py"])
+        if LIO in names:
+            self._start_hosts()
+        self._season()
+
+    def _season(self) -> None:
+        """Nobody is as it was born.  tgtd allocates a buffer for each command: until it has freed a larger one, malloc
+        maps and unmaps those from 128 KiB on each time, and 256 KiB reads cost it twice as much as ever after."""
+        for name, server in self.servers.items():
+            for percent in (100,) if name == GOLDEN else (100, 0):
+                figures = self._lean(server, "--read-percent", percent, *self._from_front_to_back())
+                if name == TUNED and figures["segment_bytes"] != TUNING["MaxRecvDataSegmentLength"]:
+                    raise RuntimeError(f"{TUNED} did not take what it was told: {figures}")
+
+    def _from_front_to_back(self) -> list[object]:
+        return ["--bytes", MIB, "--depth", 8, "--sequential", "--commands", self.size_bytes // MIB]
 
     def _copy(self, name: str) -> Path:
         path = self.directory / f"{name.replace(' ', '-')}.img"
@@ -101,7 +132,7 @@ class Arena:
         config = self.directory / "lund.toml"
         config.write_text(f'[iscsi]\nspin_us = {{ "{spinning}" = {SPIN_US} }}\n')
         self.lund = Lund(
-            self.namespace, self.directory / "state", listen=[f"{ADDRESS}:3260", spinning],
+            self.namespace, self.directory / "state", listen=["0.0.0.0:3260", spinning],
             program=[BIN / "lund", "--config", config], environment={"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         self._stack.enter_context(self.lund)
@@ -114,7 +145,7 @@ class Arena:
         assert self.lund.process is not None
         pid = self.lund.process.pid
         state = self.directory / "state"
-        for name, volume in zip((PLAIN, LUND), ("plain", "clones"), strict=True):
+        for name, volume in zip((LUND, GOLDEN), ("plain", "clones"), strict=True):
             if volume in volumes:
                 file = Path(self.lund.get(f"volumes/{volume}")["path"])
                 self.servers[name] = Server(state / file, 3260, self.lund.target(volume), 0, pid)
@@ -122,7 +153,8 @@ class Arena:
             self.lund.post("volumes/clones/snapshots", name="golden")
 
     def _start_tgt(self, name: str, tuning: Mapping[str, int | str]) -> None:
-        tgt = Tgt(self.namespace, self._copy(name), address=ADDRESS, port=PORTS[name])
+        iqn = f"iqn.2026-01.test.{name.replace(' ', '-')}:disk"
+        tgt = Tgt(self.namespace, self._copy(name), port=PORTS[name], iqn=iqn)
         self._stack.enter_context(tgt)
         tgt.tune(**DIGESTS, **tuning)
         self.servers[name] = Server(tgt.backing, PORTS[name], tgt.iqn, tgt.lun, tgt.process.pid)
@@ -134,6 +166,13 @@ class Arena:
         self._stack.callback(stop_group, process)
         self.servers[name] = Server(file, port, "iqn.2026-01.test.limit:disk", 0, process.pid)
         self._until_listening(port, process, log)
+
+    def _start_hosts(self) -> None:
+        self._hosts = self._stack.enter_context(LinuxHosts(self.namespace, self.directory, self.size_bytes))
+        for name in (LUND, TGT, TUNED):
+            server = self.servers[name]
+            self._hosts.log_in(name, server.port, server.target, server.lun)
+        self._hosts.start_lio()
 
     def _until_listening(self, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
         deadline = time.monotonic() + START_LIMIT_S
@@ -147,21 +186,60 @@ class Arena:
 
     def measure(self, work: Work, name: str, warmup_s: float, seconds: float) -> Figures:
         self._seed += 1
+        if work.host:
+            return self._from_host(work, name, warmup_s + seconds)
         if name == NBD:
             with self._overlay() as port:
-                return self._fio(work, port, warmup_s, seconds)
+                return self._over_nbd(work, port, warmup_s, seconds)
         if name != LUND or work.kind is Kind.PLAIN:
-            return self._client(work, self.servers[PLAIN if name == LUND else name], warmup_s, seconds)
+            return self._client(work, self._server(work, name), warmup_s, seconds)
         with self._trial(work.kind, warmup_s + seconds) as told:
-            server = self.servers[LUND]
+            server = self.servers[GOLDEN]
             on_trial = Server(server.file, server.port, server.target, TRIAL_LUN, server.pid)
             figures = self._client(work, on_trial, warmup_s, seconds)
             return {**figures, **told()}
+
+    def _server(self, work: Work, name: str) -> Server:
+        """For reads a backed LUN is compared with the one that its snapshot is of: the very same blocks."""
+        if name == PLAIN and not work.writes:
+            return self.servers[GOLDEN]
+        if name not in (LUND, PLAIN):
+            return self.servers[name]
+        if work.sequential:
+            self._lay_out(aged=work.aged)
+        if work.writes:
+            self._aged = False if work.sequential and self._aged is False else None
+        return self.servers[LUND]
+
+    def _lay_out(self, *, aged: bool) -> None:
+        """Where neighbours of the plain LUN lie: side by side, or anywhere."""
+        if self._aged is aged:
+            return
+        at_random = ["--depth", 32, "--commands", self.size_bytes // 4096]
+        words = at_random if aged else self._from_front_to_back()
+        self._lean(self.servers[LUND], "--read-percent", 0, *words)
+        self._aged = aged
+
+    def _read_back(self, file: Path) -> None:
+        if file in self._dropped:
+            read_back(file)
+            self._dropped.remove(file)
+
+    def _lean(self, server: Server, *words: object) -> Figures:
+        argv = [
+            BUILD / "lean_client", "--port", server.port, "--target", server.target, "--lun", server.lun,
+            "--size", self.size_bytes, *words,
+        ]  # fmt: skip
+        figures: Figures = json.loads(tool(self.namespace, list(map(str, argv)), limit_s=300))
+        return figures
 
     def _client(self, work: Work, server: Server, warmup_s: float, seconds: float) -> Figures:
         settle(server.file)
         if work.cold:
             drop_from_cache(server.file)
+            self._dropped.add(server.file)
+        else:
+            self._read_back(server.file)
         port = SPIN_PORT if work.spin and server.port == 3260 else server.port
         argv = [
             BUILD / ("libiscsi_client" if work.libiscsi else "lean_client"), *work.arguments(),
@@ -171,6 +249,17 @@ class Arena:
         ]  # fmt: skip
         figures: Figures = json.loads(tool(self.namespace, list(map(str, argv)), limit_s=warmup_s + seconds + 120))
         return {**figures, "resident_mib": resident_mib(server.pid)}
+
+    def _from_host(self, work: Work, name: str, seconds: float) -> Figures:
+        """Without a warm-up, so that the target's CPU time is that of the commands that are counted."""
+        if name == LIO:
+            return self._hosts.measure(work, name, self._seed, seconds)
+        server = self._server(work, name)
+        settle(server.file)
+        self._read_back(server.file)
+        before = cpu_s(server.pid)
+        figures = self._hosts.measure(work, name, self._seed, seconds)
+        return {**figures, "target_cpu_us": (cpu_s(server.pid) - before) / figures["count"] * 1e6}
 
     @contextmanager
     def _trial(self, kind: Kind, lasts_s: float) -> Iterator[Any]:
@@ -201,13 +290,10 @@ class Arena:
             )
 
     def _fill_half(self) -> None:
-        server = self.servers[LUND]
-        argv = [
-            BUILD / "lean_client", "--read-percent", 0, "--sequential", "--stride", 2, "--depth", 32,
-            "--commands", self.size_bytes // 8192, "--size", self.size_bytes,
-            "--port", server.port, "--target", server.target, "--lun", TRIAL_LUN,
-        ]  # fmt: skip
-        tool(self.namespace, list(map(str, argv)), limit_s=300)
+        golden = self.servers[GOLDEN]
+        on_trial = Server(golden.file, golden.port, golden.target, TRIAL_LUN, golden.pid)
+        self._lean(on_trial, "--read-percent", 0, "--sequential", "--stride", 2, "--depth", 32,
+                   "--commands", self.size_bytes // 8192)  # fmt: skip
 
     @contextmanager
     def _overlay(self) -> Iterator[int]:
@@ -223,23 +309,17 @@ class Arena:
         finally:
             stop_group(process)
 
-    def _fio(self, work: Work, port: int, warmup_s: float, seconds: float) -> Figures:
+    def _over_nbd(self, work: Work, port: int, warmup_s: float, seconds: float) -> Figures:
         settle(self.directory / "overlay.qcow2")
-        way = "read" if work.read_percent else "write"
-        argv = [
-            "fio", "--name=nbd", "--ioengine=nbd", f"--uri=nbd://{ADDRESS}:{port}/", f"--bs={work.bytes}",
-            f"--rw={'' if work.sequential else 'rand'}{way}", f"--iodepth={work.depth}", f"--size={self.size_bytes}",
-            "--time_based", f"--runtime={seconds}s", f"--ramp_time={warmup_s}s", f"--randseed={self._seed}",
-            "--output-format=json", "--eta=never",
-        ]  # fmt: skip
-        output = tool(self.namespace, argv, limit_s=warmup_s + seconds + 120)
-        # the library says on the same stream what it thinks of
-        found = json.loads(output[output.index("{") :])["jobs"][0][way]
-        percentile = found["clat_ns"]["percentile"]
-        return {
-            "rate": found["iops"], "mib_s": found["bw_bytes"] / MIB,
-            "p50_us": percentile["50.000000"] / 1e3, "p99_us": percentile["99.000000"] / 1e3,
-        }  # fmt: skip
+        words = fio.words(work, self._seed, self.size_bytes, warmup_s, seconds)
+        more = ["--ioengine=nbd", f"--uri=nbd://{ADDRESS}:{port}/"]
+        return fio.figures(work, tool(self.namespace, [*words, *more], limit_s=warmup_s + seconds + 120))
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of all threads of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_mib(pid: int) -> float:

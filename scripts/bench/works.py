@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 KIB = 1024
 LUND, PLAIN = "lund", "lund, plain LUN"
-TGT, TUNED, NBD = "tgt", "tgt tuned", "qemu-nbd"
+TGT, TUNED, NBD, LIO = "tgt", "tgt tuned", "qemu-nbd", "LIO"
 C_LOOP, PYTHON_LOOP = "C loop", "Python loop"
 TARGETS = (LUND, TGT, TUNED)
 EVERYBODY = (*TARGETS, PYTHON_LOOP, C_LOOP)
@@ -34,6 +34,8 @@ class Work:
     depth: int
     read_percent: int = 100
     sequential: bool = False
+    aged: bool = False
+    """The LUN was written at random all over before, otherwise from front to back (if the work is a sequential one)."""
     flush: bool = False
     digests: bool = False
     sessions: int = 1
@@ -41,7 +43,11 @@ class Work:
     cold: bool = False
     spin: bool = False
     libiscsi: bool = False
+    host: bool = False
+    """The client is fio on a Linux host in User-Mode Linux."""
     rivals: tuple[str, ...] = EVERYBODY
+    group: str = ""
+    """What it stands under in the report."""
 
     @property
     def writes(self) -> bool:
@@ -62,27 +68,40 @@ class Work:
 
 SIZES = {"64k": 64 * KIB, "256k": 256 * KIB, "1m": 1024 * KIB}
 WAYS = {"read": 100, "write": 0}
-KINDS = (Kind.BACKED, Kind.HALF, Kind.CLONING)
 
 
-def _plain() -> Iterator[Work]:
-    # The sequential ones first, on a LUN that was written from front to back; once random writes have been there,
-    # neighbours of the LUN lie anywhere on a volume that writes nothing in place ("aged").
-    for size, length in SIZES.items():
-        for way, percent in WAYS.items():
+def _long() -> Iterator[Work]:
+    for way, percent in WAYS.items():
+        for size, length in SIZES.items():
             yield Work(f"{way}-{size}-qd8", length, 8, percent, sequential=True)
+
+
+def _short() -> Iterator[Work]:
     for way, percent in WAYS.items():
         for depth in (1, 8, 32, 128):
             yield Work(f"{way}-4k-qd{depth}", 4096, depth, percent)
     yield Work("mix-4k-qd32", 4096, 32, 70)
-    for size, length in SIZES.items():
-        yield Work(f"read-{size}-qd8-aged", length, 8, sequential=True, rivals=TARGETS)
+
+
+def _flush() -> Iterator[Work]:
     for depth in (1, 32):
         yield Work(f"flush-4k-qd{depth}", 4096, depth, 0, flush=True)
+
+
+def _sessions() -> Iterator[Work]:
     for sessions in (4, 16):
         for way, percent in WAYS.items():
             yield Work(f"{way}-4k-qd32-s{sessions}", 4096, 32, percent, sessions=sessions)
+
+
+def _cold() -> Iterator[Work]:
     yield Work("read-4k-qd32-cold", 4096, 32, cold=True)
+
+
+def _spin() -> Iterator[Work]:
+    for way, percent in WAYS.items():
+        yield Work(f"{way}-4k-qd1-spin", 4096, 1, percent, spin=True, rivals=TARGETS)
+    yield Work("flush-4k-qd1-spin", 4096, 1, 0, flush=True, spin=True, rivals=TARGETS)
 
 
 def _digests() -> Iterator[Work]:
@@ -93,10 +112,23 @@ def _digests() -> Iterator[Work]:
             yield Work(name, length, 8, percent, sequential=True, digests=True, rivals=TARGETS)
 
 
-def _spin() -> Iterator[Work]:
-    for way, percent in WAYS.items():
-        yield Work(f"{way}-4k-qd1-spin", 4096, 1, percent, spin=True, rivals=TARGETS)
-    yield Work("flush-4k-qd1-spin", 4096, 1, 0, flush=True, spin=True, rivals=TARGETS)
+def _kind(kind: Kind) -> Callable[[], Iterator[Work]]:
+    # What people use today for clonable images is a qcow2 overlay, served by qemu-nbd.
+    rivals = (LUND, PLAIN, TGT, NBD) if kind is Kind.BACKED else (LUND, PLAIN, TGT)
+
+    def works() -> Iterator[Work]:
+        for way, percent in WAYS.items():
+            yield Work(f"{way}-4k-qd32-{kind.value}", 4096, 32, percent, kind=kind, rivals=rivals)
+            for size in ("256k", "1m"):
+                name = f"{way}-{size}-qd8-{kind.value}"
+                yield Work(name, SIZES[size], 8, percent, sequential=True, kind=kind, rivals=rivals)
+
+    return works
+
+
+def _aged() -> Iterator[Work]:
+    for size, length in SIZES.items():
+        yield Work(f"read-{size}-qd8-aged", length, 8, sequential=True, aged=True, rivals=TARGETS)
 
 
 def _libiscsi() -> Iterator[Work]:
@@ -108,21 +140,30 @@ def _libiscsi() -> Iterator[Work]:
             yield Work(name, SIZES[size], 8, percent, sequential=True, libiscsi=True)
 
 
-def _kinds() -> Iterator[Work]:
-    for kind in KINDS:
-        # What people use today for clonable images is a qcow2 overlay, served by qemu-nbd.
-        rivals = (LUND, PLAIN, TGT, NBD) if kind is Kind.BACKED else (LUND, PLAIN, TGT)
-        for way, percent in WAYS.items():
-            yield Work(f"{way}-4k-qd32-{kind.value}", 4096, 32, percent, kind=kind, rivals=rivals)
-            for size in ("256k", "1m"):
-                name = f"{way}-{size}-qd8-{kind.value}"
-                yield Work(name, SIZES[size], 8, percent, sequential=True, kind=kind, rivals=rivals)
+def _host() -> Iterator[Work]:
+    rivals = (*TARGETS, LIO)
+    for way, percent in WAYS.items():
+        for depth in (1, 32):
+            yield Work(f"{way}-4k-qd{depth}-host", 4096, depth, percent, host=True, rivals=rivals)
+        yield Work(f"{way}-1m-qd8-host", SIZES["1m"], 8, percent, sequential=True, host=True, rivals=rivals)
 
 
-WORKS = {
-    work.name: work for group in (_plain, _digests, _spin, _libiscsi, _kinds) for work in group()
+GROUPS: dict[str, Callable[[], Iterator[Work]]] = {
+    "4 KiB, random places": _short,
+    "Long commands from front to back": _long,
+    "Each write flushed": _flush,
+    "Several sessions, depth 32 each": _sessions,
+    "Out of the page cache": _cold,
+    "With the portal's spin": _spin,
+    "With header and data digests": _digests,
+    "A LUN backed by a snapshot": _kind(Kind.BACKED),
+    "A LUN whose clone runs": _kind(Kind.CLONING),
+    "A backed LUN, every second block its own": _kind(Kind.HALF),
+    "Long reads where random writes have been": _aged,
+    "libiscsi as client": _libiscsi,
+    "A Linux host (User-Mode Linux)": _host,
 }
-"""In the order in which they are run."""
+WORKS = {work.name: replace(work, group=group) for group, works in GROUPS.items() for work in works()}
 
 
 def chosen(patterns: Sequence[str]) -> list[Work]:

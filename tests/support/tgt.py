@@ -20,11 +20,18 @@ _serial = itertools.count()
 class Tgt:
     """One tgtd with one target and one LUN (LUN 1) on `backing`, open to every initiator."""
 
-    iqn = "iqn.2026-01.test.tgt:disk"
     lun = 1
 
-    def __init__(self, namespace: Namespace, backing: Path, *, address: str = "0.0.0.0", port: int = 3260) -> None:
-        self._namespace, self.backing = namespace, backing
+    def __init__(
+        self,
+        namespace: Namespace,
+        backing: Path,
+        *,
+        address: str = "0.0.0.0",
+        port: int = 3260,
+        iqn: str = "iqn.2026-01.test.tgt:disk",
+    ) -> None:
+        self._namespace, self.backing, self.iqn = namespace, backing, iqn
         self._portal = f"portal={address}:{port}"
         # tgtd's control socket is /run/tgtd/socket.N, whatever the namespace; N is a short integer
         self._control = str(os.getpid() % 8000 * 4 + next(_serial) % 4)

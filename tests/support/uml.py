@@ -111,6 +111,11 @@ class UmlHost:
         """The address at which this host finds the machine."""
         return self.portals[0]
 
+    @property
+    def address(self) -> str:
+        """The address at which the machine finds this host."""
+        return self._guest_addresses[0].partition("/")[0]
+
     # boot and end
 
     def start(self) -> UmlHost:
