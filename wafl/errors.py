@@ -8,7 +8,6 @@ or UNMAP of a range may have done a part of it.
 
 from __future__ import annotations
 
-
 ADVICE = ": run the checker"
 
 

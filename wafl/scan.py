@@ -63,8 +63,8 @@ class Scan(View):
         return found.vector(), found.crc_vector()
 
     def backed_blocks(self) -> int:
-        """Blocks that the backing has at most, chains and all, as its files count them.  What they adopted is in no count:
-        it may be anything.  Raises BackingLost."""
+        """Blocks that the backing has at most, chains and all, as its files count them.  What they adopted is in no
+        count: it may be anything.  Raises BackingLost."""
         if self.backing is None:
             return 0
         blocks, most = 0, self.backing.limit_bytes >> BLOCK_SHIFT
