@@ -219,10 +219,7 @@ def test_what_a_clone_of_a_shared_clone_has_already_is_not_told_too_low(volume: 
     shared_clone(volume, "clone")
     take_snapshot(volume, "t")
     again = volume.create_lun("again", backing=("t", "clone"))
-    assert again.backed_blocks() >= again.missing_blocks() >= 4 * POINTERS
-    read(again, 0, MIB)
-    again.write(0, pattern(5, MIB))
-    assert again.backed_blocks() - again.missing_blocks() == POINTERS
+    assert again.backed_blocks() == again.missing_blocks() >= 4 * POINTERS
 
 
 def test_a_pointer_block_whose_count_cannot_be_read_is_treated_as_shared(workshop: Workshop, volume: Volume) -> None:
