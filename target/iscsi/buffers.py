@@ -6,8 +6,17 @@ All of it is allocated once and used again; sizes are in limits.py.  Nothing her
 from __future__ import annotations
 
 from collections import deque
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 from target.iscsi import limits
+
+Memory = bytearray | mmap
+
+
+def allocate(size: int) -> Memory:
+    """Zeros.  Large ones have pages of their own, which go back to the kernel when nobody uses them any more.  malloc
+    would take them from the heap once it has freed one as large, where smaller things that stay keep them for ever."""
+    return bytearray(size) if size < limits.OWN_PAGES_BYTES else mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS)
 
 
 class ReceiveBuffer:
@@ -19,7 +28,7 @@ class ReceiveBuffer:
         self.size = size
         self.wanted = 0
         """Bytes from `start` on that make the next PDU whole, as far as is known."""
-        self.view = memoryview(bytearray(size))
+        self.view = memoryview(allocate(size))
         self.start = 0
         self.end = 0
 
@@ -57,12 +66,12 @@ class OutputBuffer:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._sending: deque[tuple[bytearray, int]] = deque()
+        self._sending: deque[tuple[Memory, int]] = deque()
         """(buffer, bytes of it) that are on their way, the oldest first."""
-        self._free: list[bytearray] = []
-        self._take(bytearray(size))
+        self._free: list[Memory] = []
+        self._take(allocate(size))
 
-    def _take(self, buffer: bytearray) -> None:
+    def _take(self, buffer: Memory) -> None:
         self.buffer = buffer
         self.view = memoryview(buffer)
         self.used = 0
@@ -88,7 +97,7 @@ class OutputBuffer:
         if len(self._sending) == limits.OUTPUT_BUFFERS:
             self._sending.popleft()  # whoever sends it keeps it alive; the transport is paused long before
         self._sending.append((self.buffer, self.used))
-        self._take(self._free.pop() if self._free else bytearray(self.size))
+        self._take(self._free.pop() if self._free else allocate(self.size))
 
     def reset(self) -> None:
         """What is in the current buffer has gone out."""
@@ -117,18 +126,18 @@ class BufferPool:
     KEPT_BYTES = 16 * 1024 * 1024
 
     def __init__(self) -> None:
-        self._free: dict[int, list[bytearray]] = {}
+        self._free: dict[int, list[Memory]] = {}
         self._kept = 0
 
-    def take(self, length: int) -> bytearray:
+    def take(self, length: int) -> Memory:
         size = self._class(length)
         free = self._free.get(size)
         if free:
             self._kept -= size
             return free.pop()
-        return bytearray(size)
+        return allocate(size)
 
-    def give(self, buffer: bytearray) -> None:
+    def give(self, buffer: Memory) -> None:
         size = len(buffer)
         if self._kept + size <= self.KEPT_BYTES:
             self._kept += size

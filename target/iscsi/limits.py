@@ -61,6 +61,8 @@ OUTPUT_BYTES = 1024 * 1024 + 64 * 1024
 """One output buffer; the answers of a batch are collected in it and sent at once.  Four of the longest Data-In fit."""
 OUTPUT_BUFFERS = 4
 """Output buffers that may be waiting for the network; then the socket is not read any more."""
+OWN_PAGES_BYTES = 128 * 1024
+"""Buffers from this size on are not taken from the heap."""
 COMMAND_WINDOW = 128
 """MaxCmdSN - ExpCmdSN + 1 when nothing is outstanding."""
 IMMEDIATE_COMMANDS = 16

@@ -11,6 +11,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from target.iscsi import limits
+from target.iscsi.buffers import Memory
 from target.iscsi.constants import (
     INCORRECT_AMOUNT_OF_DATA,
     NO_TAG,
@@ -103,7 +104,7 @@ class Task:
         self.write = write
         self.state = State.EXECUTING
         self.buffer: memoryview | None = None
-        self.pooled: bytearray | None = None
+        self.pooled: Memory | None = None
         self.pinned = False
         """Bytes are being received into the buffer at this moment."""
         self.length = 0
@@ -170,7 +171,7 @@ class Task:
     def wants_r2t(self) -> bool:
         return not self.failure and NO_TAG not in self.sequences and self.next_offset < self.length
 
-    def release(self) -> bytearray | None:
+    def release(self) -> Memory | None:
         """The buffer to be used again, if there is one."""
         pooled, self.pooled, self.buffer = self.pooled, None, None
         return pooled

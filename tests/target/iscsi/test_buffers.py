@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
 
 import pytest
 
 from target.iscsi import limits
-from target.iscsi.buffers import OutputBuffer
+from target.iscsi.buffers import BufferPool, OutputBuffer, ReceiveBuffer
 
 SIZE = 1000
 
@@ -61,3 +62,26 @@ def test_memory_goes_back_when_there_is_time() -> None:
     out.sent(0)
     out.trim()
     assert out.held_bytes == 2 * SIZE
+
+
+def own_bytes() -> int:
+    """What this process has in memory that is not a file's."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
+
+
+def test_memory_of_connections_that_have_ended_goes_back_though_other_things_stay() -> None:
+    stays = []
+    before = own_bytes()
+    for _ in range(4):
+        connections, pool = [], BufferPool()
+        for _ in range(32):
+            whole = OutputBuffer(limits.OUTPUT_BYTES), ReceiveBuffer(limits.RECEIVE_BYTES), pool.take(1 << 20)
+            for view in (whole[0].view, whole[1].view, memoryview(whole[2])):
+                view[:] = b"x" * len(view)
+            connections.append(whole)
+            stays.append(b"x" * 65536)
+        assert own_bytes() > before + 32 * limits.OUTPUT_BYTES
+    del connections, whole, view, pool
+    kept = sum(map(len, stays))
+    assert own_bytes() < before + kept + 16 * limits.OUTPUT_BYTES
