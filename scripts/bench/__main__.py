@@ -45,7 +45,7 @@ def select(options: argparse.Namespace, console: Console) -> list[Work]:
     works = chosen(options.only or ["*"])
     if options.named:
         works = [work for work in works if work.name in NAMED]
-    works.sort(key=lambda work: work.name not in NAMED)
+    works.sort(key=lambda work: (work.name not in NAMED, not work.host))
     if any(NBD in work.rivals for work in works) and any(shutil.which(name) is None for name in FOR_NBD):
         console.print(f"without {NBD}: it needs {' and '.join(FOR_NBD)}")
         works = [_without(work, NBD) for work in works]

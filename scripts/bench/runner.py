@@ -15,22 +15,24 @@ from rich.console import Console
 from scripts.bench.rivals import Arena, Figures
 from scripts.bench.works import Kind, Work
 
-OVERHEAD_S = 0.4
+START_S = 30.0
+"""Images, targets, hosts."""
+OVERHEAD_S = 0.2
 """Of one measurement: processes, logins, what waits for the disk."""
-TRIAL_S = 1.5
-"""More for one that needs a LUN of its own."""
+TRIAL_S, HOST_S = 1.5, 1.5
+"""More for one that needs a LUN of its own, and for one whose client is a process on a Linux host."""
 
 Results = dict[str, dict[str, list[Figures]]]
 """By work and rival, the figures of each round."""
 
 
 def expected_s(works: list[Work], rounds: int, warmup_s: float, seconds: float) -> float:
-    """How long it will take."""
+    """How long it will take on a machine that does nothing else."""
     total = 0.0
     for work in works:
-        total += len(work.rivals) * (warmup_s + seconds + OVERHEAD_S)
-        total += 0 if work.kind is Kind.PLAIN else TRIAL_S
-    return rounds * total
+        each = warmup_s + seconds + OVERHEAD_S + (HOST_S if work.host else 0)
+        total += len(work.rivals) * each + (0 if work.kind is Kind.PLAIN else TRIAL_S)
+    return START_S + rounds * total
 
 
 def run(arena: Arena, works: list[Work], rounds: int, warmup_s: float, seconds: float, end: float,
