@@ -3,11 +3,9 @@
 Measured by a counter of the hosts' commands, looked at ten times a second: nothing is added to a command.  All hosts
 count, not only those of the clone's LUN: they share one thread, and mostly one disk.
 
-A polite clone works in small chunks while hosts are there, one chunk at a time over all jobs, and rests after each:
-
-- a multiple of the time that it took: longer work, because a disk is busy, makes longer rests;
-- so long that few of the hosts' commands meet a chunk at all: with one command under way at a time each chunk delays
-  one, and fewer than one in a hundred must be.
+A polite clone works on one level-1 range at a time over all jobs, in a thread that comes after others, and rests after
+each for many times as long as that took: so fewer than one of the hosts' commands in a hundred meet it at all, and
+their p99 is what it was.  Longer work, because a disk is busy, makes longer rests.
 
 A rest has a longest, so a clone goes on however busy hosts are.
 """
@@ -21,14 +19,12 @@ QUIET_S = 0.5
 """Hosts that sent nothing for so long are gone."""
 BUSY_COMMANDS_S = 50
 """From so many commands a second on a clone rests as long as it ever does; at fewer, accordingly less."""
-REST = 4
-"""Times the work: a fifth of the time is the clone's."""
-COMMANDS_A_CHUNK = 300
-"""Not more than one chunk in so many commands, as far as the longest rest allows: it holds them up twice, once to plan
-and read, once to install."""
-LONGEST_REST_S = 0.02
-CHUNK_BLOCKS = 32
-"""128 KiB: smaller ones cost nearly as much time each.  With the longest rests it is 6 MiB/s."""
+REST = 200
+"""Times the work: half a hundredth of the time is the clone's."""
+LONGEST_REST_S = 0.2
+"""With a level-1 range after each it is 5 MiB/s."""
+NICENESS = 10
+"""Of the threads that read and write for clones which give way."""
 UNSYNCED_BYTES = 16 << 20
 """What a host's flush may have to write beside its own."""
 
@@ -61,4 +57,4 @@ def rest_s(worked_s: float, commands_s: float) -> float:
     if commands_s <= 0:
         return 0.0
     pressure = min(1.0, commands_s / BUSY_COMMANDS_S)
-    return min(LONGEST_REST_S, pressure * max(worked_s * REST, COMMANDS_A_CHUNK / commands_s))
+    return pressure * min(LONGEST_REST_S, worked_s * REST)

@@ -61,10 +61,16 @@ LOOK_S = 1.0
 """A job that waits looks this often whether room was made, its limit was raised, its LUN is still there."""
 GATE_CAPACITY = 2
 """Chunks under way at once: one can be read while another is installed; more would only add seeks."""
+AT_ONCE_BLOCKS = 32
+"""So few blocks are copied by the loop itself if they are in memory."""
 READERS = 2
 """Threads for the chunk of one job: one waits for the disk while the other writes."""
+RANGES = READERS
+"""Level-1 ranges in a chunk, while nobody is there to give way to."""
+RANGES_BESIDE_GUESTS = 1
+"""A chunk of any size holds the loop for nearly as long, once to plan and once to install."""
 FULL_SPEED_RANGES = 8
-"""Level-1 ranges in a chunk of a job that gives way to nobody."""
+"""Of a job that gives way to nobody."""
 FULL_SPEED_UNSYNCED_BYTES = 256 << 20
 """What such a job may leave to the next consistency point: each waits for the disk twice."""
 CHUNKS_A_SECOND = 8
@@ -104,6 +110,8 @@ class Shared:
     clock: Callable[[], float]
     sleep: Callable[[float], Awaitable[None]]
     threads: Executor
+    quiet_threads: Executor
+    """For jobs that give way."""
     queue: RunQueue
     overall: TokenBucket
     guests: GuestWatch
@@ -313,14 +321,15 @@ class Job:
     async def _read(self, step: Read) -> list[Outcome]:
         plans = step.plans
         # What is in memory is read sooner than a thread is woken.
-        if len(plans) == 1 and plans[0].blocks <= guests.CHUNK_BLOCKS:
+        if len(plans) == 1 and plans[0].blocks <= AT_ONCE_BLOCKS:
             outcomes = read_at_once(plans[0])
             if outcomes:
                 await asyncio.sleep(0)
                 return outcomes
         loop = asyncio.get_running_loop()
         shares = [plans[first::READERS] for first in range(min(READERS, len(plans)))]
-        reading = [loop.run_in_executor(self._shared.threads, read_each, share) for share in shares]
+        threads = self._shared.quiet_threads if self._gives_way else self._shared.threads
+        reading = [loop.run_in_executor(threads, read_each, share) for share in shares]
         try:
             await asyncio.shield(asyncio.gather(*reading))
         finally:
@@ -352,11 +361,14 @@ class Job:
         self._shared.queue.leave(self.ticket)
         self._move(JobState.PAUSED, f"the volume is full: goes on when {step.available_bytes >> 10} KiB are free")
         self._tell("paused", self.message)
-        why = "there is room again"
+        why, reserved = "there is room again", self.lun.reserved
         while available_bytes(self.service.volume) < step.available_bytes:
             self._check_alive()
             if self.lun.misses_nothing():  # its end may be what makes room
                 why = "guests have left nothing to copy"
+                break
+            if self.lun.reserved and not reserved:
+                why = "space is kept back for the LUN now"
                 break
             await self._nap(LOOK_S)
         self._tell("resumed", why)
@@ -395,12 +407,10 @@ class Job:
         return not self.options.full_speed and self._shared.guests.commands_s() > 0
 
     def _chunk_blocks(self) -> int:
-        most = guests.CHUNK_BLOCKS if self._gives_way else POINTERS
-        if self.options.full_speed:
-            most *= FULL_SPEED_RANGES
+        ranges = FULL_SPEED_RANGES if self.options.full_speed else RANGES_BESIDE_GUESTS if self._gives_way else RANGES
         limits = (self.options.limit_bytes_s, self._shared.overall.rate_bytes_s)
         of_limits = [limit // (CHUNKS_A_SECOND * BLOCK_BYTES) for limit in limits if limit is not None]
-        return max(1, min([most, *of_limits]))
+        return max(1, min([ranges * POINTERS, *of_limits]))
 
     def _unsynced_limit(self) -> int:
         if self.options.full_speed:

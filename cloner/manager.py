@@ -7,6 +7,7 @@ stays visible until the LUN is cloned again, destroyed, or its volume goes offli
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from cloner.errors import AlreadyCloning, DoesNotFit, NotBacked, NotCloning
 from cloner.estimate import Estimate, available_for, estimate, fill_bytes
 from cloner.events import OnEvent
-from cloner.guests import GuestWatch
+from cloner.guests import NICENESS, GuestWatch
 from cloner.job import GATE_CAPACITY, READERS, Job, Shared, backing_path
 from cloner.options import DEFAULTS, CloneOptions
 from cloner.progress import CloneStatus
 from cloner.queue import RunQueue
 from cloner.throttle import TokenBucket
-from wafl import Lun, NoSuchLun, VolumeService, WaflError
+from wafl import Lun, NoSuchLun, VolumeService, WaflError, recount_missing
 
 Remembered = tuple[CloneOptions, int | None]
 """What a request asked for, and its position; None: unknown."""
@@ -53,6 +54,9 @@ class CloneManager:
             clock=clock,
             sleep=sleep,
             threads=ThreadPoolExecutor(READ_THREADS, thread_name_prefix="clone-read"),
+            quiet_threads=ThreadPoolExecutor(
+                GATE_CAPACITY, thread_name_prefix="clone-quiet", initializer=os.nice, initargs=(NICENESS,)
+            ),
             queue=RunQueue(running_jobs),
             overall=TokenBucket(None, clock()),
             guests=GuestWatch(guest_commands, clock),
@@ -85,6 +89,18 @@ class CloneManager:
         if found.needed_bytes + promised > found.available_bytes:
             raise DoesNotFit(lun.name, found.needed_bytes + promised, found.available_bytes)
 
+    async def look_closer(self, service: VolumeService, lun_name: str) -> None:
+        """Before `check_start` and `estimate`: where a clone seems not to fit, what the LUN misses is counted, for it
+        may be less than was known.  Raises NoSuchLun, BackingLost, CorruptVolume, OSError."""
+        lun = service.volume.lun(lun_name)
+        if lun.backing is None or service.volume.read_only:
+            return
+        try:
+            self._check_fits(service, lun)
+        except DoesNotFit:
+            for _ in recount_missing(lun):
+                await asyncio.sleep(0)
+
     def start(
         self,
         service: VolumeService,
@@ -97,7 +113,8 @@ class CloneManager:
         """Start cloning, or queue it.  The request is durable with the next consistency point, which the job asks for
         at once.  `position`: of the request, if it was made before.  Raises what `check_start` raises."""
         lun = self.check_start(service, lun_name, force=force or options.share)
-        lun.set_clone_requested(True)
+        if not lun.clone_requested:  # a restore has asked for it already, and nothing may be refused after one
+            lun.set_clone_requested(True)
         return self._launch(service, lun, options, position, "started")
 
     def next_position(self) -> int:
@@ -189,7 +206,8 @@ class CloneManager:
         for service in {id(job.service): job.service for job in self._jobs.values()}.values():
             await self.forget(service)
         await asyncio.gather(*self._shared.behind)
-        self._shared.threads.shutdown(wait=True)
+        for threads in (self._shared.threads, self._shared.quiet_threads):
+            threads.shutdown(wait=True)
 
     # -- questions
 

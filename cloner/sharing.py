@@ -25,7 +25,7 @@ def share_level_one(work: Work, index: int) -> Filling:
     work.progress.shares = True
     found = False
     while True:
-        ranges = RANGES_A_TURN if work.chunk_blocks() >= POINTERS else RANGES_BESIDE_GUESTS
+        ranges = RANGES_A_TURN if work.chunk_blocks() > POINTERS else RANGES_BESIDE_GUESTS
         yield Turn(0, ranges * RANGE_COST_BYTES)
         work.check_wanted()
         try:

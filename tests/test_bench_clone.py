@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.bench.cloning import Round, ratios, turns
+from scripts.bench.clone_site import Round, ratios, turns
 
 
 def test_each_goes_first_in_its_turn() -> None:

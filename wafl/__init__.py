@@ -37,6 +37,7 @@ from wafl.gather import write_several
 from wafl.layout import MAX_STRETCHES, Layout, Stretch, lun_layout
 from wafl.lun import Lun
 from wafl.making import create_luns
+from wafl.scan import recount_missing
 from wafl.scrub import BadBlock, Scrub
 from wafl.scrub_driver import Pace, drive_scrub
 from wafl.service import VolumeService
@@ -105,6 +106,7 @@ __all__ = [
     "drive_scrub",
     "lun_layout",
     "open_log_device",
+    "recount_missing",
     "write_atomic",
     "write_several",
 ]

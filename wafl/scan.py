@@ -6,8 +6,10 @@ that misses nothing in some range never misses anything there again: below the l
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +20,16 @@ from wafl.format import BLOCK_SHIFT, FIRST_DATA_VBN, HOLE, LEVEL_ONE_BYTES, POIN
 from wafl.tree import leaves_at_most, path_to, span_state
 from wafl.views import View
 
+if TYPE_CHECKING:
+    from wafl.lun import Lun
+
 SCAN_STEP = 64
 """Level-1 buffers that one `next_missing` compares before it lets others run."""
 
 EXTENTS_AHEAD = 16
+
+RECOUNT_LOOKS = 1 << 16
+"""Level-1 buffers that a recount compares at most: 64 GiB of what is missing."""
 
 Slots = npt.NDArray[np.intp]
 
@@ -166,3 +174,25 @@ def missing_slots(lun: Scan, index: int) -> Slots:
         return np.empty(0, np.intp)
     backing, _ = lun.compute_level_one_buf(index)
     return np.flatnonzero((holes & (backing >= FIRST_DATA_VBN))[:limit])
+
+
+def recount_missing(lun: Lun) -> Iterator[None]:
+    """Count again what a LUN misses, in slices: `missing_blocks` is too high by what guests have covered unseen.  Gives
+    up where that would be long.  Raises BackingLost."""
+    inode, backing = lun.inode, lun.backing
+    index, count = lun.next_missing(0), 0
+    for _ in range(RECOUNT_LOOKS):
+        if index is None:
+            # What is covered meanwhile may be counted, never the other way round.
+            if count < lun.missing:
+                lun.missing = count
+                lun.files.touch_lun(lun)
+            return
+        try:
+            count += len(missing_slots(lun, index))
+        except (CorruptVolume, OSError):
+            count += POINTERS
+        yield
+        if lun.destroyed or lun.inode is not inode or lun.backing != backing:
+            return
+        index = lun.next_missing(index + 1)

@@ -134,6 +134,8 @@ class Clones:
 
     async def ask(self, unit: Unit, lun: Lun, options: CloneOptions = DEFAULTS, *, force: bool = False) -> None:
         """Call with `core.changing` held; it is durable when the volume is."""
+        if not (force or options.share):
+            await self.core.clones.look_closer(unit.service, lun.name)
         with _refusing():
             self.core.clones.check_start(unit.service, lun.name, force=force or options.share)
         position = self.core.clones.next_position()
@@ -151,6 +153,8 @@ class Clones:
             if number % LAUNCHES == LAUNCHES - 1:
                 await asyncio.sleep(0)
             try:
+                if not (force or options.share):
+                    await self.core.clones.look_closer(unit.service, lun.name)
                 self.launch(unit, lun, options, position, force=force)
             except (Refused, WaflError) as error:
                 refused[str(lun.uuid)] = refusal_of(error)

@@ -23,11 +23,12 @@ class Families:
     def __init__(self, core: Core) -> None:
         self.core = core
 
-    def estimate(self, text: str) -> models.CloneEstimate:
+    async def estimate(self, text: str) -> models.CloneEstimate:
         unit, lun, path = self.core.find(text)
         if lun.backing is None:
             error = NotBacked(lun.name)
             raise Refused(error.name, str(error))
+        await self.core.clones.look_closer(unit.service, lun.name)
         found = self.core.clones.estimate(unit.service, lun.name)
         return models.CloneEstimate(
             path=str(path),

@@ -25,7 +25,7 @@ async def layout(
 @router.get("/estimates/{volume}/{lun:path}", tags=["clones"])
 async def estimate(request: Request, volume: str, lun: str) -> models.CloneEstimate:
     """What the clone of a LUN takes, or what is left of it: blocks to copy, space, time."""
-    return services_of(request).families.estimate(f"/vol/{volume}/{lun}")
+    return await services_of(request).families.estimate(f"/vol/{volume}/{lun}")
 
 
 @router.get("/volumes/{volume}/families", tags=["clones"])

@@ -6,13 +6,14 @@ import asyncio
 
 import pytest
 
-from cloner import estimate
+from cloner import DoesNotFit, estimate
 from cloner.estimate import OWN_BLOCKS
 from tests.cloner.test_manager import daemon
 from tests.support.clones import GOLDEN_BLOCKS, Family, drive, make_family, steps_of
 from tests.support.crash_device import MemoryDevice
 from tests.support.volumes import MIB, Workshop, checkpoint, pattern, take_snapshot
-from wafl import BLOCK_BYTES, Lun, Volume
+from wafl import BLOCK_BYTES, Lun, Volume, recount_missing
+from wafl.scan import missing_slots
 
 
 def taken_by_a_clone(family: Family) -> int:
@@ -102,6 +103,55 @@ def test_the_time_follows_the_rate_of_the_last_clone(workshop: Workshop) -> None
             assert 0.5 * rate <= found.rate_bytes_s <= 2 * rate
 
     asyncio.run(main())
+
+
+def discarded_unseen(workshop: Workshop) -> Family:
+    """A clone of 700 blocks whose host has discarded nearly all of them before anybody looked at what the backing has;
+    with room for the few that are left, and not for all."""
+    family = make_family(workshop, size_bytes=8 * MIB, blocks=list(range(700)))
+    filler = family.volume.create_lun("filler", 8 * MIB)
+    filler.write(0, pattern(1, 2 * MIB))
+    volume = workshop.remount(family.volume)
+    family = Family(volume, volume.lun("clone"), family.model)
+    family.unmap(0, 690 * BLOCK_BYTES)
+    checkpoint(volume)
+    return family
+
+
+def test_what_guests_have_covered_unseen_is_counted_before_a_clone_is_refused(workshop: Workshop) -> None:
+    async def main() -> None:
+        family = discarded_unseen(workshop)
+        async with daemon(family) as d:
+            assert family.clone.missing_blocks() == 700
+            with pytest.raises(DoesNotFit):
+                d.manager.check_start(d.service, "clone")
+            await d.manager.look_closer(d.service, "clone")
+            assert family.clone.missing_blocks() == 10
+            await d.run(["clone"])
+        assert family.reads_right()
+
+    asyncio.run(main())
+
+
+def test_a_count_in_slices_is_never_too_low(workshop: Workshop) -> None:
+    """Guests cover more between any two slices; and what a restore brings is not counted by what was there before."""
+    family = make_family(workshop, blocks=list(range(700)))
+    for block, _ in enumerate(recount_missing(family.clone)):
+        family.write(block * BLOCK_BYTES, pattern(3, BLOCK_BYTES))
+        family.write((699 - block) * BLOCK_BYTES, pattern(3, BLOCK_BYTES))
+        still = sum(len(missing_slots(family.clone, index)) for index in range(3))
+        assert still <= family.clone.missing_blocks()
+    assert still <= family.clone.missing_blocks() <= 700
+    counting = recount_missing(family.clone)
+    next(counting)
+    family.clone.missing = 701
+    family.volume.resize_lun("clone", MIB)
+    family.clone.missing = 702
+    assert list(counting) == []
+    assert family.clone.missing == 702
+    family.clone.missing = 256
+    family.model.resize(MIB)
+    assert family.reads_right()
 
 
 class CountingDevice(MemoryDevice):

@@ -8,7 +8,7 @@ import pytest
 
 from cloner import CloneOptions, JobState
 from cloner.errors import BadSource
-from cloner.job import FULL_SPEED_RANGES, FULL_SPEED_UNSYNCED_BYTES
+from cloner.job import FULL_SPEED_RANGES, FULL_SPEED_UNSYNCED_BYTES, RANGES
 from cloner.steps import Read, Step
 from tests.cloner.test_manager import daemon
 from tests.cloner.test_policies import heal, own_blocks, spoil
@@ -17,7 +17,7 @@ from tests.support.clones import GOLDEN_BLOCKS, drive, make_family, steps_of
 from tests.support.volumes import MIB, Workshop, checkpoint
 from wafl import BLOCK_BYTES, POINTERS
 
-RANGES = 3 * POINTERS
+THREE_RANGES = 3 * POINTERS
 
 
 def test_ranges_that_miss_something_are_read_together(workshop: Workshop) -> None:
@@ -28,7 +28,7 @@ def test_ranges_that_miss_something_are_read_together(workshop: Workshop) -> Non
         if isinstance(step, Read):
             together.append([plan.index for plan in step.plans])
 
-    steps, progress = steps_of(family.volume, family.clone, RANGES)
+    steps, progress = steps_of(family.volume, family.clone, THREE_RANGES)
     drive(family.volume, steps, before)
     assert together == [[0, 1, 2]]
     assert progress.copied_blocks == len(GOLDEN_BLOCKS)
@@ -38,7 +38,7 @@ def test_ranges_that_miss_something_are_read_together(workshop: Workshop) -> Non
 def test_a_bad_block_behind_the_first_range_is_reported_when_its_range_comes_first(workshop: Workshop) -> None:
     family = make_family(workshop)
     spoil(family, 260, 600)
-    steps, progress = steps_of(family.volume, family.clone, RANGES)
+    steps, progress = steps_of(family.volume, family.clone, THREE_RANGES)
     with pytest.raises(BadSource) as caught:
         drive(family.volume, steps)
     assert caught.value.data["offset"] == 260 * BLOCK_BYTES
@@ -46,7 +46,7 @@ def test_a_bad_block_behind_the_first_range_is_reported_when_its_range_comes_fir
     assert progress.copied_blocks == len(own_blocks(family))
     heal(family, 260, 600)
     checkpoint(family.volume)
-    again, _ = steps_of(family.volume, family.clone, RANGES)
+    again, _ = steps_of(family.volume, family.clone, THREE_RANGES)
     drive(family.volume, again)
     assert family.reads_right()
     workshop.abandon(family.volume)
@@ -56,7 +56,7 @@ def test_what_was_filled_beside_a_bad_block_counts_as_unsynced(workshop: Worksho
     """The first range fails, those behind it are there: a consistency point has to cover them before any detach."""
     family = make_family(workshop)
     spoil(family, 3)
-    steps, progress = steps_of(family.volume, family.clone, RANGES)
+    steps, progress = steps_of(family.volume, family.clone, THREE_RANGES)
     with pytest.raises(BadSource):
         drive(family.volume, steps)
     assert progress.copied_blocks == len([block for block in GOLDEN_BLOCKS if block >= POINTERS])
@@ -67,7 +67,7 @@ def test_what_was_filled_beside_a_bad_block_counts_as_unsynced(workshop: Worksho
 def test_no_more_ranges_are_begun_than_there_is_room_for(workshop: Workshop) -> None:
     family = make_family(workshop, 24 * MIB, list(range(700)))
     hungry = family.volume.create_lun("hungry", 64 * MIB)
-    steps, _ = steps_of(family.volume, family.clone, RANGES)
+    steps, _ = steps_of(family.volume, family.clone, THREE_RANGES)
     together: list[int] = []
 
     def before(number: int, step: Step) -> None:
@@ -97,6 +97,8 @@ def test_a_job_that_gives_way_takes_one_range_and_one_at_full_speed_several(work
                 assert job._chunk_blocks() == blocks
             assert job._unsynced_limit() == FULL_SPEED_UNSYNCED_BYTES
             d.manager.set_options(d.service, "clone", CloneOptions())
+            assert job._chunk_blocks() == RANGES * POINTERS
+            commands, d.time.now = 10_000, d.time.now + 1
             assert job._chunk_blocks() == POINTERS
             assert (await d.manager.wait(d.service, "clone")).state is JobState.COMPLETED
 

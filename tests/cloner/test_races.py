@@ -47,6 +47,7 @@ SEEDS = int(os.environ.get("LAZYLUN_RACE_SEEDS", "50"))
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cloner.job.POINTERS", CHUNK_BLOCKS)
+    monkeypatch.setattr("cloner.job.RANGES", 1)
 
 
 async def clone(scene: Scene, options: CloneOptions = DEFAULTS) -> JobState | None:

@@ -9,13 +9,14 @@ import pytest
 
 from cloner import ENDED, CloneManager, CloneOptions, JobState
 from cloner.progress import Progress
+from cloner.room import guest_reserve_bytes
 from cloner.sharing import RANGES_A_TURN, share_level_one
 from cloner.steps import BeginCommit, Commit, Step, Unsynced, Work, clone_steps
 from tests.cloner.test_manager import daemon
 from tests.cloner.test_review import Daemon, HeldTime, paused, until
 from tests.support.clones import Family, add_clone, drive, make_family, read_all, steps_of
 from tests.support.volume_model import ModelLun
-from tests.support.volumes import MIB, Workshop, checkpoint, pattern, take_snapshot
+from tests.support.volumes import MIB, Workshop, checkpoint, pattern, reclaim, take_snapshot
 from wafl import BLOCK_BYTES, NoSpace, Volume
 
 SHARE = CloneOptions(share=True)
@@ -36,6 +37,46 @@ def test_a_job_that_waits_for_room_ends_when_guests_have_left_it_nothing_to_do(w
         assert d.family.reads_right()
 
     paused(workshop, story)
+
+
+def test_a_job_that_waits_for_room_goes_on_when_space_is_kept_back_for_its_lun(workshop: Workshop) -> None:
+    """The volume's other room is as little as before, and it needs none of it."""
+
+    async def story(d: Daemon) -> None:
+        filler, volume = d.family.volume.lun("filler"), d.family.volume
+        assert not d.family.clone.reserved
+        # Just so much that the reservation is taken, and most of the reserve is used up again.
+        filler.unmap(0, 5 * MIB)
+        reclaim(volume)
+        d.family.clone.set_reserved(True)
+        while volume.space().available >= guest_reserve_bytes(volume) + MIB:
+            filler.write(filler.used_bytes, pattern(1, BLOCK_BYTES))
+        await until(lambda: d.manager.status(d.service, "clone").state is JobState.COMPLETED)
+        assert d.family.reads_right()
+
+    paused(workshop, story)
+
+
+def test_nothing_is_refused_to_a_start_that_was_asked_for_already(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a restore: the request came with it, and the log may be full of what was there before."""
+
+    async def main() -> None:
+        family = make_family(workshop)
+        family.clone.set_clone_requested(True)
+        checkpoint(family.volume)
+
+        def full() -> None:
+            raise NoSpace("the volume is full, and something that reads it keeps freed blocks: try again")
+
+        async with daemon(family) as d:
+            with monkeypatch.context() as patched:
+                patched.setattr(family.volume.core, "check_changeable", full)
+                assert d.manager.start(d.service, "clone", force=True).state is JobState.CREATED
+            assert (await d.manager.wait(d.service, "clone")).state is JobState.COMPLETED
+
+    asyncio.run(main())
 
 
 def test_a_job_that_shares_waits_for_room_and_shares_then(workshop: Workshop) -> None:
