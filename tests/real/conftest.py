@@ -53,7 +53,13 @@ def unavailable_without(*programs: str) -> None:
 @pytest.fixture
 def lund(namespace: Namespace, tmp_path: Path) -> Iterator[Lund]:
     """A fresh daemon with a volume vol0; every volume is checked when it has stopped."""
-    with Lund(namespace, tmp_path / "state") as daemon:
+    with serving(Lund(namespace, tmp_path / "state")) as daemon:
+        yield daemon
+
+
+@contextlib.contextmanager
+def serving(daemon: Lund) -> Iterator[Lund]:
+    with daemon:
         daemon.add_volume()
         yield daemon
     check_volumes(daemon)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.support.lund import MIB, Lund, wait_until
+from tests.real.conftest import serving
+from tests.support.lund import BIN, MIB, Lund, wait_until
+from tests.support.netns import Namespace
 from tests.support.openiscsi import OpenIscsi
 from tests.support.uml import UmlHost
 
@@ -16,6 +19,15 @@ FILE_BYTES = 48 * MIB
 SPARE_BYTES = 4 * MIB
 """What a file system, pointer blocks and the volume's own metadata may take or leave beside a file."""
 RECLAIM_LIMIT_S = 120.0
+
+
+@pytest.fixture
+def lund(namespace: Namespace, tmp_path: Path) -> Iterator[Lund]:
+    """Consistency points come by themselves, one a second, so that nobody waits long for them."""
+    config = tmp_path / "lund.toml"
+    config.write_text("[volumes]\ncheckpoint_s = 1\n")
+    with serving(Lund(namespace, tmp_path / "state", program=(BIN / "lund", "--config", config))) as daemon:
+        yield daemon
 
 
 def used(lund: Lund, path: str) -> int:
