@@ -103,7 +103,8 @@ def _plan(work: Work, index: int, first: int, most: int) -> FillPlan | None:
 def _look_ahead(work: Work, plan: FillPlan | None) -> FillPlan | None:
     if plan is not None and plan.blocks > AHEAD_FROM_BLOCKS:
         ranges = work.chunk_blocks() // POINTERS
-        plan.ahead = work.lun.missing_extents(plan.index + ranges + AHEAD - 1)
+        with suppress(BackingLost):  # who comes there will be told
+            plan.ahead = work.lun.missing_extents(plan.index + ranges + AHEAD - 1)
     return plan
 
 

@@ -83,7 +83,8 @@ class RestorePlan:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Where a volume's bytes are.  total = active + snapshots + volume_own + freeing + free."""
+    """Where a volume's bytes are.  total = active + snapshots + volume_own + freeing + free, and what fills of clones
+    are writing just now."""
 
     total: int
     used: int

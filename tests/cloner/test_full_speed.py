@@ -15,7 +15,7 @@ from tests.cloner.test_policies import heal, own_blocks, spoil
 from tests.cloner.test_steps import StopHere
 from tests.support.clones import GOLDEN_BLOCKS, drive, make_family, steps_of
 from tests.support.volumes import MIB, Workshop, checkpoint
-from wafl import BLOCK_BYTES, POINTERS
+from wafl import BLOCK_BYTES, POINTERS, BackingLost
 
 THREE_RANGES = 3 * POINTERS
 
@@ -103,3 +103,19 @@ def test_a_job_that_gives_way_takes_one_range_and_one_at_full_speed_several(work
             assert (await d.manager.wait(d.service, "clone")).state is JobState.COMPLETED
 
     asyncio.run(main())
+
+
+def test_a_backing_that_is_lost_further_on_holds_no_blocks_back(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan that nobody releases would keep all that is freed from being used again."""
+    family = make_family(workshop, blocks=[*range(3 * POINTERS)])
+
+    def lost(index: int) -> list[tuple[int, int]]:
+        raise BackingLost("the backing of the backing")
+
+    monkeypatch.setattr(family.clone, "missing_extents", lost)
+    steps, _ = steps_of(family.volume, family.clone, RANGES)
+    drive(family.volume, steps)
+    assert family.reads_right()
+    assert not family.volume.core.allocator.readers._open
