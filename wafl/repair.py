@@ -26,9 +26,9 @@ from crc32c import crc32c
 
 from wafl.allocator import new_bits
 from wafl.bits import Bits, Vbns, are_set, count, set_each, set_range
-from wafl.check_files import aligned
+from wafl.check_files import aligned, shared_private
 from wafl.device import Device
-from wafl.errors import CannotRepair, CorruptVolume, WaflError
+from wafl.errors import CannotRepair, CorruptVolume
 from wafl.format import (
     ACTIVE_MAP_INODE,
     BLOCK_BYTES,
@@ -52,11 +52,10 @@ from wafl.format import (
     seal,
 )
 from wafl.labels import Superblock, read_superblock
-from wafl.lun import Lun
 from wafl.maps import MapFile
 from wafl.offline import Fields, Image, Root
 from wafl.references import COUNT_SHIFT, SLOT_MASK
-from wafl.scan import missing_slots
+from wafl.repair_luns import repair_luns
 from wafl.volume import Volume
 from wafl.volume_log import read_contents
 
@@ -90,6 +89,8 @@ class _Truth:
     """Blocks of snapshots' maps and counts that cannot be read, what was in them, and whose they are."""
     going: dict[int, str] = field(default_factory=dict)
     """id -> name of the snapshots that are being deleted and whose maps cannot be read."""
+    shared_young: bool = False
+    """Some LUN counts blocks as its own alone that are shared."""
     next_inode_generation: int = 0
     next_snapshot_id: int = 0
 
@@ -106,7 +107,8 @@ def repair(device: Device, *, dry_run: bool = False) -> list[str]:
         done += _repair_rows(device, truth, dry_run)
         done += _repair_counters(superblock, truth)
         volume = _Repaired(device, superblock, truth)
-        done += _repair_maps(truth) + _repair_luns(volume, truth) + _repair_snapshots(volume, truth)
+        done += _repair_maps(truth) + _repair_snapshots(volume, truth)
+        done += repair_luns(volume, truth.data_blocks, shared_young=truth.shared_young)
         if done and not dry_run:
             device.sync()
             volume.commit_now(clean=bool(image.fsinfo["flags"] & FsinfoFlag.CLEAN))
@@ -256,7 +258,7 @@ class _Survey:
                 self._add(truth.active, vbns, f"inode {number}", None if number == VTOC_INODE else again)
         self._count(truth, inodes)
         if again is not None:
-            self._references(truth, inodes[REFERENCE_INODE], np.concatenate(again), broken=broken)
+            self._references(truth, inodes, np.concatenate(again), broken=broken)
         old = self._map(Root.of(inodes[ACTIVE_MAP_INODE])) if ACTIVE_MAP_INODE in inodes else None
         if broken:
             if old is None:
@@ -270,9 +272,9 @@ class _Survey:
         if old is not None:
             truth.keep |= old
 
-    def _references(self, truth: _Truth, inode: Fields, again: Vbns, *, broken: bool) -> None:
+    def _references(self, truth: _Truth, inodes: dict[int, Fields], again: Vbns, *, broken: bool) -> None:
         """Where trees are broken, what they reach may have more pointers than are seen."""
-        before = self._troubles
+        before, inode = self._troubles, inodes[REFERENCE_INODE]
         old, counts = self._image.counts(Root.of(inode), "")
         readable = self._troubles == before
         if readable and int(counts.sum(dtype=np.int64)) == inode["private_blocks"]:
@@ -285,6 +287,12 @@ class _Survey:
         right = np.maximum(has, seen) if broken else seen
         right = np.minimum(right, MAX_COUNT)
         truth.counts = every[right > 0], right[right > 0]
+        luns = [each for each in inodes.values() if each["type"] == InodeType.LUN]
+        truth.shared_young = any(
+            each["private_since"] >= inode["private_since"]
+            and any(shared_private(self._image, each, truth.counts[0], ""))
+            for each in luns
+        )
 
     def _inodes(self, ifile: Root, what: str) -> dict[int, Fields]:
         before = self._troubles
@@ -449,32 +457,3 @@ def _repair_maps(truth: _Truth) -> list[str]:
         if differ := int(np.count_nonzero(was != is_right)):
             done.append(f"reference counts: {differ} blocks were wrong; made again")
     return done
-
-
-def _repair_luns(volume: Volume, truth: _Truth) -> list[str]:
-    done = []
-    for lun in volume.luns():
-        has = truth.data_blocks[lun.inode.number]
-        if lun.inode.blocks != has:
-            done.append(f"LUN {lun.name}: counted {lun.inode.blocks} data blocks and has {has}")
-            lun.inode.blocks = has
-            lun.inode.touch(volume.core)
-        try:
-            missing = _missing(lun)
-        except (WaflError, OSError):
-            continue  # its trees cannot be read: the count stays what it was
-        if lun.backing is not None and lun.missing < missing:
-            done.append(f"LUN {lun.name}: counted {lun.missing} missing blocks and misses {missing}")
-            lun.missing = missing
-            volume.files.touch_lun(lun)
-    volume.audit.rebase()
-    return done
-
-
-def _missing(lun: Lun) -> int:
-    """Blocks that a clone of the LUN still has to fill."""
-    total, index = 0, 0
-    while (found := lun.next_missing(index)) is not None:
-        total += len(missing_slots(lun, found))
-        index = found + 1
-    return total

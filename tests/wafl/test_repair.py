@@ -94,6 +94,16 @@ def an_inode_that_counts_wrong(tamper: Tamper) -> None:
     tamper.change_inode(tamper.lun("golden")["inode"], blocks=1)
 
 
+def too_many_private_blocks(tamper: Tamper) -> None:
+    number = tamper.lun("golden")["inode"]
+    tamper.change_inode(number, private_blocks=tamper.inode(number)["private_blocks"] + 3)
+
+
+def too_few_private_blocks(tamper: Tamper) -> None:
+    number = tamper.lun("golden")["inode"]
+    tamper.change_inode(number, private_blocks=tamper.inode(number)["private_blocks"] - 3)
+
+
 def a_next_generation_that_was_given_out(tamper: Tamper) -> None:
     tamper.write_fsinfo(next_inode_generation=2)
 
@@ -126,6 +136,7 @@ REPAIRABLE: dict[Damage, str] = {
     an_unreadable_row_of_the_summary: "summary: could not be read",
     an_unreadable_root_of_the_summary: "summary: could not be read",
     a_wrong_count_of_active_blocks: "active_blocks was 7", a_wrong_count_in_the_summary: "summary_blocks was 7",
+    too_many_private_blocks: "as its own alone", too_few_private_blocks: "as its own alone",
     an_inode_that_counts_wrong: "counted 1 data blocks", a_next_generation_that_was_given_out: "next_inode_generation",
     a_next_snapshot_id_that_was_given_out: "next_snapshot_id", too_few_missing_blocks: "missing blocks",
     a_damaged_first_label: "label", a_damaged_second_label: "label", a_damaged_copy_of_fsinfo: "fsinfo",

@@ -295,7 +295,7 @@ def test_wrong_counts_are_found_and_counted_again(damage: Callable[[Tamper], Non
     assert problems(device) == []
 
 
-def test_a_block_that_counts_as_one_luns_alone_though_it_is_shared_is_found() -> None:
+def test_a_block_that_counts_as_one_luns_alone_though_it_is_shared_is_found_and_made_good() -> None:
     device = shared_volume()
     tamper = Tamper(device)
     number, root = tamper.lun_root("a")
@@ -304,6 +304,9 @@ def test_a_block_that_counts_as_one_luns_alone_though_it_is_shared_is_found() ->
     crc = tamper.change_pointer(root, 8, birth=young)
     tamper.change_inode(number, root_crc=crc, private_blocks=private + 1)
     assert any("as its own alone, which are shared" in line for line in errors(device))
+    assert any("shared blocks as their own alone" in line for line in repair(device))
+    assert not [line for line in errors(device) if "snapshot 's'" not in line]  # it had the pointer block, too
+    assert not any("alone" in line for line in repair(device))
 
 
 def test_a_broken_tree_never_makes_a_count_lower() -> None:
