@@ -11,7 +11,7 @@ import logging
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 from target.management.events import Severity
@@ -52,6 +52,21 @@ def set_value(cursor: sqlite3.Cursor, volume: str, uuid: str, name: str, value: 
 
 def forget_lun(cursor: sqlite3.Cursor, uuid: str) -> None:
     cursor.execute("DELETE FROM lun_value WHERE lun_uuid = ?", (uuid,))
+
+
+async def forget_gone(core: Core, volume: str, present: Collection[str]) -> None:
+    """After a mount, which found the LUNs `present`: whatever the settings say of others of this volume goes.  A crash
+    between a restore and its transaction leaves such rows."""
+    state = core.state
+    known = {entry.lun_uuid for entry in state.maps if entry.volume == volume} | set(state.lun_values)
+    gone = [(volume, uuid) for uuid in known.difference(present)]  # maybe another volume's: the rows say whose
+
+    def change(cursor: sqlite3.Cursor) -> None:
+        for table in ("lun_map", "lun_value"):
+            cursor.executemany(f"DELETE FROM {table} WHERE volume = ? AND lun_uuid = ?", gone)
+
+    if gone:
+        await core.store.change(change)
 
 
 class LunPlatform:

@@ -22,6 +22,7 @@ from target.management.clones import Clones
 from target.management.core import Core, Unit
 from target.management.departures import Departures
 from target.management.events import Severity
+from target.management.lun_values import forget_gone
 from target.management.names import check_volume_name
 from target.management.operations import Operation
 from target.management.policy_service import set_thresholds
@@ -129,6 +130,7 @@ class Volumes:
             )
         self.core.events.emit("volume.online", f"volume {record.name} is online", subject=record.name)
         self.clones.restart_requested(unit)
+        await forget_gone(self.core, record.name, [str(lun.uuid) for lun in volume.luns()])
         await self.scrubs.mounted(unit)
         return unit
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Any
 
 import pytest
@@ -297,5 +298,33 @@ def test_a_snapshot_of_a_clone_in_the_middle_can_be_restored_from(play: Play) ->
         await api.call("DELETE", "/volumes/vol0/snapshots/middle")
         await api.call("DELETE", "/volumes/vol0/snapshots/base")
         assert await read(api, "copy") == OLD
+
+    play(scene)
+
+
+def test_what_a_crash_after_a_restore_left_of_luns_that_are_gone_is_forgotten_at_the_next_mount(play: Play) -> None:
+    lost = "00000000-0000-4000-8000-000000000001"
+
+    async def scene(api: Api) -> None:
+        await api.volume()
+        await api.volume("vol1")
+        await api.lun()
+        await api.igroup()
+        await api.post("/maps", {"path": LUN, "igroup": "hosts"})
+
+        def leave(cursor: sqlite3.Cursor) -> None:
+            cursor.execute("INSERT INTO lun_map VALUES ('vol0', ?, 'lost', 'hosts', 7)", (lost,))
+            for volume, uuid in (("vol0", lost), ("vol1", lost + "1")):
+                cursor.execute("INSERT INTO lun_value VALUES (?, ?, 'removable', x'01')", (volume, uuid))
+
+        await api.core.store.change(leave)
+        for online in (False, True):
+            await api.call("PATCH", "/volumes/vol0", {"online": online})
+        assert not api.core.state.knows_lun(lost)
+        # Another volume's are its own affair, and what is there keeps what it has.
+        assert api.core.state.knows_lun(lost + "1")
+        assert [entry["lun_id"] for entry in (await api.get("/luns/vol0/lun0"))["maps"]] == [0]
+        await api.lun("/vol/vol0/other")
+        await api.post("/maps", {"path": "/vol/vol0/other", "igroup": "hosts", "lun_id": 7})
 
     play(scene)
