@@ -583,7 +583,7 @@ class VolumeMachine(RuleBasedStateMachine):
 
         def fill_something() -> None:
             if self.has_backed():
-                self.fill(pick, 0, 7, pick % 4)
+                self.fill(pick, 0, 7, pick % 4, pick % 2 == 0)
 
         def make_something() -> None:
             self.create(LUN_NAMES[pick % len(LUN_NAMES)], SIZES[pick % len(SIZES)])
