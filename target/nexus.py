@@ -36,7 +36,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from target.iscsi.ports import Aborted, Announce, DataInFailed, Done, Response, SegmentReader
-from target.scsi.cdbs import DPO, READ_10, READ_16, WRITE_10, WRITE_16
+from target.scsi.cdbs import (
+    DPO,
+    READ_10,
+    READ_16,
+    SYNC_NV,
+    SYNCHRONIZE_CACHE_10,
+    SYNCHRONIZE_CACHE_16,
+    WRITE_10,
+    WRITE_16,
+)
 from target.scsi.it_nexus import ITNexus, lun_field, lun_id
 from target.scsi.router import data_out_length, perform
 from target.scsi.sense import Asc, CheckCondition, SenseKey, Status
@@ -62,11 +71,14 @@ OnClose = Callable[["Nexus"], None]
 
 READ_10_OPCODE, READ_16_OPCODE = READ_10.opcode, READ_16.opcode
 WRITE_10_OPCODE, WRITE_16_OPCODE = WRITE_10.opcode, WRITE_16.opcode
-# (opcode, flags, lba, length, control), as declared in `cdbs`; WRITE has the layout of READ
+FLUSH_10_OPCODE, FLUSH_16_OPCODE = SYNCHRONIZE_CACHE_10.opcode, SYNCHRONIZE_CACHE_16.opcode
+# (opcode, flags, lba, length, control), as declared in `cdbs`; WRITE and SYNCHRONIZE CACHE have the layout of READ
 unpack_10 = READ_10.struct.unpack_from
 unpack_16 = READ_16.struct.unpack_from
 NOT_PLAIN = 0xFF & ~DPO
 """DPO is advice; any other flag needs the router."""
+NOT_PLAIN_FLUSH = 0xFF & ~SYNC_NV
+"""There is no cache that SYNC_NV could tell apart."""
 
 # RFC 7143 11.6.1
 FUNCTION_COMPLETE, LUN_DOES_NOT_EXIST, ALLEGIANCE_NOT_SUPPORTED, FUNCTION_NOT_SUPPORTED, REJECTED = 0, 2, 4, 5, 255
@@ -89,6 +101,7 @@ I_T_NEXUS_RESET = 11
 
 FastRead = tuple[int, int, Callable[[int, memoryview], bool], Counters]
 FastWrite = tuple[int, int, Callable[[int, memoryview], None], Counters]
+WhenDurable = Callable[[Callable[[BaseException | None], None], bool], bool]
 
 
 class TargetDevice:
@@ -105,7 +118,8 @@ class TargetDevice:
         self.before_answers: Callable[[], None] = lambda: None
         """What must have happened before any answer of this device leaves."""
         self.when_warm: Callable[[Callable[[], None]], bool] = lambda done: False
-        """As `ports.Nexus` has it."""
+        self.when_durable: WhenDurable | None = None
+        """As `ports.Nexus` has them.  None: each flush goes by its store."""
 
     def open_nexus(
         self, initiator: str, isid: bytes, lun_map: LunMap, on_close: OnClose | None = None, tpgt: int = 1
@@ -264,6 +278,26 @@ class Nexus(ITNexus):
         counters.writes += len(writes)
         counters.write_bytes += sum(map(len, datas))
         return True
+
+    def fast_flush(self, lun: int, buf: memoryview, cdb_at: int) -> bool:
+        try:
+            shift, size, _, _ = self._writable[lun]
+        except KeyError:
+            return False
+        opcode = buf[cdb_at]
+        if opcode == FLUSH_10_OPCODE:
+            _, flags, lba, blocks, control = unpack_10(buf, cdb_at)
+        elif opcode == FLUSH_16_OPCODE:
+            _, flags, lba, blocks, control = unpack_16(buf, cdb_at)
+        else:
+            return False
+        if flags & NOT_PLAIN_FLUSH or control or self.device.when_durable is None:
+            return False
+        return bool(lba << shift < size and lba + blocks << shift <= size)
+
+    def when_durable(self, done: Callable[[BaseException | None], None], here: bool) -> bool:
+        assert self.device.when_durable is not None
+        return self.device.when_durable(done, here)
 
     def itl_changed(self, itl: ITLNexus) -> None:
         field, lu = lun_field(itl.lun), itl.lu

@@ -152,15 +152,18 @@ class Log:
         nor a consistency point could be written, and from then on."""
         if self._failed:
             raise VolumeFailed("the log could not be written, nor a consistency point")
-        try:
-            self._write_pending()
-        except OSError:
-            self.do_without()
+        if self._pending:
+            try:
+                self._write_pending()
+            except OSError:
+                self.do_without()
+        else:
+            self.pushed = self.seq
 
     def _write_pending(self) -> None:
         data = bytes(self._pending)
-        self._pending.clear()
         if data:
+            self._pending.clear()
             self._write(self.at - len(data), data)
         self.pushed = self.seq  # who syncs in another thread counts no record that is not there yet
 

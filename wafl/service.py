@@ -28,6 +28,7 @@ from wafl.volume import Volume
 
 if TYPE_CHECKING:
     from wafl.check import Finding
+    from wafl.nvlog import Log
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,10 @@ PRESSURE_SHARE = 4
 PRESSURE_CHECK_S = 0.25
 READER_LOOK_S = 0.01
 """On a full volume a consistency point waits for the readers that hold back freed blocks: how often it looks."""
+HERE_RECORDS = 8
+"""A sync of no more than so many records ..."""
+HERE_S = 0.0005
+"""... where syncs take no longer than this may be waited for on the loop, if nobody else wants anything."""
 RECLAIM_BURST_S = 0.001
 """Reclaim keeps the loop for this long at a time, or for one slice if that is longer: guests wait no longer for it."""
 RECLAIM_REST = 3
@@ -124,6 +129,31 @@ class VolumeService:
             asyncio.get_running_loop().call_soon(done, None)
         else:
             self._syncs.request(lambda error: self._flushed(done, error))
+
+    def when_durable(self, done: FlushDone, here: bool = False) -> bool:
+        """As `flush`, but True, and `done` is not called, if it is durable.  `here`: nobody else wants anything of the
+        loop, so a sync that is likely to be quick is done on the spot: a thread would cost more than the sync."""
+        log, syncs = self.volume.core.log, self._syncs
+        if log is not None and syncs is not None and self.volume.failure is None:
+            if log.durable >= log.seq:
+                return True
+            if here and syncs.idle and self._quick(log):
+                return self._sync_here(done)
+        self.flush(done)
+        return False
+
+    def _quick(self, log: Log) -> bool:
+        volume = self.volume
+        return volume.running is None and log.seq - log.durable <= HERE_RECORDS and volume.sync_s <= HERE_S
+
+    def _sync_here(self, done: FlushDone) -> bool:
+        try:
+            self.volume.push_log()
+            self.volume.sync()
+        except (OSError, WaflError) as error:
+            asyncio.get_running_loop().call_soon(self._flushed, done, error)
+            return False
+        return True
 
     def _flushed(self, done: FlushDone, error: BaseException | None) -> None:
         if error is not None:

@@ -48,6 +48,11 @@ class GroupSync:
         self._thread = threading.Thread(target=self._work, name=thread_name, daemon=True)
         self._thread.start()
 
+    @property
+    def idle(self) -> bool:
+        """No sync runs, and none is asked for."""
+        return not self._running
+
     def request(self, done: SyncDone) -> None:
         """Call `done` after a sync that begins from now on, with its error if it failed; never before returning."""
         self._waiting.append(done)

@@ -12,6 +12,7 @@ import time
 import uuid as uuids
 from collections.abc import Callable, Collection, Generator
 from contextlib import AbstractContextManager, suppress
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from wafl import restore
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from wafl.check import Finding
 
 DEFAULT_CACHE_BYTES = 256 << 20
+SYNCS_REMEMBERED = 8
+SLOW_SYNC_S = 0.001
 RELIEF_SLICES = 64
 """Reclaim slices that a shortage of space runs on the spot before it tries another consistency point."""
 
@@ -69,6 +72,8 @@ class Volume:
         self.closed = False
         self._sync_lock = threading.Lock()
         self._sync_error: OSError | None = None
+        self.sync_s = 0.0
+        """What a sync takes of late, on an average that forgets, and to which none counts for more than SLOW_SYNC_S."""
         self._clock = clock
         blocks = self.geometry.blocks
         fsinfo = superblock.fsinfo
@@ -262,12 +267,15 @@ class Volume:
                 raise self._sync_error
             log = self.core.log
             seq = log.pushed if log is not None else 0
+            began = perf_counter()
             try:
                 self.device.sync()
                 self.nvlog.sync()
             except OSError as error:
                 self._sync_error = error
                 raise
+            took = perf_counter() - began
+            self.sync_s += (min(took, SLOW_SYNC_S) - self.sync_s) / SYNCS_REMEMBERED
             self.core.syncs += 1
             if log is not None:
                 log.durable = max(log.durable, seq)

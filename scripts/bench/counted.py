@@ -56,6 +56,8 @@ WORKS = {
     "write-4k": Work(4096, 32, True),
     "read-64k": Work(64 << 10, 8, False),
     "write-64k": Work(64 << 10, 8, True),
+    "read-4k-qd1": Work(4096, 1, False),
+    "write-4k-qd1": Work(4096, 1, True),
     "read-256k": Work(256 << 10, 4, False),
     "write-256k": Work(256 << 10, 4, True),
     "read-1m": Work(MIB, 4, False),

@@ -100,8 +100,10 @@ class OutputBuffer:
         self._take(self._free.pop() if self._free else allocate(self.size))
 
     def reset(self) -> None:
-        """What is in the current buffer has gone out."""
+        """What is in the current buffer has gone out, and with it all that was on its way."""
         self.used = 0
+        if self._sending:
+            self.sent(0)
 
     def sent(self, pending: int) -> None:
         """All that was on its way has gone out but for the last `pending` bytes."""

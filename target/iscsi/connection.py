@@ -11,8 +11,9 @@
     connection.lost(reason)                 the transport is gone
 
 `wake` is called when there is something to send although nothing was received (a command finished later, another
-session's login ended this one).  Rules: nothing but IscsiErrors for what a peer sends, and those never leave; an
-answer waits in `waiting` while the output buffer is full, and until it is out no further PDU is taken.
+session's login ended this one), `push` when nothing else is being done and it is to leave at once.  Rules: nothing but
+IscsiErrors for what a peer sends, and those never leave; an answer waits in `waiting` while the output buffer is full,
+and until it is out no further PDU is taken.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class Connection:
         self.phase = Phase.LOGIN
         self.full_feature = False
         self.wake: Callable[[], None] = lambda: None
+        self.push: Callable[[], None] = lambda: None
         self.rx = ReceiveBuffer(limits.LOGIN_RECEIVE_BYTES)
         self.output = OutputBuffer(limits.LOGIN_RECEIVE_BYTES)
         self.framing = Framing(limits.LOGIN_DATA_SEGMENT_BYTES)
@@ -97,7 +99,7 @@ class Connection:
         self._direct: DirectData | None = None
         self._events: deque[Event] = deque()
         self._rejected: set[RejectReason] = set()
-        self._now = now
+        self.now = now
         self._heard_at = now
         self._ping_sent: float | None = None
         self.deadline = now + host.login_timeout_s
@@ -114,7 +116,7 @@ class Connection:
 
     def received(self, count: int, now: float) -> None:
         """`count` bytes were put at the beginning of `receive_buffer()`."""
-        self._now = now
+        self.now = now
         if self._direct is None:
             self.rx.end += count
         elif self._direct.took(count):
@@ -135,7 +137,7 @@ class Connection:
 
     def resume(self, now: float) -> None:
         """Take what has arrived, as far as there is room for answers."""
-        self._now = now
+        self.now = now
         try:
             self._process()
         except FormatError as error:
@@ -156,7 +158,8 @@ class Connection:
                 self.rx.start = self.rx.end
             if self.waiting and not self._pump():
                 self.blocked = True
-            if (self.phase, self.rx.end - self.rx.start) == before:
+            left = self.rx.end - self.rx.start
+            if not left or (self.phase, left) == before:
                 break
         self._prepare_receive()
 
@@ -194,7 +197,6 @@ class Connection:
             self.output.rotate()
         else:
             self.output.reset()
-            self.output.sent(0)
 
     def sent_but(self, pending: int) -> None:
         """Of the bytes that were kept all but the last `pending` are out."""
@@ -284,7 +286,7 @@ class Connection:
         """Tell it when the initiator has everything that was sent here until now."""
         tag = self.session.tags.take()
         self.fences[tag] = waiting
-        self._fence_asked_at = self._now
+        self._fence_asked_at = self.now
         fence.ask(self, tag)
 
     def fence_passed(self, tag: int) -> None:
@@ -338,7 +340,7 @@ class Connection:
         """The last step of login.  The TSIH.  Raises LoginFailure, LoginRefused."""
         assert login.request is not None
         self.cid = login.request.cid
-        self.session = establish(self.host, login, self.cid, self._now)
+        self.session = establish(self.host, login, self.cid, self.now)
         self.session.connections[self.cid] = self
         return self.session.tsih
 
@@ -355,8 +357,8 @@ class Connection:
         self._text = TextExchange(login.negotiation, self._list_targets, session.tags.take)
         self.rx = self.rx.grown(limits.RECEIVE_BYTES)
         self.output = self.output.grown(limits.OUTPUT_BYTES)
-        self._heard_at = self._now
-        self.deadline = self._now + self.host.nop_interval_s
+        self._heard_at = self.now
+        self.deadline = self.now + self.host.nop_interval_s
         self._values = values
         self._events.append(LoggedIn(session.identity, session.tsih))
 
@@ -398,12 +400,12 @@ class Connection:
 
     def heard(self) -> None:
         """A whole PDU came: the initiator is alive."""
-        self._heard_at = self._now
+        self._heard_at = self.now
         self._ping_sent = None
 
     def tick(self, now: float) -> None:
         """Time has passed; `deadline` says when to call next."""
-        self._now = now
+        self.now = now
         self.output.trim()
         if self.phase is Phase.LOGIN and now >= self.deadline:
             self.close("login took too long", fault=True)

@@ -22,6 +22,8 @@ class Host:
     """n -> n random bytes."""
     addresses: Callable[[str], list[str]] = lambda local: []
     """This side's address of a connection -> TargetAddress values of the addresses that the portal answers on."""
+    alone: Callable[[float], bool] = lambda now: False
+    """Whether a connection that has just received something is the only one that anything goes by."""
     tpgt: int = 1
     login_timeout_s: float = limits.LOGIN_TIMEOUT_S
     nop_interval_s: float = limits.NOP_INTERVAL_S

@@ -39,6 +39,9 @@ _PLAIN_WRITES = frozenset((0xA0, 0xA1))
 _READ_CODES = frozenset((0x08, 0x28, 0x88, 0xA8))
 # ORDERED, HEAD OF QUEUE, ACA (11.3.1): what came before them comes first
 _ORDERED = 0x06
+# F alone, untagged or SIMPLE, and the operation codes of SYNCHRONIZE CACHE(10), (16)
+_PLAIN_OTHERS = frozenset((0x80, 0x81))
+_FLUSH_CODES = frozenset((0x35, 0x91))
 _BLOCK_MASK = 0x1FF
 GATHERED_WRITES, GATHERED_BYTES = 64, 128 * 1024
 """Writes that came together are given to the device server together: so many, of at most that length each."""
@@ -61,6 +64,7 @@ def run(c: Connection) -> None:
     buffer, answers, room = out.buffer, out.view, out.size - trailer
     reads = read_bytes = writes = written_bytes = 0
     aside: list[int] = []
+    flushes: list[int] = []
 
     pos, end, at = rx.start, rx.end, out.used
     expected, credit, stat_sn = window.exp_cmd_sn, window.credit, c.stat_sn
@@ -164,6 +168,17 @@ def run(c: Connection) -> None:
                     written_bytes += edtl
                     continue
 
+            elif (
+                flags in _PLAIN_OTHERS and not lengths and not edtl and view[pos + 32] in _FLUSH_CODES and credit > 0
+                and nexus.fast_flush(lun, view, pos + 32)  # type: ignore[union-attr]
+            ):  # fmt: skip
+                expected = (expected + 1) & MASK
+                credit -= 1
+                window.outstanding += 1
+                flushes.append(pos)
+                pos += bhs
+                continue
+
         size = framing.size(view, pos)
         if end - pos < size:
             break
@@ -171,6 +186,10 @@ def run(c: Connection) -> None:
         if (aside or session.cold.waiting) and (opcode != _COMMAND or flags & _ORDERED):
             session.cold.put_aside(c, aside)
             session.cold.finish()
+        if (flushes or session.flushes.waiting) and opcode != _COMMAND:
+            if flushes:
+                session.flushes.ask(c, flushes, here=False)
+            session.flushes.finish()
         c.dispatch(view, pos)
         pos += size
         at, expected, credit, stat_sn = out.used, window.exp_cmd_sn, window.credit, c.stat_sn
@@ -187,8 +206,11 @@ def run(c: Connection) -> None:
     counters.read_bytes += read_bytes
     counters.writes += writes
     counters.written_bytes += written_bytes
-    if reads or writes:
+    if reads or writes or flushes:
         c.heard()
+    if flushes:
+        alone = not (reads or writes or aside or pos < end) and window.outstanding == len(flushes)
+        session.flushes.ask(c, flushes, here=alone and c.host.alone(c.now))
     if aside:
         session.cold.put_aside(c, aside)
         session.cold.wait()

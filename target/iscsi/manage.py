@@ -86,6 +86,7 @@ def tasks_ended(session: Session, names: Callable[[int], bool], told: bool) -> N
         else:
             session.finish(task)
             session.counters.aborted += 1
+    session.flushes.ended(names, told)
 
 
 # --- one task

@@ -115,6 +115,14 @@ class Nexus(Protocol):
         """READs were refused by the fast ways.  If that may be because the disk has to be waited for: True, and `done`
         is called when they are worth another try, never before returning.  False: waiting would change nothing."""
 
+    def fast_flush(self, lun: int, buf: memoryview, cdb_at: int) -> bool:
+        """Hot path.  Whether `buf[cdb_at:]` is a plain SYNCHRONIZE CACHE and nothing stands in its way: then all that
+        is left to do is to wait (`when_durable`)."""
+
+    def when_durable(self, done: Callable[[BaseException | None], None], here: bool) -> bool:
+        """True: all that was written is durable.  False: `done` is called when it is, or with the error, never before
+        returning.  `here`: nobody else waits for anything, so the disk may be waited for here if that is soon over."""
+
     def before_answers(self) -> None:
         """Called before answers leave, once for all that are ready: what they promise must be there then.  If it
         raises, they do not leave."""

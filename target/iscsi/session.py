@@ -18,6 +18,7 @@ from target.iscsi.buffers import BufferPool
 from target.iscsi.cold import ColdReads
 from target.iscsi.constants import AsyncEvent
 from target.iscsi.fence import Deferred, Fence
+from target.iscsi.flushes import Flushes
 from target.iscsi.keys import Value
 from target.iscsi.ports import Nexus
 from target.iscsi.tasks import State, Task, TransferTags, iter_lun
@@ -109,10 +110,12 @@ class Session:
     deferred: deque[Deferred] = field(default_factory=deque)
     """Answers that wait for the fence, in their order."""
     cold: ColdReads = field(init=False)
+    flushes: Flushes = field(init=False)
     closed: bool = False
 
     def __post_init__(self) -> None:
         self.cold = ColdReads(self)
+        self.flushes = Flushes(self)
 
     @property
     def discovery(self) -> bool:
@@ -253,6 +256,7 @@ class Session:
             self.counters.aborted += 1
         self.window.forget(connection)
         self.cold.forget(connection)
+        self.flushes.forget(connection)
 
     def leave(self, connection: Connection, reason: str, announce: bool) -> None:
         """A connection has ended.  `announce`: it was this side's doing, and the others are told (11.9.1, event 2)."""

@@ -115,8 +115,10 @@ class Volumes:
         if record.name not in self.core.served:
             self.core.served[record.name] = serving.Served(serving.new_device(self.core, record.name))
         # From here on records go into the log once a batch, before the answers.
-        self.core.served[record.name].device.before_answers = volume.push_log
-        self.core.served[record.name].device.when_warm = unit.service.when_warm
+        device = self.core.served[record.name].device
+        device.before_answers = volume.push_log
+        device.when_warm = unit.service.when_warm
+        device.when_durable = unit.service.when_durable
         volume.batch_log()
         unit.service.on_failure = lambda error: self._volume_failed(unit, error)
         unit.service.start()

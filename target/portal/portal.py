@@ -24,6 +24,8 @@ log = logging.getLogger("target.portal")
 
 BACKLOG = 256
 SHUTTING_DOWN = "the target is shutting down"
+ALONE_S = 0.01
+"""A connection is alone if for so long nothing was received by any other."""
 LAST_WORDS_S = 1.0
 """What `stop` gives connections to take what was said to them."""
 
@@ -49,6 +51,8 @@ class Portal:
         self.registry = registry
         self.config = config or PortalConfig()
         self.connections: set[IscsiTransport] = set()
+        self.busy: IscsiTransport | None = None
+        self.busy_since = 0.0
         self._logging_in: dict[IscsiTransport, None] = {}
         """The oldest first."""
         self._host = Host(
@@ -56,6 +60,7 @@ class Portal:
             registry=registry,
             entropy=os.urandom,
             addresses=self.addresses,
+            alone=lambda now: now - self.busy_since >= ALONE_S,
             login_timeout_s=self.config.login_timeout_s,
             nop_interval_s=self.config.nop_interval_s,
             nop_timeout_s=self.config.nop_timeout_s,
@@ -183,6 +188,8 @@ class Portal:
 
     def ended(self, transport: IscsiTransport) -> None:
         self.connections.discard(transport)
+        if self.busy is transport:
+            self.busy = None
         self._logging_in.pop(transport, None)
 
     def _addresses_changed(self) -> None:

@@ -28,6 +28,11 @@ CLOSE_LIMIT_S = 5.0
 class Gate(Protocol):
     """Who counts connections."""
 
+    busy: IscsiTransport | None
+    """Who has received something last, ..."""
+    busy_since: float
+    """... and nobody else since then."""
+
     def admit(self, transport: IscsiTransport) -> str | None:
         """A connection was accepted: why it is refused, or None."""
 
@@ -71,6 +76,7 @@ class IscsiTransport(asyncio.BufferedProtocol):
         local = (transport.get_extra_info("sockname") or ("", 0))[:2]
         self.core = Connection(self._host, self.peer, local, self._loop.time())
         self.core.wake = self._wake
+        self.core.push = self._push
         refusal = self._gate.admit(self)
         if refusal is not None:
             self._notices.warning(self.peer[0], "%s: connection refused: %s", self._name, refusal)
@@ -86,7 +92,11 @@ class IscsiTransport(asyncio.BufferedProtocol):
         try:
             if self._kept:
                 self._reuse_buffers()
-            self.core.received(nbytes, self._loop.time())
+            now = self._loop.time()
+            gate = self._gate
+            if gate.busy is not self:
+                gate.busy, gate.busy_since = self, now
+            self.core.received(nbytes, now)
             self._send()
         except Exception as error:
             self._crashed(error)
@@ -173,6 +183,11 @@ class IscsiTransport(asyncio.BufferedProtocol):
         if not self._wake_due and not self._pumping:
             self._wake_due = True
             self._loop.call_soon(self._woken)
+
+    def _push(self) -> None:
+        """As `_wake`, without the round of the loop."""
+        if not self._pumping:
+            self._woken()
 
     def _woken(self) -> None:
         self._wake_due = False

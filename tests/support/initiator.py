@@ -53,7 +53,7 @@ class Link:
         self.replies: list[Reply] = []
         self.events: list[Event] = []
         self._incoming = bytearray()
-        self.core.wake = self.collect
+        self.core.wake = self.core.push = self.collect
 
     @property
     def closed(self) -> str | None:

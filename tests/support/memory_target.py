@@ -42,6 +42,10 @@ class MemoryDisk:
     cold: bool = False
     """The fast ways are refused because the disk has to be waited for; the test tells when it has read (`warmed`)."""
     warmers: list[Callable[[], None]] = field(default_factory=list)
+    flushers: list[tuple[Callable[[BaseException | None], None], bool]] | None = None
+    """If there is a list, plain SYNCHRONIZE CACHEs go the fast way and wait in it: (done, here)."""
+    durable: bool = False
+    """There is nothing to wait for."""
     gathered: list[int] = field(default_factory=list)
     """How many WRITEs were given together, each time."""
     crash: bool = False
@@ -58,6 +62,13 @@ class MemoryDisk:
 
     def __post_init__(self) -> None:
         self.view = memoryview(self.data)
+
+    def flushed(self, error: BaseException | None = None) -> None:
+        """Whoever waits for durability is told."""
+        assert self.flushers is not None
+        waiting, self.flushers[:] = list(self.flushers), []
+        for done, _ in waiting:
+            done(error)
 
     def warmed(self) -> None:
         """Whoever waits for the disk is told."""
@@ -97,6 +108,15 @@ class MemoryNexus:
     def fast_writes(self, lun: int, buf: memoryview, cdbs: Sequence[int], datas: Sequence[memoryview]) -> bool:
         self.disk.gathered.append(len(cdbs))
         return all(self.fast_write(lun, buf, at, data) for at, data in zip(cdbs, datas, strict=True))
+
+    def fast_flush(self, lun: int, buf: memoryview, cdb_at: int) -> bool:
+        return self.disk.flushers is not None and not lun and not buf[cdb_at + 1]
+
+    def when_durable(self, done: Callable[[BaseException | None], None], here: bool) -> bool:
+        assert self.disk.flushers is not None
+        if not self.disk.durable:
+            self.disk.flushers.append((done, here))
+        return self.disk.durable
 
     def when_warm(self, done: Callable[[], None]) -> bool:
         if self.disk.cold:
