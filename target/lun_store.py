@@ -17,8 +17,10 @@ from wafl import (
     CorruptVolume,
     Lun,
     NoSpace,
+    PlacedWrite,
     VolumeService,
     WaflError,
+    place_write,
     write_atomic,
     write_several,
 )
@@ -97,6 +99,18 @@ class LunStore:
             self._write(offset, data)
         except (WaflError, OSError) as error:
             fail(offset, error)
+
+    def begin_write(self, offset: int, length: int) -> PlacedWrite | None:
+        return place_write(self.lun, offset, length)
+
+    def end_write(self, placed: PlacedWrite) -> None:
+        """It has all its data: now it happens.  Raises StoreError, also for a write of another LUN."""
+        if placed.lun is not self.lun:
+            raise StoreError("the write was begun for another LUN")
+        try:
+            placed.install()
+        except (WaflError, OSError) as error:
+            fail(0, error)
 
     def write_atomic(self, offset: int, data: memoryview) -> None:
         try:

@@ -35,7 +35,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
-from target.iscsi.ports import Aborted, Announce, DataInFailed, Done, Response, SegmentReader
+from target.iscsi.ports import Aborted, Announce, DataInFailed, Done, Placing, Response, SegmentReader
 from target.scsi.cdbs import (
     DPO,
     READ_10,
@@ -100,6 +100,7 @@ TASK_REASSIGN = 8
 I_T_NEXUS_RESET = 11
 
 FastRead = tuple[int, int, Callable[[int, memoryview], bool], Counters]
+LongWrites = tuple[Callable[[int, int], Placing | None], Callable[[Placing], None]]
 FastWrite = tuple[int, int, Callable[[int, memoryview], None], Counters]
 WhenDurable = Callable[[Callable[[BaseException | None], None], bool], bool]
 
@@ -161,6 +162,8 @@ class Nexus(ITNexus):
         self._writable: dict[int, FastWrite] = {}
         self._write_several: dict[int, Callable[[Sequence[tuple[int, memoryview]]], None]] = {}
         """Where there is a better way than one by one; what is here is in `_writable` too."""
+        self._long_writable: dict[int, LongWrites] = {}
+        """Those of them that take a long WRITE as it comes."""
         self._closed = False
 
     def before_answers(self) -> None:
@@ -299,11 +302,43 @@ class Nexus(ITNexus):
         assert self.device.when_durable is not None
         return self.device.when_durable(done, here)
 
+    def begin_write(self, lun: int, cdb: bytes, length: int) -> Placing | None:
+        try:
+            begin, _ = self._long_writable[lun]
+            shift, size, _, _ = self._writable[lun]
+        except KeyError:
+            return None
+        if cdb[0] == WRITE_10_OPCODE:
+            _, flags, lba, blocks, control = unpack_10(cdb)
+        elif cdb[0] == WRITE_16_OPCODE:
+            _, flags, lba, blocks, control = unpack_16(cdb)
+        else:
+            return None
+        offset = lba << shift
+        if flags & NOT_PLAIN or control or blocks << shift != length or offset + length > size:
+            return None
+        try:
+            return begin(offset, length)
+        except Exception:  # as above
+            return None
+
+    def end_write(self, lun: int, placing: Placing) -> bool:
+        try:
+            _, end = self._long_writable[lun]
+            counters = self._writable[lun][3]
+            end(placing)
+        except Exception:  # as above
+            return False
+        counters.writes += 1
+        counters.write_bytes += placing.taken
+        return True
+
     def itl_changed(self, itl: ITLNexus) -> None:
         field, lu = lun_field(itl.lun), itl.lu
         self._readable.pop(field, None)
         self._writable.pop(field, None)
         self._write_several.pop(field, None)
+        self._long_writable.pop(field, None)
         if self.itls.get(field) is not itl:
             return
         shift, size, store = lu.shift, lu.blocks << lu.shift, lu.store
@@ -313,6 +348,8 @@ class Nexus(ITNexus):
             self._writable[field] = (shift, size, getattr(store, "plain_write", store.write), lu.counters)
             if hasattr(store, "plain_writes"):
                 self._write_several[field] = store.plain_writes
+            if hasattr(store, "begin_write") and hasattr(store, "end_write"):
+                self._long_writable[field] = (store.begin_write, store.end_write)
 
     # --- every command ------------------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ from wafl.gather import write_several
 from wafl.layout import MAX_STRETCHES, Layout, Stretch, lun_layout
 from wafl.lun import Lun
 from wafl.making import create_luns
+from wafl.placed import PlacedWrite, place_write
 from wafl.scan import recount_missing
 from wafl.scrub import BadBlock, Scrub
 from wafl.scrub_driver import Pace, drive_scrub
@@ -82,6 +83,7 @@ __all__ = [
     "NoSuchSnapshot",
     "NotAVolume",
     "Pace",
+    "PlacedWrite",
     "ReadOnlyVolume",
     "RestorePlan",
     "Scrub",
@@ -106,6 +108,7 @@ __all__ = [
     "drive_scrub",
     "lun_layout",
     "open_log_device",
+    "place_write",
     "recount_missing",
     "write_atomic",
     "write_several",

@@ -17,8 +17,9 @@ Rules:
   memory and the file has its blocks.  Nearly, so that runs stay long.
 - The data run is marked in advance and its unused rest given back at each freeze, so that the frozen active map is
   exact.
-- A block that is promised to a fill is busy and nothing else, until what was written to it becomes the active file
-  system's (`fulfil`) or it is given back (`break_promise`): no map on disk ever has it before something names it.
+- A block that is promised to a fill or a long write is busy and nothing else, until what was written to it becomes the
+  active file system's (`fulfil`) or it is given back (`break_promise`): no map on disk ever has it before something
+  names it.
 - `floor_guest` blocks are kept back from guests, `floor_ops` of them also from what frees space (UNMAP, destroy,
   reclaim): the latter is what one consistency point can need, so it never lacks room.  `reserve` of them are for
   reserved LUNs (wafl.reserve), whose writes go on down to `floor_reserved`.
@@ -126,7 +127,7 @@ class Allocator:
         """Changes with the set of the volume's own blocks."""
         self.freeing = 0
         self.promised = 0
-        """Blocks that are busy because a fill writes to them."""
+        """Blocks that are busy because a fill, or a long write, writes to them."""
         self.dirty_active: set[int] = set()
         self.dirty_summary: set[int] = set()
         self.readers = Readers()

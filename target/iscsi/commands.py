@@ -20,6 +20,7 @@ from target.iscsi.constants import (
     NO_TAG,
     PROTOCOL_SERVICE_CRC_ERROR,
     UNEXPECTED_UNSOLICITED_DATA,
+    WRITE_ERROR,
     RejectReason,
     ScsiStatus,
 )
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _UNPACK_COMMAND = layouts.SCSI_COMMAND.codec.unpack_from
 _UNPACK_DATA_OUT = layouts.DATA_OUT.codec.unpack_from
 _EMPTY = memoryview(b"")
+_PLACED_MASK = 4095
+"""`Placing.add` takes multiples of 4096 bytes."""
 
 
 def scsi_command(connection: Connection, pdu: Pdu) -> None:
@@ -103,6 +106,11 @@ def _start_write(connection: Connection, task: Task, pdu: Pdu, final: bool) -> N
 def _find_buffer(connection: Connection, task: Task, immediate: memoryview, unsolicited_max: int) -> None:
     """Unsolicited data has to be put somewhere at once; what only R2Ts will bring can wait for memory."""
     session = connection.session
+    if task.length == task.edtl >= limits.PLACED_BYTES and not task.failure and connection.rules.data_pdu_in_order:
+        session.begin_placing(task)
+    if task.placing is not None:
+        _take_data(connection, task, 0, immediate)
+        return
     if not session.short_of_memory:
         session.allocate_buffer(task, task.length)
     elif immediate or task.sequences:
@@ -115,7 +123,7 @@ def _find_buffer(connection: Connection, task: Task, immediate: memoryview, unso
 def ask_for_data(connection: Connection, task: Task) -> None:
     """R2Ts up to MaxOutstandingR2T, each for at most MaxBurstLength, once there is memory for all of the data."""
     session = connection.session
-    if task.buffer is None or len(task.buffer) < task.length:
+    if task.placing is None and (task.buffer is None or len(task.buffer) < task.length):
         if session.short_of_memory:
             session.starve(task)
             return
@@ -142,10 +150,44 @@ def data_out(connection: Connection, pdu: Pdu) -> None:
     if not pdu.data_intact:
         _damaged(connection, task, pdu)
     if task.check(sequence, data_sn, offset, length):
-        place = task.place(offset, length)
-        if place is not None:
-            place[:] = pdu.data[: len(place)]
+        _take_data(connection, task, offset, pdu.data)
     data_out_taken(connection, task, sequence, length, bool(flags & FINAL))
+
+
+def _take_data(connection: Connection, task: Task, offset: int, data: memoryview) -> None:
+    if task.placing is not None and _place_next(connection, task, offset, data):
+        return
+    place = task.place(offset, len(data))
+    if place is not None:
+        place[:] = data[: len(place)]
+
+
+def _place_next(connection: Connection, task: Task, offset: int, data: memoryview) -> bool:
+    """Put the next data where the medium has room for it.  False: it is not the next, or no whole blocks, or something
+    went wrong; then all of the command's data is gathered in a buffer after all."""
+    placing = task.placing
+    assert placing is not None
+    if offset == placing.taken and not len(data) & _PLACED_MASK:
+        try:
+            placing.add(data)
+        except Exception:  # the device server meets it again and says what it is
+            pass
+        else:
+            return True
+    _gather_instead(connection, task)
+    return False
+
+
+def _gather_instead(connection: Connection, task: Task) -> None:
+    placing, session = task.placing, connection.session
+    assert placing is not None
+    session.allocate_buffer(task, task.length)
+    assert task.buffer is not None
+    try:
+        placing.read_back(task.buffer[: placing.taken])
+    except Exception:
+        task.failure = task.failure or WRITE_ERROR
+    session.end_placing(task)
 
 
 def _damaged(connection: Connection, task: Task, pdu: Pdu) -> None:
@@ -192,10 +234,26 @@ def _at_end(sequence: Sequence, length: int) -> bool:
 def _all_here(connection: Connection, task: Task, immediate: memoryview) -> None:
     if task.failure:
         fail(connection, task, task.failure)
+    elif task.placing is not None:
+        _end_placed(connection, task)
     elif task.buffer is not None:
         execute(connection, task, task.buffer)
     else:
         execute(connection, task, immediate[: task.length])
+
+
+def _end_placed(connection: Connection, task: Task) -> None:
+    """All of it is on the medium: now it happens, or it is executed like any other."""
+    session = connection.session
+    assert session.nexus is not None
+    assert task.placing is not None
+    if session.nexus.end_write(task.lun, task.placing):
+        session.counters.writes += 1
+        session.counters.written_bytes += task.length
+        complete(task, Response(wanted=task.length))
+        return
+    _gather_instead(connection, task)
+    _all_here(connection, task, _EMPTY)
 
 
 # --- execution

@@ -110,7 +110,7 @@ class Connection:
         """Where the next bytes go; never empty."""
         if self._direct is not None:
             return self._direct.free()
-        if self.full_feature and self.session.data_bytes and not self.framing.data_digest:
+        if self.full_feature and not self.framing.data_digest and self.session.gathering:
             return self.rx.free_for_next(limits.GATHERING_RECEIVE_BYTES)
         return self.rx.free()
 

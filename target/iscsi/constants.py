@@ -180,7 +180,9 @@ def fixed_sense(key: int, asc: int, ascq: int) -> bytes:
     return bytes((0x70, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, asc, ascq, 0, 0, 0, 0))
 
 
+MEDIUM_ERROR = 0x03
 ABORTED_COMMAND = 0x0B
 UNEXPECTED_UNSOLICITED_DATA = fixed_sense(ABORTED_COMMAND, 0x0C, 0x0C)
 INCORRECT_AMOUNT_OF_DATA = fixed_sense(ABORTED_COMMAND, 0x0C, 0x0D)
+WRITE_ERROR = fixed_sense(MEDIUM_ERROR, 0x0C, 0x00)
 PROTOCOL_SERVICE_CRC_ERROR = fixed_sense(ABORTED_COMMAND, 0x47, 0x05)

@@ -78,11 +78,13 @@ HELD_BYTES = COMMAND_WINDOW * (FIRST_BURST_BYTES + 4096)
 send unasked: beside others, a connection may be a whole window ahead."""
 DATA_OUT_GAPS = 64
 """Gaps in one run of Data-Out that comes in any order (DataPDUInOrder=No): a peer could send every other byte."""
+PLACED_BYTES = 256 * 1024
+"""From this length on a write that comes in several PDUs goes to the medium as it comes."""
 TASK_DATA_BYTES = 64 * 1024 * 1024
 """Data-Out of one command; the SCSI side's MAXIMUM TRANSFER LENGTH is lower."""
 SESSION_DATA_BYTES = 64 * 1024 * 1024
-"""Data-Out buffers of one session that R2Ts may be outstanding for; further commands wait for their first R2T with
-what they brought unsolicited, at most FIRST_BURST_BYTES each."""
+"""Data-Out of one session, in buffers or on its way to the medium, that R2Ts may be outstanding for; further commands
+wait for their first R2T with what they brought unsolicited, at most FIRST_BURST_BYTES each."""
 AHS_BYTES = 255 * 4
 CDB_BYTES = 260
 """SPC-4 4.2.3: variable length CDBs."""

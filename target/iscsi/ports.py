@@ -51,6 +51,22 @@ Aborted = Callable[[Callable[[int], bool], bool], None]
 logical unit.  Told: they end with TASK ABORTED, because another nexus did it (SAM-5 5.3.1, TAS=1); else silently."""
 
 
+class Placing(Protocol):
+    """The Data-Out of one WRITE on its way to the medium.  Nobody reads any of it before `Nexus.end_write`."""
+
+    taken: int
+    """Bytes that were added."""
+
+    def add(self, data: memoryview) -> None:
+        """The bytes that come next, a multiple of 4096; `data` is not looked at afterwards.  Raises what it likes."""
+
+    def read_back(self, view: memoryview) -> None:
+        """Fill `view` with what was added, from the first byte on.  Raises what it likes."""
+
+    def drop(self) -> None:
+        """No more of it is wanted: what has not happened does not.  Safe to call twice, and after its end."""
+
+
 Announce = Callable[[int, bytes], None]
 """(LUN, sense data): a SCSI event that the initiator may be told of before it asks (11.9.1, event 0)."""
 
@@ -85,6 +101,14 @@ class Nexus(Protocol):
     def fast_writes(self, lun: int, buf: memoryview, cdbs: Sequence[int], datas: Sequence[memoryview]) -> bool:
         """Hot path.  Same for several that came together, in order.  False: some may have been done, which does no harm
         when all of them are done again."""
+
+    def begin_write(self, lun: int, cdb: bytes, length: int) -> Placing | None:
+        """Data-Out of `length` bytes will come in pieces.  If `cdb` is a plain WRITE of that length and nothing stands
+        in its way: where to put them, to be ended by `end_write`, or by `drop`.  None: gather them, and `execute`."""
+
+    def end_write(self, lun: int, placing: Placing) -> bool:
+        """All `length` bytes were added: the WRITE is done.  False: something stands in its way now, and it is to be
+        executed with what was added, which `read_back` gives."""
 
     def data_out_length(self, lun: int, cdb: bytes) -> int:
         """Bytes of Data-Out that the command will take, 0 if none or if it will fail anyway.  Bounded by the

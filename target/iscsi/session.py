@@ -103,7 +103,9 @@ class Session:
     executing: Task | None = None
     """What the device server does at this moment: no reset that it causes ends it."""
     data_bytes: int = 0
-    """Data-Out buffers that R2Ts may be outstanding for."""
+    """Of Data-Out that R2Ts may be outstanding for."""
+    placed_bytes: int = 0
+    """Of them, what goes to the medium as it comes and needs no buffer."""
     starved: list[Task] = field(default_factory=list)
     fence: Fence | None = None
     """The answer that must be seen in its place on all connections, while it is not."""
@@ -150,6 +152,11 @@ class Session:
         """No further command may have its whole Data-Out in memory."""
         return self.data_bytes >= limits.SESSION_DATA_BYTES
 
+    @property
+    def gathering(self) -> bool:
+        """There are buffers that Data-Out may go straight into."""
+        return self.data_bytes > self.placed_bytes
+
     def allocate_buffer(self, task: Task, length: int) -> None:
         """A buffer for the first `length` bytes of the command's data; what is there already is taken along."""
         old, before = task.buffer, task.pooled
@@ -161,12 +168,30 @@ class Session:
             self.data_bytes -= len(before)
             self.pool.give(before)
 
+    def begin_placing(self, task: Task) -> None:
+        """Let the command's data go to the medium as it comes, where that can be."""
+        if self.short_of_memory or self.nexus is None:
+            return
+        task.placing = self.nexus.begin_write(task.lun, task.cdb, task.length)
+        if task.placing is not None:
+            self.data_bytes += task.length
+            self.placed_bytes += task.length
+
+    def end_placing(self, task: Task) -> None:
+        """It has happened, or will not."""
+        placing, task.placing = task.placing, None
+        if placing is not None:
+            self.data_bytes -= task.length
+            self.placed_bytes -= task.length
+            placing.drop()
+
     def starve(self, task: Task) -> None:
         """The command waits for memory before its first R2T."""
         task.state = State.STARVED
         self.starved.append(task)
 
     def free_buffer(self, task: Task) -> None:
+        self.end_placing(task)
         pooled = task.release()
         if pooled is not None:
             self.data_bytes -= len(pooled)

@@ -20,6 +20,7 @@ from target.iscsi.constants import (
 
 if TYPE_CHECKING:
     from target.iscsi.connection import Connection
+    from target.iscsi.ports import Placing
 
 
 class State(Enum):
@@ -86,7 +87,7 @@ class Task:
 
     __slots__ = (
         "attribute", "buffer", "cdb", "cmd_sn", "connection", "edtl", "failure", "immediate", "itt", "length", "lun",
-        "next_offset", "pinned", "pooled", "r2t_sn", "received", "sequences", "state", "write",
+        "next_offset", "pinned", "placing", "pooled", "r2t_sn", "received", "sequences", "state", "write",
     )  # fmt: skip
 
     def __init__(
@@ -105,6 +106,8 @@ class Task:
         self.state = State.EXECUTING
         self.buffer: memoryview | None = None
         self.pooled: Memory | None = None
+        self.placing: Placing | None = None
+        """Where the data goes as it comes; then there is no buffer."""
         self.pinned = False
         """Bytes are being received into the buffer at this moment."""
         self.length = 0

@@ -24,7 +24,7 @@ from tests.support.crash_device import CrashDevice, CrashState, Leftover, Memory
 from tests.support.offline_reader import Unreadable, differences
 from tests.support.volume_model import ModelVolume
 from tests.support.volumes import EPOCH, MIB, errors, pattern, problems
-from wafl import Lun, NoSpace, Step, Volume, WaflError
+from wafl import BLOCK_BYTES, Lun, NoSpace, Step, Volume, WaflError, place_write
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -99,8 +99,15 @@ class History:
     @noting_relief
     def write(self, name: str, offset: int, length: int) -> None:
         self._seed += 1
-        data = pattern(self._seed, length)
-        self.volume.lun(name).write(offset, data)
+        data, lun = pattern(self._seed, length), self.volume.lun(name)
+        placed = place_write(lun, offset, length) if self._seed % 2 else None
+        if placed is None:
+            lun.write(offset, data)
+        else:
+            half = length // 2 // BLOCK_BYTES * BLOCK_BYTES
+            placed.add(data[:half])
+            placed.add(data[half:])
+            placed.install()
         self.model.luns[name].write(offset, data)
 
     @noting_relief

@@ -46,6 +46,10 @@ class MemoryDisk:
     """If there is a list, plain SYNCHRONIZE CACHEs go the fast way and wait in it: (done, here)."""
     durable: bool = False
     """There is nothing to wait for."""
+    placing: bool = False
+    """Long WRITEs may be put in their places as they come."""
+    placed: list[MemoryPlacing] = field(default_factory=list)
+    """Those that were."""
     gathered: list[int] = field(default_factory=list)
     """How many WRITEs were given together, each time."""
     crash: bool = False
@@ -75,6 +79,26 @@ class MemoryDisk:
         waiting, self.warmers[:] = list(self.warmers), []
         for done in waiting:
             done()
+
+
+class MemoryPlacing:
+    """A WRITE on its way."""
+
+    def __init__(self, offset: int, length: int) -> None:
+        self.offset, self.data, self.taken, self.dropped, self.broken = offset, bytearray(length), 0, False, False
+
+    def add(self, data: memoryview) -> None:
+        if self.broken:
+            raise OSError("told to")
+        assert not len(data) & 4095
+        self.data[self.taken : self.taken + len(data)] = data
+        self.taken += len(data)
+
+    def read_back(self, view: memoryview) -> None:
+        view[:] = self.data[: len(view)]
+
+    def drop(self) -> None:
+        self.dropped = True
 
 
 class MemoryNexus:
@@ -148,6 +172,24 @@ class MemoryNexus:
         if not self.disk.fast or flags & 8 or lun or length != len(data) or offset + length > self._size:
             return False
         self._view[offset : offset + length] = data
+        return True
+
+    def begin_write(self, lun: int, cdb: bytes, length: int) -> MemoryPlacing | None:
+        found = _transfer(cdb)
+        if not self.disk.placing or lun != LUN_0 or cdb[0] not in (0x2A, 0x8A) or found is None or cdb[1] & 8:
+            return None
+        offset, wanted = found
+        if wanted != length or offset + length > self._size:
+            return None
+        placing = MemoryPlacing(offset, length)
+        self.disk.placed.append(placing)
+        return placing
+
+    def end_write(self, lun: int, placing: MemoryPlacing) -> bool:  # type: ignore[override]
+        if not self.disk.placing or placing.dropped:
+            return False
+        assert placing.taken == len(placing.data)
+        self._view[placing.offset : placing.offset + placing.taken] = placing.data
         return True
 
     def data_out_length(self, lun: int, cdb: bytes) -> int:
