@@ -25,7 +25,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -184,7 +184,8 @@ class Core:
         self.cached = 0
         self._lukewarm = False
         self._evict_above = self.cache_limit * 7 // 8
-        self._queue: deque[Buffer] = deque()
+        self._queue: OrderedDict[Buffer, None] = OrderedDict()
+        """Pointer blocks in memory, the oldest first; a dead one is not among them."""
         self.part: Callable[[Buffer], bool] = lambda buffer: False
         """Set where blocks can be shared: a pointer block gets a place of its own; True if the old one stays, because
         others name it too (wafl.references)."""
@@ -333,7 +334,7 @@ class Core:
         self.tree_blocks -= 1
         buffer.generation = DEAD
         if buffer.parent.children.pop(buffer.slot, None) is not None and buffer.level > 0:
-            self.cached -= 1
+            self._dismiss(buffer)
 
     def leave(self, parent: Buffer | Inode, slot: int, let_go: Callable[[int], None]) -> None:
         """The block in this slot, which others name too, leaves this tree with all below it; the caller has owned the
@@ -343,7 +344,7 @@ class Core:
             self.forget_tree(child)
             child.generation = DEAD
             del parent.children[slot]
-            self.cached -= 1
+            self._dismiss(child)
         let_go(parent.vbns[slot])
         self.tree_blocks -= 1
         parent.vbns[slot] = HOLE
@@ -354,7 +355,8 @@ class Core:
         for child in node.children.values():
             self.forget_tree(child)
             child.generation = DEAD
-            self.cached -= child.level > 0
+            if child.level > 0:
+                self._dismiss(child)
         node.children.clear()
 
     # --- reading ---------------------------------------------------------------------------------------------------
@@ -392,9 +394,13 @@ class Core:
 
     def _admit(self, buffer: Buffer) -> None:
         self.cached += 1
-        self._queue.append(buffer)
+        self._queue[buffer] = None
         if self.cached > self._evict_above:
             self._evict()
+
+    def _dismiss(self, buffer: Buffer) -> None:
+        self.cached -= 1
+        self._queue.pop(buffer, None)
 
     def _evict(self) -> None:
         """Second chance: at 7/8 of the limit every map is emptied; at the limit, what came back into no map goes."""
@@ -414,11 +420,11 @@ class Core:
         self._evict_above = max(self.cache_limit * 7 // 8, self.cached + self.cache_limit // 16)
 
     def _evict_oldest(self) -> None:
-        buffer = self._queue.popleft()
-        if buffer.generation == DEAD or buffer.parent.children.get(buffer.slot) is not buffer:
+        buffer, _ = self._queue.popitem(last=False)
+        if buffer.parent.children.get(buffer.slot) is not buffer:
             return
         if buffer.generation or buffer.children or buffer.used or buffer.inode().pinned:
-            self._queue.append(buffer)
+            self._queue[buffer] = None
             return
         del buffer.parent.children[buffer.slot]
         self.cached -= 1
