@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NoReturn
 
-from target.scsi.store import BlockStore, FlushDone, MediumError, SpaceExhausted, StoreError
+from target.scsi.store import BlockStore, FlushDone, MediumError, SpaceExhausted, SpaceNotYet, StoreError
 from wafl import (
     BLOCK_BYTES,
     BackingLost,
@@ -18,6 +18,7 @@ from wafl import (
     Lun,
     NoSpace,
     PlacedWrite,
+    SpaceHeld,
     VolumeService,
     WaflError,
     place_write,
@@ -148,6 +149,8 @@ def fail(offset: int, error: Exception) -> NoReturn:
 
 
 def store_error(offset: int, error: Exception) -> StoreError:
+    if isinstance(error, SpaceHeld):
+        return SpaceNotYet(str(error))
     if isinstance(error, NoSpace):
         return SpaceExhausted(str(error))
     if isinstance(error, CorruptVolume | BackingLost | OSError):

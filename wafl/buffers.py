@@ -36,7 +36,7 @@ from crc32c import crc32c
 
 from wafl.allocator import DATA_RUN_BLOCKS, Allocator
 from wafl.device import Device
-from wafl.errors import CorruptVolume, DamagedRecord, NoSpace, ReadOnlyVolume, VolumeFailed
+from wafl.errors import CorruptVolume, DamagedRecord, NoSpace, ReadOnlyVolume, SpaceHeld, VolumeFailed
 from wafl.format import BIRTH_PLANE, BLOCK_BYTES, BLOCK_SHIFT, CRC_PLANE, HOLE, POINTERS, VBN_PLANE, ZERO
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ EAGER_WRITES = 16
 """Blocks written for each sync, at most, for hosts to count as eager to have them synced: as databases do."""
 EAGER_BLOCKS = 256
 """For them runs are so long, and written out beforehand."""
+HELD = "the volume is full, and something that reads it keeps freed blocks: try again"
 PIECE_BLOCKS = 2048
 """Preallocation goes by 8 MiB."""
 
@@ -203,7 +204,7 @@ class Core:
         has room for it nor the volume for a consistency point instead."""
         self.check_writable()
         if self.log is not None and self.log.nearly_full and self.allocator.cramped:
-            raise NoSpace("the volume is full, and something that reads it keeps freed blocks: try again")
+            raise SpaceHeld(HELD)
 
     def ensure(self, blocks: int, floor: int, *, wait: bool = True) -> None:
         """Room for `blocks` more above `floor`, or NoSpace.  With `wait` a shortage is first met by a consistency
@@ -212,7 +213,12 @@ class Core:
         # The rest of the data run is as good as free: it is what guests take next, and a freeze gives it back.
         while allocator.free + allocator.end - allocator.next - blocks < floor:
             if not (wait and self.relieve()):
-                raise NoSpace("the volume is full")
+                raise self._full(blocks + floor - allocator.free - allocator.end + allocator.next)
+
+    def _full(self, short: int) -> NoSpace:
+        """So many blocks are missing."""
+        held = self.allocator.readers.holding and self.allocator.freeing >= short
+        return SpaceHeld(HELD) if held else NoSpace("the volume is full")
 
     def ensure_for(self, blocks: int, *, reserved: bool, frees: bool = False, wait: bool = True) -> None:
         """Room for a LUN's write of `blocks`, or for an UNMAP that takes so many and `frees` more, or NoSpace."""
@@ -223,7 +229,7 @@ class Core:
                 return
             # What reserved LUNs have written of their reserve need not be kept back any more.
             if not (self.recheck_reserve() or (wait and self.relieve())):
-                raise NoSpace("the volume is full")
+                raise self._full(short - allocator.end + allocator.next)
 
     def new_run(self, reserved: int = 0) -> None:
         """The next run of blocks for data; a reserved LUN says how many it needs now.  A file allocates them in large

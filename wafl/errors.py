@@ -48,6 +48,11 @@ class NoSpace(WaflError):
     name = "no-space"
 
 
+class SpaceHeld(NoSpace):
+    """There would be room, but something reads the volume and keeps what was freed from being used again: not for
+    long."""
+
+
 class SnapshotBusy(WaflError):
     """Something still reads through the snapshot; `holders` names all of it."""
 

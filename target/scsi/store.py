@@ -28,6 +28,10 @@ class SpaceExhausted(StoreError):
     """No space is left for new data (SBC-3 4.7: SPACE ALLOCATION FAILED WRITE PROTECT)."""
 
 
+class SpaceNotYet(SpaceExhausted):
+    """None just now, but soon (SBC-3 4.7: SPACE ALLOCATION IN PROGRESS): hosts try again by themselves."""
+
+
 class StoreOffline(StoreError):
     """The store is not ready (LUN or volume taken offline)."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from target.scsi.access_state import AccessState
 from target.scsi.cdb import Cdb, Fields
 from target.scsi.sense import Asc, CheckCondition, SenseKey, Status, illegal
-from target.scsi.store import MediumError, SpaceExhausted, StoreError, StoreOffline
+from target.scsi.store import MediumError, SpaceExhausted, SpaceNotYet, StoreError, StoreOffline
 
 if TYPE_CHECKING:
     from target.scsi.it_nexus import ITNexus
@@ -169,6 +169,8 @@ def store_failure(error: StoreError, block_bytes: int) -> CheckCondition:
     if isinstance(error, MediumError):
         # SBC-3 4.18.1: INFORMATION holds the LBA of the error
         return CheckCondition(SenseKey.MEDIUM_ERROR, Asc.UNRECOVERED_READ_ERROR, error.offset // block_bytes)
+    if isinstance(error, SpaceNotYet):
+        return CheckCondition(SenseKey.NOT_READY, Asc.LOGICAL_UNIT_NOT_READY_SPACE_ALLOCATION_IN_PROGRESS)
     if isinstance(error, SpaceExhausted):
         return CheckCondition(SenseKey.DATA_PROTECT, Asc.SPACE_ALLOCATION_FAILED_WRITE_PROTECT)
     if isinstance(error, StoreOffline):

@@ -17,6 +17,7 @@ from tests.support.manual_platform import ManualPlatform
 from tests.support.scsi_host import (
     DATA_PROTECT,
     MEDIUM_ERROR,
+    NOT_READY,
     TARGET,
     UNIT_ATTENTION,
     Host,
@@ -208,6 +209,23 @@ def test_on_a_full_volume_a_reserved_lun_writes_on_and_a_thin_one_is_told(worksh
     assert hosts[kept].send(write_16(0, 8), pattern(1, 4096)).status == 0
     assert hosts[thin].send(unmap(24), unmap_list((0, 1024))).status == 0
     assert hosts[thin].send(write_16(lba, 256), pattern(lba, 256 * 512)).status == 0
+
+
+def test_a_reserved_lun_that_waits_for_what_a_reader_holds_back_is_told_to_try_again(workshop: Workshop) -> None:
+    volume = workshop.format()
+    kept, thin = volume.create_lun("kept", 4 * MIB, reserved=True), volume.create_lun("thin", 64 * MIB)
+    hosts = {lun: serve(volume, lun) for lun in (kept, thin)}
+    for lba in range(0, 8192, 256):
+        assert hosts[kept].send(write_16(lba, 256), pattern(lba, 256 * 512)).status == 0
+    lba = 0
+    while hosts[thin].send(write_16(lba, 256), pattern(lba, 256 * 512)).status == 0:
+        lba += 256
+    with volume.held():
+        told = [hosts[kept].send(write_16(at, 256), pattern(at + 1, 256 * 512)) for at in range(0, 8192, 256)]
+        assert {key_asc(reply) for reply in told if reply.status} == {(NOT_READY, 0x0414)}
+        assert key_asc(hosts[thin].send(write_16(lba, 256), pattern(lba, 256 * 512))) == (DATA_PROTECT, 0x2707)
+    for at in range(0, 8192, 256):
+        assert hosts[kept].send(write_16(at, 256), pattern(at + 1, 256 * 512)).status == 0
 
 
 def test_a_volume_mounted_read_only_is_write_protected_and_readable(workshop: Workshop) -> None:
