@@ -51,8 +51,8 @@ SENDTARGETS_BYTES = 1024 * 1024
 """An answer to SendTargets, given out piece by piece."""
 
 # --- one connection and session in full feature phase
-RECEIVE_BYTES = 1024 * 1024
-"""Receive buffer: several of the longest PDUs, so that a partial one at the end is rarely moved."""
+RECEIVE_BYTES = 4 * (MAX_RECV_DATA_SEGMENT_BYTES + BHS_BYTES + 2 * DIGEST_BYTES)
+"""Receive buffer: a stream of the longest PDUs fills it without a rest that would have to be moved to its front."""
 DIRECT_RECEIVE_BYTES = 32 * 1024
 """A Data-Out whose missing rest is at least this long is received straight into the command's buffer."""
 GATHERING_RECEIVE_BYTES = 16 * 1024

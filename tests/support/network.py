@@ -53,6 +53,7 @@ class Story:
         self.dice = random.Random(seed)
         directory, self.disk = one_disk(1)
         self.disk.fast = self.dice.random() < 0.7
+        self.disk.placing = seed % 2 == 1
         self.host: Host = make_host(directory)
         self.model = bytearray(len(self.disk.data))
         self.digests = self.dice.random() < 0.5

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from target.iscsi import limits
 from target.iscsi.connection import Connection
 from target.iscsi.constants import NO_TAG, Opcode
 from target.iscsi.session import Session
@@ -15,6 +16,12 @@ from tests.support.network import Story
 from tests.target.iscsi.conftest import Bench
 
 GROUPS, STORIES = 12, 12
+
+
+@pytest.fixture(autouse=True)
+def every_write_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the disk takes data as it comes, it takes that of short commands, too."""
+    monkeypatch.setattr(limits, "PLACED_BYTES", 512)
 
 
 @pytest.mark.parametrize("group", range(GROUPS))
