@@ -5,13 +5,14 @@ page of the cache costs a quarter of what it costs alone.  Then each pointer is 
 have their pointers set together too, and one record in the log: 16 writes of 64 KiB cost little more than one of 1 MiB.
 
 Rules: data before pointers, and nothing between them, a consistency point least of all.  So only blocks are taken
-together whose level-1 blocks this generation owns already, and only as many as the log has room for; the others go by
-`Lun.write`, in their turn.
+together whose level-1 blocks this generation owns, which is seen to before anything is written; and only as many as
+the log has room for.  The others go by `Lun.write`, in their turn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 from crc32c import crc32c
@@ -19,6 +20,7 @@ from crc32c import crc32c
 from wafl.buffers import PointerMap
 from wafl.checksums import of_blocks
 from wafl.device import Bytes
+from wafl.errors import NoSpace
 from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, FIRST_DATA_VBN
 from wafl.lun import Lun
 from wafl.views import BLOCK_MASK, SLOT_MASK
@@ -29,11 +31,29 @@ Writes = Sequence[tuple[int, Bytes]]
 def write_several(lun: Lun, writes: Writes) -> None:
     """`lun.write` each (offset, data), in order.  Raises what that raises; then some of them are written."""
     at = 0
+    _own_leaves(lun, writes)
     while at < len(writes):
         taken = _write_together(lun, writes, at) or _write_neighbours(lun, writes, at)
         if not taken:
             lun.write(*writes[at])
         at += taken or 1
+
+
+def _own_leaves(lun: Lun, writes: Writes) -> None:
+    """After a consistency point each level-1 block is to be made this generation's once: those of whole blocks at once,
+    if there is room for that without a consistency point.  Raises what `lun.write` raises but NoSpace."""
+    core = lun.core
+    indices = {
+        offset >> 20 for offset, data in writes
+        if len(data) == BLOCK_BYTES and not offset & BLOCK_MASK and offset + BLOCK_BYTES <= lun.size_bytes
+        and ((leaf := lun.own.get(offset >> 20)) is None or leaf.generation != core.generation)
+    }  # fmt: skip
+    if len(indices) > 1:
+        lun.check_changeable()
+        with suppress(NoSpace):
+            core.ensure_for(len(writes) + len(indices) * (2 * lun.inode.height + 2), reserved=lun.reserved, wait=False)
+            for index in indices:
+                lun.leaf(index)
 
 
 def _write_together(lun: Lun, writes: Writes, first: int) -> int:

@@ -50,8 +50,7 @@ if TYPE_CHECKING:
 
 CRC_AT, BIRTH_AT = CRC_PLANE.start, BIRTH_PLANE.start
 PIECE_BLOCKS = 32
-"""What a reserved LUN writes at a time when there is no room for more: with its pointer blocks it fits into the least
-room that is kept for work under way."""
+"""What a reserved LUN writes at a time when room is short: with pointer blocks it fits into the least that is kept."""
 
 
 class Lun(Scan):
@@ -73,8 +72,7 @@ class Lun(Scan):
         self.ostype = ostype
         self.comment = comment
         self.created_us = created_us
-        self.slot = slot
-        """Index in the vtoc."""
+        self.slot = slot  # index in the vtoc
         self.online = online
         self.reserved = reserved
         self.clone_requested = clone_requested
@@ -107,7 +105,7 @@ class Lun(Scan):
 
     def set_reserved(self, reserved: bool) -> None:
         """Keep room for all of its blocks from now on, or no longer.  Raises NoSpace."""
-        self._check_changeable()
+        self.check_changeable()
         if reserved and not self.reserved:
             self.files.reserve.check_enabled(self)
         self._change("reserved", reserved)
@@ -126,13 +124,13 @@ class Lun(Scan):
         self._change("serial", serial)
 
     def _change(self, field: str, value: object) -> None:
-        self._check_changeable()
+        self.check_changeable()
         if getattr(self, field) != value:
             setattr(self, field, value)
             self.files.touch_lun(self)
             self.files.log_lun(self)
 
-    def _check_changeable(self) -> None:
+    def check_changeable(self) -> None:
         self.core.check_changeable()
         if self.destroyed:
             raise NoSuchLun(f"LUN {self.name} has been destroyed")
@@ -186,7 +184,7 @@ class Lun(Scan):
             composed.crcs[slot] = crc
 
     def _write(self, offset: int, data: Bytes) -> None:
-        self._check_changeable()
+        self.check_changeable()
         length = len(data)
         if offset < 0 or offset + length > self.size_bytes:
             raise InvalidSize(f"{self.name}: bytes {offset} to {offset + length} are not within {self.size_bytes}")
@@ -209,8 +207,7 @@ class Lun(Scan):
         return start, whole
 
     def _write_blocks(self, fbn: int, data: memoryview) -> None:
-        core = self.core
-        allocator = core.allocator
+        core, allocator = self.core, self.core.allocator
         left = len(data) >> BLOCK_SHIFT
         trees = (left // POINTERS + 2) + 2 * self.inode.height
         try:
@@ -224,15 +221,19 @@ class Lun(Scan):
                 self._write_blocks(fbn + first, piece)
             return
         try:
-            self.place_blocks(fbn, data)
+            if left == 1 and (fbn + 1) << BLOCK_SHIFT <= self.size_bytes:
+                self.leaf(fbn >> 8)
+                if allocator.next == allocator.end:
+                    core.new_run(self.reserved)
+                self.write(fbn << BLOCK_SHIFT, data)  # which lacked one of these two
+            else:
+                self.place_blocks(fbn, data)
         finally:
             allocator.end_exact_run()
 
     def place_blocks(self, fbn: int, data: memoryview) -> None:
-        core = self.core
-        allocator = core.allocator
-        left = len(data) >> BLOCK_SHIFT
-        at = 0
+        core, allocator = self.core, self.core.allocator
+        left, at = len(data) >> BLOCK_SHIFT, 0
         while left:
             # The leaf first: when space is short its place comes out of the data run.
             leaf = self.leaf(fbn >> 8)
@@ -309,7 +310,7 @@ class Lun(Scan):
         volume; holes become holes.  Returns how many bytes from the front have been done: bounded work a call, and 0
         where it cannot be done (a part of a block, ranges that overlap, too many pointers to a block, no room): then
         the caller copies.  Raises InvalidSize, ReadOnlyVolume, VolumeFailed, CorruptVolume, OSError."""
-        self._check_changeable()
+        self.check_changeable()
         return share(self, offset, source, source_offset, length)
 
     # --- unmapping and resizing ------------------------------------------------------------------------------------
@@ -317,7 +318,7 @@ class Lun(Scan):
     def unmap(self, offset: int, length: int) -> None:
         """Make the range read zeros and give back every whole block in it.
         Raises NoSpace, InvalidSize, ReadOnlyVolume, VolumeFailed, OSError."""
-        self._check_changeable()
+        self.check_changeable()
         end = offset + length
         if offset < 0 or end > self.size_bytes:
             raise InvalidSize(f"{self.name}: bytes {offset} to {end} are not within {self.size_bytes}")
@@ -387,7 +388,7 @@ class Lun(Scan):
 
     def resize(self, size_bytes: int) -> None:
         """Set the size, which the volume has checked.  What is cut off is gone, also below the backing's limit."""
-        self._check_changeable()
+        self.check_changeable()
         core = self.core
         if size_bytes < self.size_bytes:
             self._shrink(size_bytes)
@@ -482,7 +483,7 @@ class Lun(Scan):
     def detach(self) -> None:
         """Drop the backing: nothing is missing and every fill is durable, else LunBusy.  The snapshot stays busy
         until the next consistency point has made it durable (DESIGN 5, C1 and C2)."""
-        self._check_changeable()
+        self.check_changeable()
         backing = self.backing
         if backing is None:
             raise LunBusy(f"LUN {self.name} has no backing")

@@ -11,6 +11,7 @@ from tests.support.crash_device import MemoryDevice
 from tests.support.volumes import MIB, Workshop, checkpoint, pattern, take_snapshot
 from wafl import Lun, NoSpace, Volume, write_several
 from wafl.format import BLOCK_BYTES
+from wafl.types import Step
 
 SIZE = 4 * MIB
 BLOCKS = SIZE // BLOCK_BYTES
@@ -126,6 +127,57 @@ def test_neighbours_on_the_volume_are_written_in_one_call(workshop: Workshop) ->
     device.lengths.clear()
     write_several(lun, [(number * 37 % BLOCKS * BLOCK_BYTES, pattern(number, BLOCK_BYTES)) for number in range(32)])
     assert device.lengths == [32]
+
+
+def test_the_first_after_a_consistency_point_are_written_in_one_call_too(workshop: Workshop) -> None:
+    """But for one, which begins a new run of blocks."""
+    volume, device = counting(workshop)
+    volume.batch_log()
+    lun = volume.create_lun("lun", SIZE)
+    warm(lun)
+    checkpoint(volume)
+    device.lengths.clear()
+    writes = [(number * 37 % BLOCKS * BLOCK_BYTES, pattern(number, BLOCK_BYTES)) for number in range(32)]
+    write_several(lun, writes)
+    assert device.lengths == [1, 31]
+    for offset, data in writes:
+        assert contents(lun)[offset : offset + BLOCK_BYTES] == data
+
+
+def test_groups_come_between_the_steps_of_a_consistency_point(workshop: Workshop) -> None:
+    volume, _ = counting(workshop)
+    volume.batch_log()
+    lun = volume.create_lun("lun", SIZE)
+    warm(lun)
+    random, model = Random(5), bytearray(contents(lun))
+    for number, step in enumerate(volume.checkpoint()):
+        if step is Step.SYNC:
+            volume.sync()
+        group = [(random.randrange(BLOCKS) * BLOCK_BYTES, pattern(number * 8 + n, BLOCK_BYTES)) for n in range(8)]
+        write_several(lun, group)
+        for offset, data in group:
+            model[offset : offset + BLOCK_BYTES] = data
+    assert contents(lun) == model
+    volume.push_log()
+    volume = workshop.crash(volume)
+    assert contents(volume.lun("lun")) == model
+
+
+def test_where_room_is_short_it_is_one_by_one_and_still_the_same(workshop: Workshop) -> None:
+    volume, _ = counting(workshop, size=16 * MIB)
+    volume.batch_log()
+    lun = volume.create_lun("lun", SIZE, reserved=True)
+    warm(lun)
+    filler = volume.create_lun("filler", 16 * MIB, reserved=False)
+    with pytest.raises(NoSpace):
+        any(filler.write(at, pattern(at, BLOCK_BYTES)) for at in range(0, 16 * MIB, BLOCK_BYTES))  # type: ignore[func-returns-value]
+    for turn in range(4):
+        checkpoint(volume)
+        writes = [(number * 37 % BLOCKS * BLOCK_BYTES, pattern(turn + number, BLOCK_BYTES)) for number in range(200)]
+        for first in range(0, 200, 20):
+            write_several(lun, writes[first : first + 20])
+        found = contents(lun)
+        assert all(found[offset : offset + BLOCK_BYTES] == data for offset, data in writes)
 
 
 def test_neighbours_are_one_write_and_one_record(workshop: Workshop) -> None:
