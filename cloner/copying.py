@@ -53,8 +53,9 @@ class Bad(Exception):
         self.position = position
 
 
-def copy_level_one(work: Work, index: int) -> Filling:
-    """Fill what level-1 buffer `index` misses, and as many behind it as a chunk has; True if it missed anything."""
+def copy_level_one(work: Work, index: int, *, alone: bool = False) -> Filling:
+    """Fill what level-1 buffer `index` misses, and unless it is `alone` as many behind it as a chunk has; True if it
+    missed anything."""
     found = False
     filled_bytes = fruitless = first = 0
     most = POINTERS
@@ -71,7 +72,7 @@ def copy_level_one(work: Work, index: int) -> Filling:
             yield from _leave_guests_their_room(work)
             continue
         try:
-            filled = yield from _fill(work, [plan, *([] if first else _plans_behind(work, index))])
+            filled = yield from _fill(work, [plan, *([] if alone or first else _plans_behind(work, index))])
             most = POINTERS
         except Bad as bad:
             if bad.position:

@@ -36,7 +36,7 @@ def share_level_one(work: Work, index: int) -> Filling:
                 break
         yield from make_room(work)
     yield from sync_now_and_then(work)
-    rest = yield from copy_level_one(work, index)
+    rest = yield from copy_level_one(work, index, alone=True)  # what is behind it can perhaps be shared
     return found or rest
 
 

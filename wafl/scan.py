@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from wafl.errors import CorruptVolume
+from wafl.errors import CorruptVolume, WaflError
 from wafl.fill import runs_of
 from wafl.format import BLOCK_SHIFT, FIRST_DATA_VBN, HOLE, LEVEL_ONE_BYTES, POINTERS, ZERO
-from wafl.tree import leaves_at_most, path_to, span_state
+from wafl.tree import absent_leaves, leaves_at_most, path_to, span_state
 from wafl.views import View
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ SCAN_STEP = 64
 """Level-1 buffers that one `next_missing` compares before it lets others run."""
 
 EXTENTS_AHEAD = 16
+
+POINTERS_AHEAD = 128
+"""Level-1 blocks that are read ahead of a scan, half of them at a time."""
 
 RECOUNT_LOOKS = 1 << 16
 """Level-1 buffers that a recount compares at most: 64 GiB of what is missing."""
@@ -39,6 +42,8 @@ class Scan(View):
 
     _complete = 0
     """All level-1 indexes below this one are known to miss nothing (they never miss anything again)."""
+    _asked = 0, 0
+    """The level-1 indexes whose pointers are read ahead: from, to."""
     _fill_generation = 0
     missing = 0
 
@@ -109,6 +114,7 @@ class Scan(View):
             while index < end and looks < SCAN_STEP:
                 span = self._plain_span(index)
                 if not span:
+                    self._read_pointers_ahead(index)
                     looks += 1
                     if len(missing_slots(self, index)):
                         break
@@ -117,6 +123,27 @@ class Scan(View):
         if start <= self._complete:
             self._complete = max(self._complete, min(index, end))
         return index if index < end else None
+
+    def _read_pointers_ahead(self, index: int) -> None:
+        """The disk begins to read the level-1 blocks, of the LUN and of what it reads through, that a scan comes to
+        next: one by one, each would be waited for."""
+        low, high = self._asked
+        if low <= index <= high - POINTERS_AHEAD // 2:
+            return
+        first, end = high if low <= index <= high else index, index + POINTERS_AHEAD
+        self._asked = index, end
+        with suppress(WaflError, OSError):  # whoever comes to it finds what is wrong
+            view: View = self
+            while True:
+                self._begin_reading(absent_leaves(self.core, view.inode, first, end))
+                if view.backing is None:
+                    break
+                view = view.below()
+
+    def _begin_reading(self, vbns: list[int]) -> None:
+        """These blocks, ascending."""
+        for low, high in runs_of(np.array(vbns, np.uint64)) if vbns else ():
+            self.core.device.prefetch(vbns[low] << BLOCK_SHIFT, (high - low) << BLOCK_SHIFT)
 
     def misses_nothing(self) -> bool:
         """As far as one step of a scan tells that goes on where the last one ended: False may mean, not yet known.

@@ -50,6 +50,27 @@ def level_one(core: Core, inode: Inode, index: int, nowait: bool = False) -> Poi
         parent = node
 
 
+def absent_leaves(core: Core, inode: Inode, first: int, end: int) -> list[int]:
+    """Where those of the level-1 blocks `first` to `end` - 1 lie that are not in memory, ascending; as far as one block
+    of level 2 names them."""
+    level = inode.height
+    if level < 2 or first >> 8 * (level - 1):
+        return []
+    parent: Buffer | Inode = inode
+    slot = 0
+    while level > 1:
+        if parent.vbns[slot] < FIRST_DATA_VBN:
+            return []
+        node = parent.children.get(slot) or core.load(parent, slot, level)
+        assert node is not None
+        level -= 1
+        slot = (first >> 8 * (level - 1)) & (POINTERS - 1)
+        parent = node
+    slots = range(slot, min(slot + end - first, POINTERS))
+    return sorted(parent.vbns[each] for each in slots if each not in parent.children
+                  and parent.vbns[each] >= FIRST_DATA_VBN)  # fmt: skip
+
+
 def span_state(core: Core, inode: Inode, index: int) -> tuple[int, int]:
     """(state, level): the mark that covers level-1 index `index` and the level of the slot that holds it, or
     (vbn, 1) where a level-1 block exists.  A slot of level L covers 256**(L-1) level-1 indexes."""

@@ -6,14 +6,11 @@ Such a host is slow by itself, so only the ratios count.  What fio reads is in t
 from __future__ import annotations
 
 import json
-import time
 
 from rich.console import Console
 from rich.table import Table
 
 from scripts.bench.clone_site import (
-    BLOCK,
-    CLONE,
     IDLE,
     LUNS,
     POLITE,
@@ -26,11 +23,12 @@ from scripts.bench.clone_site import (
     turns,
 )
 from scripts.bench.rivals import settle
-from tests.support.lund import MIB
+from tests.support.lund import wait_until
 from tests.support.openiscsi import OpenIscsi
 from tests.support.uml import UmlHost, missing_parts
 
-RAMP_S = 1
+RAMP_S = 2
+"""The clone begins in it."""
 LIMIT_S = 120.0
 
 
@@ -49,30 +47,37 @@ class HostBench:
         disk = self.iscsi.disk(self.target, lun)
         self.host.sh(f"dd if={disk} of=/dev/null bs=1M count={self.span_mib} iflag=direct 2>/dev/null", limit_s=LIMIT_S)
         settle(site.volume)
-        if speed == POLITE:
-            site.start(full_speed=False)
-        before, begun = site.copied(), time.monotonic()
-        figures = self.fio(disk, depth)
-        copied, spent = site.copied() - before, time.monotonic() - begun
-        state = site.lund.clone_status(CLONE)["state"]
+        before = self.reads(disk)
+        fio = self.host.spawn(*self.fio(disk, depth), limit_s=self.seconds + LIMIT_S)
+        wait_until(lambda: self.reads(disk) > before, LIMIT_S, "fio reads")
+        found = site.beside_clone(speed, lambda: figures(fio.wait().out))
         self.host.sh(f"echo 1 >/sys/block/{clone.rpartition('/')[2]}/device/delete")
         site.remove_clone()
-        return {**figures, "copied_mib_s": copied * BLOCK / MIB / spent, "clone_state": state}
+        return found
 
-    def fio(self, disk: str, depth: int) -> Round:
-        seconds = max(1, round(self.site.options.seconds))
-        argv = [
+    def reads(self, disk: str) -> int:
+        """Documentation/block/stat: the first field."""
+        return int(self.host.run("cat", f"/sys/block/{disk.rpartition('/')[2]}/stat").out.split()[0])
+
+    @property
+    def seconds(self) -> int:
+        return max(1, round(self.site.options.seconds))
+
+    def fio(self, disk: str, depth: int) -> list[str]:
+        return [
             "fio", "--name=reads", f"--filename={disk}", "--rw=randread", "--bs=4k", "--direct=1", "--ioengine=libaio",
             f"--iodepth={depth}", f"--size={self.span_mib}M", "--randrepeat=0", "--norandommap", "--time_based",
-            f"--ramp_time={RAMP_S}", f"--runtime={seconds}", "--output-format=json",
+            f"--ramp_time={RAMP_S}", f"--runtime={self.seconds}", "--output-format=json",
         ]  # fmt: skip
-        out = self.host.run(*argv, limit_s=seconds + LIMIT_S).out
-        reads = json.loads(out[out.index("{") :])["jobs"][0]["read"]
-        percentiles = {name: ns / 1000 for name, ns in reads["clat_ns"]["percentile"].items()}
-        return {
-            "rate": reads["iops"], "p50_us": percentiles["50.000000"], "p99_us": percentiles["99.000000"],
-            "clat_us": percentiles,
-        }  # fmt: skip
+
+
+def figures(output: str) -> Round:
+    reads = json.loads(output[output.index("{") :])["jobs"][0]["read"]
+    percentiles = {name: ns / 1000 for name, ns in reads["clat_ns"]["percentile"].items()}
+    return {
+        "rate": reads["iops"], "p50_us": percentiles["50.000000"], "p99_us": percentiles["99.000000"],
+        "clat_us": percentiles,
+    }  # fmt: skip
 
 
 def measure_host(site: Site, console: Console) -> list[Round]:

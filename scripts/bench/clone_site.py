@@ -8,6 +8,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +92,22 @@ class Site:
         # The client's place: what others have left in the page cache is the same for all three.
         self.read(lun, depth)
         settle(self.volume)
+        with ThreadPoolExecutor(1) as client:
+            reading = client.submit(self.read, lun, depth)
+            # In the middle of the warm-up: before, nobody is there to give way to.
+            time.sleep(WARMUP_S / 2)
+            figures = self.beside_clone(speed, reading.result)
+        self.remove_clone()
+        return figures
+
+    def beside_clone(self, speed: str, result: Callable[[], Round]) -> Round:
+        """Hosts are at work until `result` returns what they measured."""
         if speed != IDLE:
             self.start(full_speed=speed == FULL_SPEED)
         before, begun = self.copied(), time.monotonic()
-        figures = self.read(lun, depth)
+        figures = result()
         copied, spent = self.copied() - before, time.monotonic() - begun
         state = self.lund.clone_status(CLONE)["state"]
-        self.remove_clone()
         return {**figures, "copied_mib_s": copied * BLOCK / MIB / spent, "clone_state": state}
 
     def copied(self) -> int:

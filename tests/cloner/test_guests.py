@@ -21,7 +21,7 @@ from cloner.progress import Progress
 from cloner.steps import UNSYNCED_FILL_BYTES, BeginCommit, Commit, Step, Work, clone_steps
 from tests.cloner.test_manager import Daemon, daemon
 from tests.support.clones import Family, drive, make_family
-from tests.support.volumes import MIB, Workshop
+from tests.support.volumes import MIB, Workshop, pattern, take_snapshot
 from wafl import BLOCK_BYTES, POINTERS, FillPlan
 
 
@@ -244,3 +244,39 @@ def test_what_comes_next_is_read_ahead_by_those_in_a_hurry(workshop: Workshop) -
     # Written one after the other, they lie together.
     assert asked == [(vbns[0] * BLOCK_BYTES, 2 * BLOCK_BYTES)]
     assert family.clone.missing_extents(3) == family.clone.missing_extents(10**6) == []
+
+
+def test_a_scan_has_the_pointers_that_it_comes_to_read_ahead_each_once(workshop: Workshop) -> None:
+    size = 200 * MIB
+    volume = workshop.format(64 * MIB)
+    golden = volume.create_lun("golden", size)
+    for at in range(0, size, MIB):
+        golden.write(at, pattern(at, BLOCK_BYTES))
+    take_snapshot(volume, "base")
+    clone = volume.create_lun("clone", backing=("base", "golden"))
+    for at in range(0, size, 2 * MIB):
+        clone.write(at, pattern(at + 1, BLOCK_BYTES))
+        clone.write(at + BLOCK_BYTES, pattern(at + 2, BLOCK_BYTES))
+    volume = workshop.remount(volume)
+    clone = volume.lun("clone")
+    asked: list[int] = []
+    read: list[int] = []
+
+    def prefetch(offset: int, length: int) -> None:
+        asked.extend(range(offset // BLOCK_BYTES, (offset + length) // BLOCK_BYTES))
+
+    pread = volume.device.pread
+    volume.device.prefetch = prefetch  # type: ignore[method-assign]
+    volume.device.pread = lambda offset, view: (read.append(offset // BLOCK_BYTES), pread(offset, view))[1]  # type: ignore[method-assign, func-returns-value]
+    index = clone.next_missing(0)
+    while index is not None:
+        index = clone.next_missing(index + 1)
+    leaves = 200 + 100
+    assert len(asked) == len(set(asked)) == leaves
+    assert set(asked) <= set(read)
+    # In memory by now: nobody is asked again.
+    asked.clear()
+    clone._asked = 0, 0
+    while (index := clone.next_missing(0 if index is None else index + 1)) is not None:
+        pass
+    assert asked == []

@@ -15,7 +15,7 @@ from tests.cloner.test_races import before_every_step
 from tests.support.clones import GOLDEN_BLOCKS, Family, add_clone, drive, make_family, read_all, steps_of
 from tests.support.race_guests import ACTS
 from tests.support.volumes import MIB, Workshop, checkpoint, pattern
-from wafl import BLOCK_BYTES, CorruptVolume
+from wafl import BLOCK_BYTES, POINTERS, CorruptVolume
 from wafl.tree import level_one
 
 SHARE = CloneOptions(share=True)
@@ -82,6 +82,19 @@ def test_what_has_too_many_pointers_already_is_copied(workshop: Workshop, monkey
     steps, progress = steps_of(family.volume, family.clone, share=True)
     drive(family.volume, steps)
     assert progress.copied_blocks == len(GOLDEN_BLOCKS)
+    assert family.reads_right()
+
+
+def test_ranges_behind_one_that_must_be_copied_are_shared(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by a job that copies several ranges at once."""
+    monkeypatch.setattr("cloner.sharing.RANGES_A_TURN", 1)
+    family = make_family(workshop)
+    adopt = family.clone.adopt
+    family.clone.adopt = lambda index: index > 0 and adopt(index)  # type: ignore[method-assign]
+    steps, progress = steps_of(family.volume, family.clone, 3 * POINTERS, share=True)
+    drive(family.volume, steps)
+    first = [block for block in GOLDEN_BLOCKS if block < POINTERS]
+    assert (progress.copied_blocks, progress.shared_blocks) == (len(first), len(GOLDEN_BLOCKS) - len(first))
     assert family.reads_right()
 
 
