@@ -159,7 +159,7 @@ class _View:
     vtoc: list[Fields]
     reached: Bits
     map: Bits
-    spare: Vbns
+    spare: Vbns | slice
     """Blocks that may be in the map for their counts' sake alone."""
 
     def let_go(self) -> _View:
@@ -324,7 +324,7 @@ class _Check:
         found = wrong_references(self.image, inodes.get(REFERENCE_INODE), np.concatenate(again), counts_where)
         # Nobody goes by a snapshot's counts, and what it holds beyond its trees, for want of some, goes with it.
         excused = bool(snapshot_id and found.full.size)
-        spare = np.arange(self.blocks, dtype=np.uint64) if excused else found.full
+        spare = slice(None) if excused else found.full
         self.all_wrong(() if excused else found.errors, counts_where)
         if found.full.size:
             what = f"full for blocks {some(found.full)}: they are not given back before a repair"

@@ -35,11 +35,14 @@ def wrong_private(image: Image, inode: Fields, where: str) -> Iterator[str]:
 
 
 def shared_private(image: Image, inode: Fields, shared: Vbns, where: str) -> Iterator[str]:
-    """Blocks that are `shared` and count as the LUN's alone."""
+    """Blocks that are `shared` (ascending) and count as the LUN's alone."""
+    if not shared.size or not inode["private_blocks"]:
+        return
     for node in image.walk(Root.of(inode), where, lambda vbn, birth: birth > 0):
-        if node.level == 1 and inode["private_blocks"]:
+        if node.level == 1:
             young = node.vbns[node.data()][node.births[node.data()] > inode["private_since"]]
-            if (both := np.intersect1d(young, shared)).size:
+            nearest = shared[np.minimum(np.searchsorted(shared, young), len(shared) - 1)]
+            if (both := young[nearest == young]).size:
                 yield f"counts blocks {some(both)} as its own alone, which are shared"
 
 

@@ -164,6 +164,8 @@ class _Survey:
         self._troubles = 0
         image.trouble = self._trouble
         self._old_summary = self._map(Root.of(image.fsinfo, "summary_"))
+        self._rows_seen: set[int] = set()
+        """Rows of snapshots' maps and counts: most snapshots share most of them."""
 
     def _trouble(self, what: str, where: str) -> None:
         self._troubles += 1
@@ -340,7 +342,7 @@ class _Survey:
         for inode in inodes.values():
             self._note_generation(truth, inode)
         if not broken:
-            self._rows_of_snapshot(truth, name, inodes, reached, again)
+            self._rows_of_snapshot(truth, name, inodes, reached if old is None else None, again)
         elif old is None:
             if self._old_summary is None:
                 raise CannotRepair(f"{name} cannot be read whole, nor its map, nor the summary")
@@ -348,10 +350,11 @@ class _Survey:
         truth.summary |= reached if old is None else reached | old
 
     def _rows_of_snapshot(
-        self, truth: _Truth, name: str, inodes: dict[int, Fields], reached: Bits, again: list[Vbns] | None
+        self, truth: _Truth, name: str, inodes: dict[int, Fields], reached: Bits | None, again: list[Vbns] | None
     ) -> None:
-        """What a snapshot's trees say that is in those rows of its map and counts that cannot be read."""
-        if ACTIVE_MAP_INODE in inodes:
+        """What a snapshot's trees say that is in those rows of its map (None: all of that can be read) and counts that
+        cannot be read."""
+        if reached is not None and ACTIVE_MAP_INODE in inodes:
             def bits(row: int) -> bytes:
                 return reached[row * BLOCK_BYTES : (row + 1) * BLOCK_BYTES].tobytes()
 
@@ -371,10 +374,14 @@ class _Survey:
         for node in self._image.walk(root, ""):
             for slot in node.data().tolist() if node.level == 1 else ():
                 vbn, crc = int(node.vbns[slot]), int(node.crcs[slot])
-                if vbn < self._image.blocks and vbn not in truth.rows and self._image.load(vbn, crc, "") is None:
+                if vbn >= self._image.blocks or vbn in self._rows_seen:
+                    continue
+                if self._image.load(vbn, crc, "") is None:
                     row = derived(node.first_fbn + slot)
-                    if crc32c(row) == crc:
-                        truth.rows[vbn] = row, what
+                    if crc32c(row) != crc:
+                        continue
+                    truth.rows[vbn] = row, what
+                self._rows_seen.add(vbn)
 
 
 # --- writing it ------------------------------------------------------------------------------------------------------

@@ -83,8 +83,8 @@ class RestorePlan:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Where a volume's bytes are.  total = active + snapshots + volume_own + freeing + free, and what fills of clones
-    are writing just now."""
+    """Where a volume's bytes are.  total = active + snapshots + volume_own + freeing + free, and what clones and long
+    writes have put down and nothing names yet."""
 
     total: int
     used: int
