@@ -56,6 +56,8 @@ READ_ONLY = 3
 MAX_LEVELS = 8
 EAGER_WRITES = 16
 """Blocks written for each sync, at most, for hosts to count as eager to have them synced: as databases do."""
+EAGER_SYNCS = 16
+"""After so many syncs in a run nobody waits for its end to find that."""
 EAGER_BLOCKS = 256
 """For them runs are so long, and written out beforehand."""
 HELD = "the volume is full, and something that reads it keeps freed blocks: try again"
@@ -230,6 +232,16 @@ class Core:
             # What reserved LUNs have written of their reserve need not be kept back any more.
             if not (self.recheck_reserve() or (wait and self.relieve())):
                 raise self._full(short - allocator.end + allocator.next)
+
+    def synced(self) -> None:
+        """A host's flush was answered.  Who flushes so often has not to wait for the end of a long run that is not
+        written out, where each sync takes twice as long."""
+        allocator = self.allocator
+        left = allocator.end - allocator.next
+        used = self._run_blocks - left
+        if not self._eager and left > EAGER_BLOCKS and self.syncs >= EAGER_SYNCS and used <= EAGER_WRITES * self.syncs:
+            self._eager = True
+            allocator.give_back_run()
 
     def new_run(self, reserved: int = 0) -> None:
         """The next run of blocks for data; a reserved LUN says how many it needs now.  A file allocates them in large

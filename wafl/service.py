@@ -153,10 +153,13 @@ class VolumeService:
         except (OSError, WaflError) as error:
             asyncio.get_running_loop().call_soon(self._flushed, done, error)
             return False
+        self.volume.core.synced()
         return True
 
     def _flushed(self, done: FlushDone, error: BaseException | None) -> None:
-        if error is not None:
+        if error is None:
+            self.volume.core.synced()
+        else:
             self._report(error)
         self._answer([done], None if error is None else VolumeFailed(f"the volume has failed: {error}"))
 
