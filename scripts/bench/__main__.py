@@ -73,6 +73,7 @@ def measure(options: argparse.Namespace, works: list[Work], console: Console) ->
 
 def main() -> int:
     options = parse()
+    runner.end_tidily()
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = TABLE_WIDTH

@@ -45,7 +45,7 @@ from scripts.bench.clone_site import (
     turns,
 )
 from scripts.bench.rivals import BUILD
-from scripts.bench.runner import about
+from scripts.bench.runner import about, end_tidily
 from tests.support.lund import GIB, MIB
 from tests.support.netns import Namespace
 
@@ -139,6 +139,7 @@ def lacking(options: argparse.Namespace) -> list[str]:
 
 def main() -> int:
     options = parse()
+    end_tidily()
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = TABLE_WIDTH

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from scripts.bench.mixed_load import ADDRESS, BUILD, DISK, DISK_LUN, VOLUME, MixedLoad
 from scripts.bench.rivals import ROOT, make_image
-from scripts.bench.runner import about
+from scripts.bench.runner import about, end_tidily
 from tests.support.initiators import upload, url
 from tests.support.lund import MIB, Lund
 from tests.support.netns import Namespace
@@ -216,6 +216,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     options = parse()
+    end_tidily()
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = TABLE_WIDTH

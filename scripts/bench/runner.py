@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +25,11 @@ TRIAL_S, HOST_S = 1.5, 1.5
 
 Results = dict[str, dict[str, list[Figures]]]
 """By work and rival, the figures of each round."""
+
+
+def end_tidily() -> None:
+    """SIGTERM is as Ctrl-C: hosts and targets are not left behind."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def expected_s(works: list[Work], rounds: int, warmup_s: float, seconds: float) -> float:
