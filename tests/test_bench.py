@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from scripts.bench import memory, plot, report
+from scripts.bench import fio, memory, plot, report
 from scripts.bench.aims import AIMS
 from scripts.bench.works import C_LOOP, LUND, TGT, WORKS, chosen
 from tests.conftest import unavailable
@@ -137,6 +137,11 @@ def test_works_are_chosen_by_patterns_and_kept_in_order() -> None:
     assert all(work.rivals[0] == LUND for work in WORKS.values())
     with pytest.raises(ValueError, match="no work is called"):
         chosen(["reed-*"])
+
+
+def test_fio_is_told_fractions_of_a_second() -> None:
+    words = fio.words(WORKS["read-4k-qd32-host"], seed=1, size_bytes=1 << 20, warmup_s=0.25, seconds=1.4)
+    assert {"--runtime=1400ms", "--ramp_time=250ms"} <= set(words)
 
 
 def test_aims_are_of_works_and_rivals_that_there_are() -> None:

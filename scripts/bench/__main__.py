@@ -20,7 +20,7 @@ from tests.support.netns import Namespace
 from tests.support.uml import missing_parts
 
 NEEDED = ("tgtd", "tgtadm", "qemu-img", "ss", "nsenter")
-TABLE_WIDTH = 130
+TABLE_WIDTH = 140
 FOR_NBD = ("qemu-nbd", "fio")
 
 

@@ -12,11 +12,12 @@ MIB = 1 << 20
 
 
 def words(work: Work, seed: int, size_bytes: int, warmup_s: float, seconds: float) -> list[str]:
-    """What is the same for every ioengine.  With a warm-up the figures' `count` is without what was done in it."""
+    """What is the same for every ioengine.  With a warm-up the figures' `count` is without what was done in it.  Times
+    are in milliseconds: fio takes 1.4s for one second, and 0.6s for no limit at all."""
     return [
         "fio", "--name=bench", f"--bs={work.bytes}", f"--rw={'' if work.sequential else 'rand'}{_way(work)}",
-        f"--iodepth={work.depth}", f"--size={size_bytes}", "--time_based", f"--runtime={seconds}s",
-        f"--ramp_time={warmup_s}s", f"--randseed={seed}", "--output-format=json", "--eta=never",
+        f"--iodepth={work.depth}", f"--size={size_bytes}", "--time_based", f"--runtime={round(seconds * 1000)}ms",
+        f"--ramp_time={round(warmup_s * 1000)}ms", f"--randseed={seed}", "--output-format=json", "--eta=never",
     ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from scripts.bench.aims import AIMS, Aim
@@ -116,7 +116,8 @@ def _number(value: float | None) -> str:
 def show(found: Results, console: Console) -> None:
     table = Table(title="lund beside its rivals: medians; CPU of the target for a command; ratios with their spread")
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column in ("work", "target") else "right", no_wrap=True)
+        justify: JustifyMethod = "left" if column in ("work", "target") else "right"
+        table.add_column(column, justify=justify, no_wrap=column != "work", max_width=25)
     for group, names in grouped(found).items():
         table.add_section()
         table.add_row(f"[bold]{group}[/]")
