@@ -1,5 +1,7 @@
 """`lund`'s configuration file (TOML) and its limits.  What the command line says comes before what the file says.
 
+workers = "volumes"
+
 [iscsi]
 listen = ["192.0.2.1:3260,1", "[2001:db8::1]:3260,2"]
 nodename = "iqn.2025-11.net.example:store1"
@@ -83,6 +85,8 @@ class LogConfig(Section):
 
 
 class Config(Section):
+    workers: Literal["none", "volumes"] = "none"
+    """One process for everything, or one more for each volume (target.workers)."""
     iscsi: IscsiConfig = IscsiConfig()
     management: ManagementConfig = ManagementConfig()
     volumes: VolumesConfig = VolumesConfig()

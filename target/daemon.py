@@ -1,4 +1,4 @@
-"""`lund`, the daemon: one process, one event loop, everything put together here.
+"""`lund`, the daemon: one process, one event loop (or, with workers, one and one more for each volume).
 
 Start: lock the state directory, open the settings, mount the volumes, start the clones that were wanted, listen,
 open the management socket.  Hosts are let in only when every volume that can be mounted is, so that a host that
@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
-import gc
 import logging
 import os
 import secrets
@@ -20,127 +19,92 @@ import signal
 import socket
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-import target.portal
-from cloner import CloneManager
 from target.config import Config, ConfigError, read_config
-from target.iscsi.registry import Registry
 from target.logs import start_logging
-from target.management.api import make_app, product_version
-from target.management.clone_settings import apply_settings
-from target.management.clones import forward_event
-from target.management.core import Core
-from target.management.directory import Directory
-from target.management.events import EventHandler, EventLog, Severity
-from target.management.housekeeping import Housekeeping
+from target.management.api import product_version
+from target.management.events import EventLog, Severity
 from target.management.names import PortalAddress, check_nodename, parse_listen
 from target.management.operations import Operations
 from target.management.refusal import Refused
 from target.management.server import ManagementServer
-from target.management.services import Services
-from target.management.serving import Served, commands_of
 from target.management.store import AdminStore, set_setting
-from target.portal import Portal, PortalConfig
+from target.stack import Stack, loop_factory
+from target.workers.forward import Forward
+from target.workers.front import Workers
+from target.workers.process import END_LIMIT_S
+from target.workers.settings import SharedStore
 
 log = logging.getLogger("lund")
 
 NAMING_AUTHORITY = "iqn.2025-11.io.github.lazylun"
+ORPHANS_LIMIT_S, ORPHANS_LOOK_S = END_LIMIT_S + 15, 0.1
+"""For the workers of a lund that is gone, at the start of the next one."""
 EVENT_NUMBERS = 10_000
 """Event numbers taken from the settings at a time; a crash skips at most so many."""
-MIB = 1 << 20
 
 
-class Daemon:
+class Daemon(Stack):
     def __init__(
-        self, directory: Path, listen: Sequence[tuple[PortalAddress, int]], management: Path, config: Config
+        self,
+        directory: Path,
+        listen: Sequence[tuple[PortalAddress, int]],
+        management: Path,
+        config: Config,
+        lock: int | None = None,
     ) -> None:
-        self.config = config
+        """`lock`: the descriptor of the state directory's lock.  Raises Refused."""
         self.listen = listen
-        self.store = AdminStore(directory / "admin.db")
+        self.workers: Workers | None = None
+        self.store: AdminStore
+        if config.workers == "volumes":
+            self.store = shared = SharedStore(directory / "admin.db")
+            self.workers = Workers(shared, lock)
+        else:
+            self.store = AdminStore(directory / "admin.db")
         self.store.open()
-        self._first_start()
-        self.events = EventLog(event_numbers(self.store))
-        self.served: dict[str, Served] = {}
-        self.core = Core(
-            directory=directory,
-            store=self.store,
-            events=self.events,
-            operations=Operations(),
-            clones=CloneManager(
-                lambda event: forward_event(self.events, event), guest_commands=lambda: commands_of(self.served)
-            ),
-            served=self.served,
-            cache_bytes=config.volumes.cache_mib * MIB,
-            cp_interval_s=config.volumes.checkpoint_s,
-            management_addresses=tuple(config.management.addresses),
-        )
-        registry = Registry()
-        self.directory = Directory(self.core)
-        self.portal = Portal(self.directory, registry, portal_config(config))
-        self.services = Services(self.core, self.portal, registry)
-        self.housekeeping = Housekeeping(self.core, self.services.departures)
-        self._notices = EventHandler(self.events, "iscsi.warning")
-        logging.getLogger(target.portal.__name__).addHandler(self._notices)
-        self.app = make_app(self.services)
+        _first_start(self.store, config)
+        events = EventLog(event_numbers(self.store))
+        if self.workers is None:
+            super().__init__(directory, config, self.store, events, Operations())
+        else:
+            around = partial(Forward, workers=self.workers)
+            super().__init__(directory, config, self.store, events, Operations(), self.workers.route, around)
+            self.workers.attach(self)
         self.server = ManagementServer(self.app, management)
 
-    def _first_start(self) -> None:
-        """The node name is made once and kept: hosts know their targets by it."""
-        if "nodename" in self.store.state.settings:
-            return
-        wanted = self.config.iscsi.nodename
-        name = check_nodename(wanted) if wanted else f"{NAMING_AUTHORITY}:{secrets.token_hex(5)}"
-        self.store.change_now(lambda cursor: set_setting(cursor, "nodename", name))
-
     async def start(self) -> None:
-        apply_settings(self.core, self.config.clones.limit_bytes_s)
+        self.apply_settings()
         await self.services.volumes.mount_registered()
         await self.services.iscsi.start(self.listen)
         await self.server.start()
-        self.housekeeping.start()
-        gc.collect()
-        # What is there now stays; leaving it out keeps the collector's pauses short.
-        gc.freeze()
+        self.settle()
         text = f"lund {product_version()} is ready, state in {self.core.directory}"
         self.events.emit("lund.started", text, severity=Severity.NOTICE)
         notify_service_manager("READY=1")
 
     async def stop(self) -> None:
-        """Each step is tried whatever became of the one before: the volumes' last consistency points must come."""
         notify_service_manager("STOPPING=1")
         self.events.emit("lund.stopping", "lund is stopping", severity=Severity.NOTICE)
         self.events.close()
-        steps: list[Callable[[], object]] = [
-            self.housekeeping.stop,
-            self.server.stop,
-            self.services.iscsi.stop,
-            lambda: self.portal.stop(logout_time_s=self.config.iscsi.logout_time_s),
-            self.services.volumes.unmount_all,
-            self.core.clones.close,
-            self.core.operations.close,
-        ]
-        for step in steps:
-            try:
-                await step()  # type: ignore[misc]
-            except Exception:
-                log.exception("stopping")
-        logging.getLogger(target.portal.__name__).removeHandler(self._notices)
+        others = [self.workers.stop] if self.workers is not None else []
+        await self.end([self.housekeeping.stop, self.server.stop, *self.ending(), *others])
         last = self.events.last_seq
         self.store.change_now(lambda cursor: set_setting(cursor, "next_event", str(last + 1)))
         self.store.close()
 
 
-def portal_config(config: Config) -> PortalConfig:
-    """Raises Refused."""
-    iscsi = config.iscsi
-    spin_us = {PortalAddress.parse(text): spin for text, spin in iscsi.spin_us.items()}
-    return PortalConfig(
-        nop_interval_s=iscsi.nop_interval_s,
-        nop_timeout_s=iscsi.nop_timeout_s,
-        spin_us={(address.host, address.port): spin for address, spin in spin_us.items()},
-    )
+def _first_start(store: AdminStore, config: Config) -> None:
+    """The node name is made once and kept: hosts know their targets by it."""
+    if "nodename" in store.state.settings:
+        return
+    wanted = config.iscsi.nodename
+    name = check_nodename(wanted) if wanted else f"{NAMING_AUTHORITY}:{secrets.token_hex(5)}"
+    store.change_now(lambda cursor: set_setting(cursor, "nodename", name))
 
 
 def event_numbers(store: AdminStore) -> Iterator[int]:
@@ -172,26 +136,42 @@ def notify_service_manager(state: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """One lund per state directory.  The kernel gives the lock back, however the process ends."""
+def locked(directory: Path) -> Iterator[int]:
+    """One lund per state directory.  The kernel gives the lock back, however the process ends, and its workers with it:
+    the lock's descriptor is theirs too."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(directory / "lund.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise Refused("io-error", f"the state directory {directory}: {error.strerror}") from None
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = os.pread(fd, 20, 0).decode(errors="replace").strip()
-            raise Refused(
-                "already-running", f"another lund (pid {pid or 'unknown'}) uses {directory}; stop it or use --state"
-            ) from None
+        _take_lock(fd, directory)
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        yield
+        yield fd
     finally:
         os.close(fd)
+
+
+def _take_lock(fd: int, directory: Path) -> None:
+    """Where the lund that had it is gone, its workers are closing their volumes: they are waited for."""
+    deadline = time.monotonic() + ORPHANS_LIMIT_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            pid = os.pread(fd, 20, 0).decode(errors="replace").strip()
+        if not pid.isdigit() or Path("/proc", pid).exists():
+            raise Refused(
+                "already-running", f"another lund (pid {pid or 'unknown'}) uses {directory}; stop it or use --state"
+            )
+        if time.monotonic() > deadline:
+            raise Refused(
+                "already-running", f"workers of the lund that was process {pid} still use {directory}; see what they "
+                "wait for, or kill them",
+            )  # fmt: skip
+        time.sleep(ORPHANS_LOOK_S)
 
 
 async def serve(daemon: Daemon) -> None:
@@ -208,23 +188,14 @@ async def serve(daemon: Daemon) -> None:
 
 
 def run(directory: Path, listen: Sequence[tuple[PortalAddress, int]], management: Path, config: Config) -> None:
-    with locked(directory), asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(_main(directory, listen, management, config))
+    with locked(directory) as lock, asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(_main(directory, listen, management, config, lock))
 
 
 async def _main(
-    directory: Path, listen: Sequence[tuple[PortalAddress, int]], management: Path, config: Config
+    directory: Path, listen: Sequence[tuple[PortalAddress, int]], management: Path, config: Config, lock: int
 ) -> None:
-    await serve(Daemon(directory, listen, management, config))
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop needs about a fifth less CPU per command; asyncio's own loop does as well without it."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
+    await serve(Daemon(directory, listen, management, config, lock))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -79,8 +79,7 @@ class Igroups:
             if folded not in group.initiators:
                 raise Refused("no-such-initiator", f"{folded} is not in igroup {name}; see 'lun igroup show {name}'")
             maps = self.core.state.maps_by_igroup.get(name, [])
-            users = serving.sessions_from(self.core, folded)
-            if maps and users and not force:
+            if maps and not force and (users := await serving.sessions_from(self.core, folded)):
                 raise Refused(
                     "igroup-in-use",
                     f"{folded} is logged in and would lose {len(maps)} LUNs; log out there first, or use -f",

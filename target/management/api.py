@@ -44,6 +44,8 @@ HTTP_REFUSALS = {404: "no-such-resource", 405: "method-not-allowed"}
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Around = Callable[[App], App]
 
 
 def product_version() -> str:
@@ -53,7 +55,8 @@ def product_version() -> str:
         return "unknown"
 
 
-def make_app(services: Services) -> FastAPI:
+def make_app(services: Services, around: Around | None = None) -> FastAPI:
+    """`around` gets every request whose body is not too long, and the application that is inside."""
     app = FastAPI(
         title="lazylun management API",
         version=product_version(),
@@ -73,6 +76,8 @@ def make_app(services: Services) -> FastAPI:
     for kind in (Refused, WaflError, CloneError, OSError):
         app.add_exception_handler(kind, _refused)
     app.add_exception_handler(Exception, _internal)
+    if around is not None:
+        app.add_middleware(around)
     app.add_middleware(BodyLimit)
     return app
 
@@ -112,7 +117,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 class BodyLimit:
     """Refuses bodies that are too large, by their announced length or as they come in."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, app: App) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import tzinfo
 from pathlib import Path
+from typing import Protocol
 
 from cloner import CloneManager
 from target.management.events import EventLog
@@ -19,10 +20,20 @@ from target.management.names import LunPath
 from target.management.operations import Operations
 from target.management.refusal import Refused
 from target.management.serving import Served
-from target.management.state import AdminState
-from target.management.store import AdminStore
+from target.management.state import AdminState, VolumeRecord
+from target.management.store import Change
 from target.portal.logs import INFOS, Allowance
 from wafl import Lun, NoSuchLun, NoSuchSnapshot, SnapshotInfo, Volume, VolumeService
+
+
+class Settings(Protocol):
+    """Where the administrator's settings are kept (`store.AdminStore`, for one)."""
+
+    state: AdminState
+    """The last committed one."""
+
+    async def change(self, change: Change) -> AdminState:
+        """In a transaction of its own; durable and published on return."""
 
 
 @dataclass(eq=False)
@@ -52,11 +63,24 @@ class Unit:
             ) from None
 
 
+class Elsewhere(Protocol):
+    """Other processes that serve volumes."""
+
+    async def mount(self, record: VolumeRecord) -> None:
+        """Have one serve the volume.  Raises Refused."""
+
+    async def sessions(self) -> list[tuple[str, str]]:
+        """Initiators and the targets that they are logged in to there."""
+
+    def portals_changed(self) -> None:
+        """Portals or their groups have changed."""
+
+
 @dataclass(eq=False)
 class Core:
     directory: Path
     """The state directory."""
-    store: AdminStore
+    store: Settings
     events: EventLog
     operations: Operations
     clones: CloneManager
@@ -70,6 +94,8 @@ class Core:
     management_addresses: tuple[str, ...] = ()
     """URLs that hosts are told of (VPD page 85h)."""
     problems: dict[str, str] = field(default_factory=dict)
+    elsewhere: Elsewhere | None = None
+    """None: this process serves all volumes itself."""
     started_at: float = field(default_factory=time.time)
     clock: Callable[[], float] = time.time
     """The wall clock that schedules go by, in `zone`."""

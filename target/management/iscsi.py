@@ -120,6 +120,15 @@ class Iscsi:
     def _groups_changed(self) -> None:
         """Every group with a portal is a target port, whether it can listen now or not."""
         serving.tell_port_groups(self.core, tuple(sorted({each.group for each in self.listeners.values()})) or (1,))
+        if self.core.elsewhere is not None:
+            self.core.elsewhere.portals_changed()
+
+    def adopt(self, listeners: Sequence[Listener]) -> None:
+        """Another process listens there."""
+        self.listeners = {each.wanted: each for each in listeners}
+        actual = ((each.actual, each.group) for each in listeners)
+        self.portal.adopt({(address.host, address.port): group for address, group in actual if address is not None})
+        self._groups_changed()
 
     def portals(self) -> list[models.Portal]:
         return [self._portal_model(listener) for listener in self.listeners.values()]
@@ -196,15 +205,15 @@ class Iscsi:
         """Targets are named after the node: their names change with it, so nobody may be using them."""
         if nodename == self.core.state.nodename:
             return
-        users = sorted({session.initiator for session in self.registry.sessions() if session.target is not None})
+        here = [session.initiator for session in self.registry.sessions() if session.target is not None]
+        there = [] if self.core.elsewhere is None else await self.core.elsewhere.sessions()
+        users = sorted({*here, *(initiator for initiator, _target in there)})
         if users:
             raise Refused(
                 "sessions-open", f"the targets' names would change under {', '.join(users)}; log out there first", users
             )
         await self.core.store.change(lambda cursor: set_setting(cursor, "nodename", nodename))
-        for volume, served in self.core.served.items():
-            # the device stays: a login that came in meanwhile is still told of its LUNs
-            served.device.name = self.core.target_name(volume)
+        serving.rename_targets(self.core)
         self.core.events.emit("iscsi.nodename.changed", f"the node name is {nodename}", subject=nodename)
 
     # -- sessions ----------------------------------------------------------------------------------------

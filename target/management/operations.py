@@ -66,8 +66,10 @@ Work = Callable[[Operation], Awaitable[dict[str, Any] | None]]
 
 
 class Operations:
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time, prefix: str = "") -> None:
+        """`prefix`: of the ids."""
         self._clock = clock
+        self._prefix = prefix
         self._next = 1
         self._all: dict[str, Operation] = {}
 
@@ -75,7 +77,7 @@ class Operations:
         """Run `work` in a task.  It ends the operation by returning a result, or by raising."""
         if sum(op.state is OperationState.RUNNING for op in self._all.values()) >= RUNNING_LIMIT:
             raise Refused("too-many-operations", f"{RUNNING_LIMIT} operations are running; wait for some to finish")
-        operation = Operation(str(self._next), kind, subject, self._clock())
+        operation = Operation(f"{self._prefix}{self._next}", kind, subject, self._clock())
         self._next += 1
         self._all[operation.id] = operation
         operation.task = asyncio.create_task(_run(operation, work), name=f"operation-{operation.id}")

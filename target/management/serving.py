@@ -176,6 +176,12 @@ def new_device(core: Core, volume: str) -> TargetDevice:
     return device
 
 
+def rename_targets(core: Core) -> None:
+    """The node name is another one.  The devices stay: a login that came in meanwhile is still told of its LUNs."""
+    for volume, served in core.served.items():
+        served.device.name = core.target_name(volume)
+
+
 def tell_port_groups(core: Core, groups: tuple[int, ...]) -> None:
     """Portal groups came or went: they are the target ports of every volume's device."""
     core.port_groups = groups
@@ -258,13 +264,11 @@ def sessions_of(core: Core, unit: Unit, lun: Lun) -> list[str]:
     return list(dict.fromkeys(nexus.initiator for nexus in nexuses))
 
 
-def sessions_from(core: Core, initiator: str) -> list[str]:
+async def sessions_from(core: Core, initiator: str) -> list[str]:
     """Targets that an initiator is logged in to; of anybody, for '*'."""
-    return [
-        served.device.name
-        for served in core.served.values()
-        if any(initiator in ("*", nexus.initiator) for nexus in served.device.nexuses)
-    ]
+    here = [(nexus.initiator, each.device.name) for each in core.served.values() for nexus in each.device.nexuses]
+    there = [] if core.elsewhere is None else await core.elsewhere.sessions()
+    return list(dict.fromkeys(target for who, target in (*here, *there) if initiator in ("*", who)))
 
 
 def counters_of(core: Core, unit: Unit, lun: Lun) -> dict[str, int]:

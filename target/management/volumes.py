@@ -88,16 +88,22 @@ class Volumes:
 
     async def mount_registered(self) -> None:
         """At the daemon's start: every volume that ought to be online."""
-        for record in list(self.core.state.volumes.values()):
-            if not record.online:
-                continue
-            try:
-                await self._mount(record)
-            except Exception as error:
-                refused = refusal_of(error)
-                self._problem(record, refused)
-                if refused.name == "internal":
-                    log.error("mounting %s", record.path, exc_info=error)
+        mounts = [self.try_mount(record) for record in self.core.state.volumes.values() if record.online]
+        if self.core.elsewhere is None:
+            for mount in mounts:
+                await mount
+        else:
+            await asyncio.gather(*mounts)
+
+    async def try_mount(self, record: VolumeRecord) -> None:
+        """One that cannot be mounted stays offline, and says why."""
+        try:
+            await self.mount(record)
+        except Exception as error:
+            refused = refusal_of(error)
+            self._problem(record, refused)
+            if refused.name == "internal":
+                log.error("mounting %s", record.path, exc_info=error)
 
     def _problem(self, record: VolumeRecord, refused: Refused) -> None:
         self.core.problems[record.name] = refused.message
@@ -109,7 +115,12 @@ class Volumes:
             data={"error": refused.name},
         )
 
-    async def _mount(self, record: VolumeRecord) -> Unit:
+    async def mount(self, record: VolumeRecord) -> None:
+        """Raises what `images.open_volume` raises."""
+        if self.core.elsewhere is not None:
+            await self.core.elsewhere.mount(record)
+            self.core.problems.pop(record.name, None)
+            return
         volume = await asyncio.to_thread(images.open_volume, record, self.core.cache_bytes)
         unit = Unit(record.name, volume, wafl.VolumeService(volume, cp_interval_s=self.core.cp_interval_s))
         if record.name not in self.core.served:
@@ -134,7 +145,6 @@ class Volumes:
         self.clones.restart_requested(unit)
         await forget_gone(self.core, record.name, [str(lun.uuid) for lun in volume.luns()])
         await self.scrubs.mounted(unit)
-        return unit
 
     def _volume_failed(self, unit: Unit, error: BaseException) -> None:
         unit.failed = one_line(error)
@@ -197,7 +207,7 @@ class Volumes:
                     images.remove_file(Path(nvlog))
                 raise
             try:
-                await self._mount(record)
+                await self.mount(record)
             except Exception as error:
                 self._problem(record, refusal_of(error))
                 raise
@@ -279,7 +289,7 @@ class Volumes:
         unit = self.core.units.get(name)
         if online and unit is None:
             try:
-                await self._mount(self.core.state.volume(name))
+                await self.mount(self.core.state.volume(name))
             except Exception as error:
                 self._problem(record, refusal_of(error))
                 raise

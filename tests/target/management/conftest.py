@@ -70,22 +70,34 @@ Scene = Callable[[Api], Awaitable[None]]
 Play = Callable[..., None]
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests marked `workers` run with a process for everything, and with one more for each volume."""
+    if metafunc.definition.get_closest_marker("workers") is not None:
+        metafunc.parametrize("workers", ["none", "volumes"])
+
+
 @pytest.fixture
-def play(tmp_path: Path) -> Play:
+def workers() -> str:
+    return "none"
+
+
+@pytest.fixture
+def play(tmp_path: Path, workers: str) -> Play:
     """Runs scenes, each with a daemon of its own start on the same state: a restart between them."""
 
     def run(*scenes: Scene) -> None:
         for scene in scenes:
-            asyncio.run(_one(scene, tmp_path / "state"))
+            asyncio.run(_one(scene, tmp_path / "state", workers))
             for image in (tmp_path / "state" / "volumes").glob("*.img"):
                 check(image)
 
     return run
 
 
-async def _one(scene: Scene, directory: Path) -> None:
+async def _one(scene: Scene, directory: Path, workers: str) -> None:
     directory.mkdir(exist_ok=True)
-    daemon = Daemon(directory, [(PortalAddress("127.0.0.1", 0), 1)], directory / "lund.sock", Config())
+    config = Config.model_validate({"workers": workers})
+    daemon = Daemon(directory, [(PortalAddress("127.0.0.1", 0), 1)], directory / "lund.sock", config)
     try:
         await daemon.start()
         transport = httpx.ASGITransport(daemon.app, raise_app_exceptions=False)

@@ -108,6 +108,7 @@ def test_a_volume_that_was_never_online_answers_logins_with_service_unavailable(
     play(before, after)
 
 
+@pytest.mark.workers
 def test_maps_are_there_after_a_restart_under_the_same_ids(play: Play) -> None:
     async def before(api: Api) -> None:
         await mapped(api)
@@ -210,6 +211,7 @@ def test_discovery_asks_for_a_proof_only_when_told_to(play: Play) -> None:
     play(scene)
 
 
+@pytest.mark.workers
 def test_accounts_are_there_after_a_restart_and_their_secrets_nowhere_to_be_seen(
     play: Play, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -154,6 +154,7 @@ def test_what_is_no_address_with_a_group_is_refused(text: str) -> None:
 # -- access states -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.workers
 def test_the_administrator_closes_a_path_and_opens_it(play: Play) -> None:
     async def scene(api: Api) -> None:
         target, port = await two_groups(api)

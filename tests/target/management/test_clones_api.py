@@ -53,6 +53,7 @@ async def states(api: Api) -> dict[str, str]:
         await asyncio.sleep(0.01)
 
 
+@pytest.mark.workers
 def test_what_a_job_is_asked_for_is_shown_changed_and_there_after_a_restart(play: Play) -> None:
     wanted = {"limit_bytes_s": 4096, "priority": "high", "full_speed": True, "policy": "ignore"}
 

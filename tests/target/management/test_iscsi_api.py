@@ -127,6 +127,7 @@ def test_a_login_from_elsewhere_is_refused_on_the_wire(play: Play) -> None:
 
 
 @pytest.mark.parametrize(("permanent", "expected"), [(False, 0x0101), (True, 0x0102)])
+@pytest.mark.workers
 def test_new_sessions_are_sent_to_the_new_address(play: Play, permanent: bool, expected: int) -> None:
     async def before(api: Api) -> None:
         target = await served(api)
@@ -171,6 +172,7 @@ def test_redirections_that_lead_nowhere_are_refused(play: Play) -> None:
 # -- logout ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.workers
 def test_an_initiator_is_asked_to_log_out_and_closed_if_it_does_not(play: Play) -> None:
     ready = threading.Event()
 
@@ -283,6 +285,7 @@ def test_what_is_no_url_is_no_address_of_the_management(address: str) -> None:
 # -- events ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.workers
 def test_a_resize_and_a_new_map_are_told_before_the_host_asks(play: Play) -> None:
     async def scene(api: Api) -> None:
         target = await served(api)

@@ -18,6 +18,7 @@ async def golden(api: Api) -> None:
     await api.post("/volumes/vol0/snapshots", {"name": "base"})
 
 
+@pytest.mark.workers
 def test_a_lun_keeps_its_identity_over_rename_and_restart(play: Play) -> None:
     seen = {}
 
@@ -98,6 +99,7 @@ def test_a_refusal_changes_nothing(
     play(scene)
 
 
+@pytest.mark.workers
 def test_a_mapped_lun_is_destroyed_only_with_force_and_takes_its_maps_along(play: Play) -> None:
     async def scene(api: Api) -> None:
         await api.volume()
@@ -142,6 +144,7 @@ def test_a_busy_snapshot_names_every_holder(play: Play) -> None:
     play(scene)
 
 
+@pytest.mark.workers
 def test_a_clone_runs_to_its_end_and_frees_the_snapshot(play: Play) -> None:
     async def scene(api: Api) -> None:
         await golden(api)
@@ -176,6 +179,7 @@ def test_a_clone_that_was_stopped_keeps_its_backing_and_can_go_on(play: Play) ->
     play(scene)
 
 
+@pytest.mark.workers
 def test_a_clone_that_was_wanted_goes_on_after_a_restart(play: Play) -> None:
     async def before(api: Api) -> None:
         await golden(api)
@@ -238,6 +242,7 @@ def test_a_change_of_several_things_that_fails_changes_none_of_them(play: Play) 
     play(scene)
 
 
+@pytest.mark.workers
 def test_an_offline_lun_may_get_another_serial(play: Play) -> None:
     async def scene(api: Api) -> None:
         await api.volume()

@@ -51,6 +51,7 @@ async def clone_ended(api: Api, lun: str = "lun0") -> Any:
     return await api.get(f"/clones/vol0/{lun}")
 
 
+@pytest.mark.workers
 def test_a_restored_lun_keeps_its_identity_and_is_cloned_until_the_snapshot_is_free(play: Play) -> None:
     known: dict[str, Any] = {}
 

@@ -39,6 +39,7 @@ async def session(api: Api) -> Nexus:
     return nexus
 
 
+@pytest.mark.workers
 def test_they_share_one_snapshot_and_are_mapped(play: Play) -> None:
     async def scene(api: Api) -> None:
         await golden(api)

@@ -23,6 +23,7 @@ def test_a_volume_is_there_after_a_restart(play: Play) -> None:
     play(before, after)
 
 
+@pytest.mark.workers
 def test_an_offline_volume_stays_offline_over_a_restart_and_comes_back_with_its_luns(play: Play) -> None:
     async def before(api: Api) -> None:
         await api.volume()
@@ -82,6 +83,7 @@ def test_a_file_that_is_there_is_never_overwritten(play: Play, tmp_path: Path) -
     assert precious.read_bytes() == b"data" * 1000
 
 
+@pytest.mark.workers
 def test_a_volume_with_luns_is_destroyed_only_with_force(play: Play) -> None:
     async def scene(api: Api) -> None:
         await api.volume()
@@ -96,6 +98,7 @@ def test_a_volume_with_luns_is_destroyed_only_with_force(play: Play) -> None:
     play(scene)
 
 
+@pytest.mark.workers
 def test_a_volume_that_cannot_be_mounted_stays_offline_with_its_reason_and_the_others_serve(play: Play) -> None:
     async def before(api: Api) -> None:
         await api.volume("good")
@@ -136,6 +139,7 @@ def test_a_volume_is_adopted_with_its_luns(play: Play) -> None:
     play(scene)
 
 
+@pytest.mark.workers
 def test_a_check_is_an_operation_with_its_findings(play: Play) -> None:
     async def scene(api: Api) -> None:
         await api.volume()

@@ -11,10 +11,10 @@ import uvloop
 from pydantic import ValidationError
 
 from target.config import Config
-from target.daemon import portal_config
 from target.management.refusal import Refused
 from target.portal import PortalConfig
 from target.portal.spin import SPIN_MAX_US, Spinner
+from target.stack import portal_config
 from tests.target.portal.test_portal import Served, serve
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {

@@ -1,0 +1,214 @@
+"""Two volumes in two processes behind one front: what hosts see of each other's trouble, and what of their own."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from tests.support.initiator import Initiator, Outcome
+from tests.target.workers.conftest import BLOCK, Front, Launch, eventually, good, left_over, login
+
+SECTORS = 8 << 11
+
+
+class Writer:
+    """A host that writes numbered sectors round and round, and knows which of them were acknowledged."""
+
+    def __init__(self, front: Front, volume: str) -> None:
+        self.volume = volume
+        self._way = front.way_to(volume)
+        self.acknowledged: dict[int, bytes] = {}
+        self.count = 0
+        self.logins = 1
+        self.strange: list[object] = []
+        """Anything but GOOD."""
+        self._session = login(*self._way)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        number = 0
+        while not self._stop.is_set():
+            number += 1
+            lba, data = number * 7 % SECTORS, number.to_bytes(8, "big") * (BLOCK // 8)
+            try:
+                outcome = self._session.write(lba, data)
+                if outcome.status == -1:
+                    raise ConnectionError("closed")
+            except (OSError, AssertionError) as error:
+                # What was not acknowledged may have been done or not; it is done again.
+                if not self._back(error):
+                    return
+                outcome = self._session.write(lba, data)
+            if outcome.status == 0:
+                self.acknowledged[lba] = data
+                self.count += 1
+            else:
+                self.strange.append(outcome)
+
+    def _back(self, error: BaseException) -> bool:
+        """Logged in again, as often as it takes."""
+        while not self._stop.wait(0.05):
+            try:
+                self._session = login(*self._way)
+            except (OSError, AssertionError):
+                continue
+            self.logins += 1
+            return True
+        self.strange.append(error)
+        return False
+
+    def wait_for_more(self, count: int = 50) -> None:
+        before = self.count
+        eventually(lambda: self.count >= before + count, f"{self.volume} is being written")
+
+    def stop(self) -> Initiator:
+        self._stop.set()
+        self._thread.join()
+        return self._session
+
+    def verify(self) -> None:
+        session = self.stop()
+        assert self.acknowledged
+        for lba, data in self.acknowledged.items():
+            assert good(session.read(lba, 1)) == data, (self.volume, lba)
+
+
+@pytest.mark.timeout(400)
+def test_a_killed_worker_loses_nothing_and_the_others_hosts_notice_nothing(launch: Launch) -> None:
+    front = launch()
+    for volume in ("vol0", "vol1"):
+        front.add(volume)
+    assert front.pid("vol0") != front.pid("vol1")
+    writers = [Writer(front, volume) for volume in ("vol0", "vol1")]
+    for writer in writers:
+        writer.wait_for_more()
+    first = front.kill("vol0")
+    eventually(lambda: front.pid("vol0") != first, "vol0 has another process")
+    for writer in writers:
+        writer.wait_for_more()
+    for writer in writers:
+        writer.verify()
+    hurt, other = writers
+    assert hurt.logins == 2
+    assert other.logins == 1
+    assert other.strange == hurt.strange == []
+    (died,) = front.events("volume.worker.died")
+    assert died["subject"] == "vol0"
+    assert "killed by signal 9" in died["message"]
+    assert front.json("vol", "show", "vol0")["mount_report"]
+
+
+@pytest.mark.timeout(400)
+def test_three_deaths_in_a_minute_leave_a_volume_offline_until_it_is_asked_for(launch: Launch) -> None:
+    front = launch()
+    for volume in ("vol0", "vol1"):
+        front.add(volume)
+    session = front.login("vol1")
+    for deaths in range(1, 4):
+        before = len(front.events("volume.worker.started", "vol0"))
+        front.kill("vol0")
+        if deaths < 3:
+            eventually(lambda: len(front.events("volume.worker.started", "vol0")) > before, "it is started again")  # noqa: B023
+    eventually(lambda: bool(front.events("volume.worker.given-up", "vol0")), "it is given up")
+    shown = front.json("vol", "show", "vol0")
+    assert shown["state"] == "offline"
+    assert "2 before it within 60 s" in shown["problem"]
+    assert "volume-offline" in front.refused("show", "/vol/vol0/lun0")
+    with pytest.raises(ConnectionError, match="status 3, 1"):
+        front.login("vol0")
+    good(session.write(0, bytes(BLOCK)))
+    front("vol", "online", "vol0")
+    assert front.state("vol0") == "online"
+    good(front.login("vol0").read(0, 1))
+
+
+@pytest.mark.timeout(400)
+def test_a_killed_front_takes_its_workers_along_and_the_next_one_has_every_byte(launch: Launch) -> None:
+    front = launch()
+    front.add("vol0")
+    front.add("vol1")
+    worker = front.pid("vol0")
+    data = {volume: volume.encode().ljust(BLOCK, b".") for volume in ("vol0", "vol1")}
+    for volume, block in data.items():
+        good(front.login(volume).write(5, block))
+    directory = front.daemon.directory
+    front.daemon.process.kill()
+    front.daemon.process.wait()
+    again = launch()  # it waits for them
+    assert again.pid("vol0") != worker
+    assert worker not in left_over(directory)
+    for volume, block in data.items():
+        assert good(again.login(volume).read(5, 1)) == block
+
+
+@pytest.mark.timeout(400)
+def test_a_session_lives_through_its_volume_going_offline_and_coming_back(launch: Launch) -> None:
+    front = launch()
+    front.add("vol0")
+    session = front.login("vol0")
+    data = b"!" * BLOCK
+    good(session.write(0, data))
+    front("vol", "offline", "vol0")
+    assert front.state("vol0") == "offline"
+    assert session.read(0, 1).sense_code[0] == 2
+    front("vol", "online", "vol0")
+    assert good(session.read(0, 1)) == data
+    assert len(front.json("iscsi", "session", "show")) == 1
+
+
+def read(session: Initiator) -> Outcome:
+    """Past what the target says unasked."""
+    outcome = session.read(0, 1)
+    while outcome.status == -1:
+        outcome = session.follow(session.itt, b"", session.link.receive(1))  # type: ignore[attr-defined]
+    return outcome
+
+
+@pytest.mark.timeout(400)
+def test_settings_reach_sessions_of_every_worker_before_the_command_returns(launch: Launch) -> None:
+    front = launch()
+    front.add("vol0")
+    front.add("vol1")
+    sessions = [front.login(volume) for volume in ("vol0", "vol1")]
+    front("igroup", "remove", "-f", "hosts", "*")
+    for session in sessions:
+        assert read(session).sense_code == (5, 0x25, 0)  # LOGICAL UNIT NOT SUPPORTED
+    front("igroup", "add", "hosts", "*")
+    for session in sessions:
+        assert read(session).sense_code[0] == 6
+        good(read(session))
+    front("iscsi", "security", "default", "-s", "deny")
+    with pytest.raises(ConnectionError, match="status 2, 2"):
+        front.login("vol1", isid=b"\x80\0\0\0\0\2")
+
+
+@pytest.mark.timeout(400)
+def test_sessions_are_shown_and_closed_wherever_they_are(launch: Launch) -> None:
+    front = launch()
+    front.add("vol0")
+    front.add("vol1")
+    kept: list[Initiator] = [front.login(volume) for volume in ("vol0", "vol1")]
+    shown = {each["id"].partition(".")[0]: each["id"] for each in front.json("iscsi", "session", "show")}
+    assert sorted(shown) == ["vol0", "vol1"]
+    assert front.json("iscsi", "status")["sessions"] == 2
+    assert "sessions-open" in front.refused("iscsi", "nodename", "iqn.2025-11.net.example:other")
+    front("iscsi", "session", "close", shown["vol0"])
+    eventually(lambda: len(front.json("iscsi", "session", "show")) == 1, "one is closed")
+    good(kept[1].read(0, 1))
+
+
+def test_a_worker_is_gone_with_its_volume(launch: Launch) -> None:
+    front = launch()
+    front.add("vol0")
+    pid = front.pid("vol0")
+    front("vol", "destroy", "-f", "vol0")
+    assert pid not in left_over(front.daemon.directory)
+    front.add("vol0")
+    assert front.pid("vol0") != pid
+    assert not front.events("volume.worker.died")
+
+
+
