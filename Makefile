@@ -21,7 +21,7 @@ BENCH_READY = $(VENV)/.ready-to-bench
 BENCH_TOOLS = $(addprefix build/bench/,lean_client libiscsi_client bare_target)
 BENCH_CFLAGS = -O2 -std=gnu11 -Wall -Wextra -Wconversion
 
-.PHONY: help run test score crash fuzz demo bench bench-tools bench-guard bench-clone bench-flush bench-memory bench-rollout bench-scale \
+.PHONY: help run test score crash fuzz demo bench bench-tools bench-guard bench-clone bench-flush bench-memory bench-rollout bench-scale bench-workers \
         lint unit debian clean
 .DEFAULT_GOAL := help
 
@@ -38,6 +38,7 @@ help:
 	@echo 'make bench-clone   what a lazy clone costs hosts, and its speed beside cp and QEMU; BENCH_ARGS="--only copy …"'
 	@echo 'make bench-flush   writes and flushes beside tgt, with and without the log; BENCH_ARGS="--rounds N …"'
 	@echo 'make bench-memory  what lund keeps in memory over an hour of mixed load; BENCH_ARGS="--minutes N …"'
+	@echo 'make bench-workers  two volumes on one process and on two; BENCH_ARGS="--rounds N …"'
 	@echo 'make bench-rollout  a golden image rolled out as 10, 100 and 250 LUNs; BENCH_ARGS="--rounds N …"'
 	@echo 'make bench-scale   a volume of 1 TiB with 1,000 LUNs and 255 snapshots; BENCH_ARGS="--json FILE …"'
 	@echo 'make lint    ruff, mypy, compileall'
@@ -118,6 +119,9 @@ bench-memory: bench-tools $(BENCH_READY)
 bench-clone: bench-tools $(BENCH_READY)
 	@sh scripts/install_debian.sh qemu-system-common
 	@exec $(BIN)/python -m scripts.bench.cloning $(BENCH_ARGS)
+
+bench-workers: bench-tools $(BENCH_READY)
+	@exec $(BIN)/python -m scripts.bench.workers $(BENCH_ARGS)
 
 bench-rollout: $(RUN_READY)
 	@exec $(BIN)/python scripts/bench_rollout.py $(BENCH_ARGS)

@@ -36,10 +36,13 @@ log = logging.getLogger("lund.workers")
 
 PATIENCE_S = 20.0
 """A worker that has an answer to give, and does not answer a ping within so long, is not waited for."""
+START_LIMIT_S = 150.0
+"""The same for one that is being started: a machine that starts may have much to do."""
 GATHER_S = 10.0
 """Of several workers one that is slower is left out."""
 SETTLE_S = 5.0
 """For a worker to take new settings; one that has not is not waited for again until it has."""
+SILENT = "its process does not answer"
 STOP_LIMIT_S = 300.0
 """For a volume's last consistency point; then its log has to do."""
 DEATHS, DEATHS_WITHIN_S = 3, 60.0
@@ -65,12 +68,12 @@ class Worker:
         except ChannelClosed:
             raise self._ended() from None
 
-    async def answered(self, answer: asyncio.Future[Received]) -> Received:
+    async def answered(self, answer: asyncio.Future[Received], patience_s: float = PATIENCE_S) -> Received:
         """However long it takes, as long as the worker shows that it lives.  Raises Refused."""
         try:
-            while not (await asyncio.wait([answer], timeout=PATIENCE_S))[0]:
+            while not (await asyncio.wait([answer], timeout=patience_s))[0]:
                 ping = self.channel.call(messages.Ping())
-                if not (await asyncio.wait([ping], timeout=PATIENCE_S))[0]:
+                if not (await asyncio.wait([ping], timeout=patience_s))[0]:
                     raise Refused("worker-silent", f"the process of volume {self.volume} does not answer")
             received = answer.result()
         except ChannelClosed:
@@ -166,7 +169,7 @@ class Workers:
                 image = await self._store.image()
                 self._all[volume] = worker
                 begun = worker.call(begin, image)
-            await worker.answered(begun)
+            await worker.answered(begun, START_LIMIT_S)
         except BaseException:
             worker.ending = True
             worker.channel.close()
@@ -267,11 +270,17 @@ class Workers:
     async def gather(self, path: str, query: str = "") -> dict[str, tuple[Answer, bytes]]:
         """GET it from every worker: the answers that have come in time, by volume."""
         found: dict[str, tuple[Answer, bytes]] = {}
+        problems = self._front.core.problems
 
         async def ask(worker: Worker) -> None:
-            with contextlib.suppress(Refused, TimeoutError):
+            try:
                 async with asyncio.timeout(GATHER_S):
                     found[worker.volume] = await worker.request("GET", path, query)
+            except (Refused, TimeoutError):
+                problems[worker.volume] = SILENT
+            else:
+                if problems.get(worker.volume) == SILENT:
+                    del problems[worker.volume]
 
         await asyncio.gather(*(ask(worker) for worker in self.serving))
         return found

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.support.initiator import Initiator, Outcome
@@ -28,6 +29,10 @@ class Front(Lun):
     def address(self) -> tuple[str, int]:
         host, _, port = self.json("iscsi", "portal", "show")[0]["address"].rpartition(":")
         return host, int(port)
+
+    def http(self, method: str, url: str) -> httpx.Response:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.daemon.socket)), timeout=LIMIT_S) as client:
+            return client.request(method, f"http://lund{url}")
 
     def events(self, kind: str, subject: str = "") -> list[dict[str, Any]]:
         found = self("--json", "events").splitlines()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -212,3 +215,45 @@ def test_a_worker_is_gone_with_its_volume(launch: Launch) -> None:
 
 
 
+
+
+@pytest.mark.timeout(400)
+def test_the_commands_are_the_same_as_with_one_process(launch: Launch, tmp_path: Path) -> None:
+    front = launch()
+    for volume in ("vol0", "vol1"):
+        front.add(volume)
+    assert [each["name"] for each in front.json("vol", "show")] == ["vol0", "vol1"]
+    assert [each["path"] for each in front.json("show")] == ["/vol/vol0/lun0", "/vol/vol1/lun0"]
+    image = tmp_path / "image"
+    image.write_bytes(os.urandom(1 << 20).ljust(8 << 20, b"\0"))
+    front("import", str(image), "/vol/vol1/new")
+    front("export", "/vol/vol1/new", str(tmp_path / "back"))
+    assert (tmp_path / "back").read_bytes() == image.read_bytes()
+
+    front("snap", "create", "vol1", "monday")
+    front("create", "-b", "/vol/vol1/.snapshot/monday/new", "/vol/vol1/copy")
+    assert "snapshot-busy" in front.refused("snap", "delete", "vol1", "monday")
+    front("clone", "start", "--limit", "4k", "/vol/vol1/copy")
+    status = front.json("clone", "status", "/vol/vol1/copy")
+    assert status["operation"].startswith("vol1.")
+    assert front.http("DELETE", f"/v1/operations/{status['operation']}").json()["state"] == "cancelled"
+    assert front.json("clone", "status", "/vol/vol1/copy")["state"] == "stopped"
+    front("clone", "start", "/vol/vol1/copy")
+    eventually(lambda: front.json("clone", "status", "/vol/vol1/copy")["state"] == "completed", "the clone is done")
+    front("snap", "delete", "vol1", "monday")
+
+    front("snap", "sched", "vol0", "1", "2", "3")
+    assert front.json("snap", "sched", "vol0")["nightly"] == 2
+    front("resize", "/vol/vol0/lun0", "16m")
+    front("move", "/vol/vol0/lun0", "/vol/vol0/other")
+    assert [each["path"] for each in front.json("igroup", "show")[0]["maps"]] == ["/vol/vol0/other", "/vol/vol1/lun0"]
+    assert "other-volume" in front.refused("move", "/vol/vol0/other", "/vol/vol1/other")
+    serial = front.json("show", "/vol/vol0/other")["serial"]
+    front("offline", "/vol/vol1/copy")
+    assert "/vol/vol0/other has serial number" in front.refused("serial", "/vol/vol1/copy", serial)
+    front("clone", "limits", "--limit", "10m")
+    assert front.json("clone", "limits")["limit_bytes_s"] == 10 << 20
+    front("unmap", "/vol/vol0/other", "hosts")
+    assert [each["path"] for each in front.json("igroup", "show")[0]["maps"]] == ["/vol/vol1/lun0"]
+    kinds = {event["kind"] for event in map(json.loads, front("--json", "events").splitlines())}
+    assert {"lun.created", "lun.clone.completed", "snapshot.deleted", "lun.mapped", "lun.unmapped"} <= kinds
