@@ -243,7 +243,7 @@ def test_the_commands_are_the_same_as_with_one_process(launch: Launch, tmp_path:
     front("snap", "delete", "vol1", "monday")
 
     front("snap", "sched", "vol0", "1", "2", "3")
-    assert front.json("snap", "sched", "vol0")["nightly"] == 2
+    assert front.json("snap", "sched", "vol0")[0]["nightly"] == 2
     front("resize", "/vol/vol0/lun0", "16m")
     front("move", "/vol/vol0/lun0", "/vol/vol0/other")
     assert [each["path"] for each in front.json("igroup", "show")[0]["maps"]] == ["/vol/vol0/other", "/vol/vol1/lun0"]
