@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from target.config import Config, ConfigError, read_config
 from target.logs import start_logging
@@ -34,10 +35,10 @@ from target.management.refusal import Refused
 from target.management.server import ManagementServer
 from target.management.store import AdminStore, set_setting
 from target.stack import Stack, loop_factory
-from target.workers.forward import Forward
-from target.workers.front import Workers
-from target.workers.process import END_LIMIT_S
-from target.workers.settings import SharedStore
+from target.workers import END_LIMIT_S
+
+if TYPE_CHECKING:
+    from target.workers.front import Workers
 
 log = logging.getLogger("lund")
 
@@ -61,19 +62,23 @@ class Daemon(Stack):
         self.listen = listen
         self.workers: Workers | None = None
         self.store: AdminStore
+        route = around = None
         if config.workers == "volumes":
+            # Here, not at the top: a daemon of one process starts without them.
+            from target.workers.forward import Forward
+            from target.workers.front import Workers
+            from target.workers.settings import SharedStore
+
             self.store = shared = SharedStore(directory / "admin.db")
             self.workers = Workers(shared, lock)
+            route, around = self.workers.route, partial(Forward, workers=self.workers)
         else:
             self.store = AdminStore(directory / "admin.db")
         self.store.open()
         _first_start(self.store, config)
         events = EventLog(event_numbers(self.store))
-        if self.workers is None:
-            super().__init__(directory, config, self.store, events, Operations())
-        else:
-            around = partial(Forward, workers=self.workers)
-            super().__init__(directory, config, self.store, events, Operations(), self.workers.route, around)
+        super().__init__(directory, config, self.store, events, Operations(), route, around)
+        if self.workers is not None:
             self.workers.attach(self)
         self.server = ManagementServer(self.app, management)
 

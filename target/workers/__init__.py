@@ -13,3 +13,6 @@ Rules.
 - A worker lives no longer than its front.  It sees that the channel has ended, closes its volume, and ends; a thread of
   its own ends it if that takes too long.  Until then it holds the state directory's lock: no other lund comes between.
 """
+
+END_LIMIT_S = 60.0
+"""Without its front a worker closes its volume, and is gone after so long in any case: its log has everything."""

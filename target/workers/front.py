@@ -23,10 +23,9 @@ from target.management.events import Severity
 from target.management.refusal import Refused, refusal_of
 from target.management.state import VolumeRecord
 from target.portal.newcomers import Take
-from target.workers import messages
+from target.workers import END_LIMIT_S, messages
 from target.workers.channel import Channel, ChannelClosed, Received, pair
 from target.workers.messages import Answer, Begin, Event, Listening, Login, Request
-from target.workers.process import END_LIMIT_S
 from target.workers.settings import SharedStore
 
 if TYPE_CHECKING:

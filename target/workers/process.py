@@ -32,7 +32,7 @@ from target.management.operations import Operations
 from target.management.refusal import Refused, refusal_of
 from target.management.state import AdminState
 from target.stack import Stack, loop_factory
-from target.workers import messages
+from target.workers import END_LIMIT_S, messages
 from target.workers.channel import Channel, ChannelClosed, Received
 from target.workers.messages import Answer, Begin, Listening, Login, PortalsNow, Request
 from target.workers.settings import CopiedStore
@@ -40,8 +40,6 @@ from target.workers.settings import CopiedStore
 log = logging.getLogger("lund.workers")
 event_log = logging.getLogger("lund.event")
 
-END_LIMIT_S = 60.0
-"""Without its front it closes its volume, and is gone after so long in any case: the volume's log has everything."""
 CUT_SHORT = 70
 """Exit status: it was."""
 
