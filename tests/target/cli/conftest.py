@@ -23,7 +23,7 @@ from click.testing import CliRunner, Result
 
 from target.cli.main import main
 
-START_LIMIT_S = 60
+START_LIMIT_S = 180
 STOP_LIMIT_S = 60
 
 
