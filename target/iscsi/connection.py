@@ -83,6 +83,8 @@ class Connection:
         self.stat_sn = 1
         self.waiting: deque[Answer] = deque()
         self.blocked = False
+        self.crowded = False
+        """Several commands came together."""
         self.closing: str | None = None
         self.cid = 0
         self.immediate_outstanding = 0

@@ -31,7 +31,7 @@ class Gate(Protocol):
     busy: IscsiTransport | None
     """Who has received something last, ..."""
     busy_since: float
-    """... and nobody else since then."""
+    """... and since then nobody else, and never several commands together."""
 
     def admit(self, transport: IscsiTransport) -> str | None:
         """A connection was accepted: why it is refused, or None."""
@@ -97,6 +97,8 @@ class IscsiTransport(asyncio.BufferedProtocol):
             if gate.busy is not self:
                 gate.busy, gate.busy_since = self, now
             self.core.received(nbytes, now)
+            if self.core.crowded:
+                gate.busy_since = now
             self._send()
         except Exception as error:
             self._crashed(error)

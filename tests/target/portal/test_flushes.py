@@ -9,7 +9,7 @@ import pytest
 
 from target.iscsi.constants import FINAL, Opcode
 from target.portal import portal as portal_module
-from tests.support.initiator import Initiator
+from tests.support.initiator import READ_10, Initiator, cdb_10
 from tests.target.portal.test_portal import Served, each_loop, serve
 
 SYNCHRONIZE_CACHE = bytes((0x35,)).ljust(16, b"\0")
@@ -66,3 +66,33 @@ def test_a_connection_is_alone_until_another_one_receives_something(
 
     serve(runner, test, beside=lambda served: answer(served, 3, alone.append))
     assert alone == [False, True, False]
+
+
+@each_loop
+def test_who_sends_several_commands_together_is_not_alone(runner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of them would wait for the flush that comes next."""
+    monkeypatch.setattr(portal_module, "ALONE_S", 3600.0)
+    alone: list[bool] = []
+
+    def test(served: Served) -> None:
+        served.disk.flushers = []
+        initiator = served.initiator()
+        initiator.login()
+        initiator.read(0, 1)
+        served.portal.busy_since = LONG_AGO
+        initiator.read(0, 1)
+        flush(initiator)
+        wire = b""
+        for _ in range(2):
+            wire += initiator.encode(
+                Opcode.SCSI_COMMAND, flags=FINAL | 0x41, itt=initiator.next_itt(), edtl=512,
+                cdb=cdb_10(READ_10, 0, 1).ljust(16, b"\0"),
+            )  # fmt: skip
+            initiator.cmd_sn += 1
+        replies = initiator.link.send(wire)
+        while len(replies) < 2:
+            replies += initiator.link.receive(1)  # type: ignore[attr-defined]
+        flush(initiator)
+
+    serve(runner, test, beside=lambda served: answer(served, 2, alone.append))
+    assert alone == [True, False]
