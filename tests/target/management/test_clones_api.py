@@ -59,11 +59,13 @@ def test_what_a_job_is_asked_for_is_shown_changed_and_there_after_a_restart(play
 
     async def scene(api: Api) -> None:
         await litter(api, "copy")
+        await api.call("PATCH", "/clone-settings", {"limit_bytes_s": 4096})  # so that it is not over before the stop
         shown = await start(api, "copy")
         assert {key: shown[key] for key in OPTIONS} == {
             "limit_bytes_s": None, "priority": "normal", "full_speed": False, "policy": "report"
         }  # fmt: skip
         await api.call("DELETE", "/clones/vol0/copy")
+        await api.call("PATCH", "/clone-settings", {"limit_bytes_s": 0})
         await start(api, "copy", **SLOW)
         shown = await change(api, "copy", priority="high", full_speed=True, policy="ignore")
         assert {key: shown[key] for key in OPTIONS} == wanted
