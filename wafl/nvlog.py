@@ -68,6 +68,8 @@ class Log:
         """Of the last record."""
         self.durable = seq
         """All records up to this one would survive a power cut."""
+        self.written = self.synced = 0
+        """Bytes of records since the mount, and how many of them are durable."""
         self.checkpoint_bytes = min(CHECKPOINT_BYTES, self.half_bytes // 2)
         self._seed = seed
         self._write = write
@@ -91,6 +93,11 @@ class Log:
     def fill_bytes(self) -> int:
         """In the current half."""
         return self.at - self._start
+
+    @property
+    def unsynced_bytes(self) -> int:
+        """Of records that are not durable: what a sync has to write can be told from them."""
+        return self.written + len(self._pending) - self.synced
 
     @property
     def nearly_full(self) -> bool:
@@ -164,6 +171,7 @@ class Log:
         data = bytes(self._pending)
         if data:
             self._pending.clear()
+            self.written += len(data)
             self._write(self.at - len(data), data)
         self.pushed = self.seq  # who syncs in another thread counts no record that is not there yet
 

@@ -41,8 +41,8 @@ PRESSURE_SHARE = 4
 PRESSURE_CHECK_S = 0.25
 READER_LOOK_S = 0.01
 """On a full volume a consistency point waits for the readers that hold back freed blocks: how often it looks."""
-HERE_RECORDS = 8
-"""A sync of no more than so many records ..."""
+HERE_BYTES = 2048
+"""A sync of no more than so many bytes of records, those of 32 blocks one by one or of two long writes, ..."""
 HERE_S = 0.0005
 """... where syncs take no longer than this may be waited for on the loop, if nobody else wants anything."""
 RECLAIM_BURST_S = 0.001
@@ -144,7 +144,7 @@ class VolumeService:
 
     def _quick(self, log: Log) -> bool:
         volume = self.volume
-        return volume.running is None and log.seq - log.durable <= HERE_RECORDS and volume.sync_s <= HERE_S
+        return volume.running is None and log.unsynced_bytes <= HERE_BYTES and volume.sync_s <= HERE_S
 
     def _sync_here(self, done: FlushDone) -> bool:
         try:

@@ -266,7 +266,7 @@ class Volume:
             if self._sync_error is not None:
                 raise self._sync_error
             log = self.core.log
-            seq = log.pushed if log is not None else 0
+            seq, written = (log.pushed, log.written) if log is not None else (0, 0)
             began = perf_counter()
             try:
                 self.device.sync()
@@ -278,7 +278,7 @@ class Volume:
             self.sync_s += (min(took, SLOW_SYNC_S) - self.sync_s) / SYNCS_REMEMBERED
             self.core.syncs += 1
             if log is not None:
-                log.durable = max(log.durable, seq)
+                log.durable, log.synced = max(log.durable, seq), written
 
     def batch_log(self) -> None:
         """From now on what is done survives a crash of the daemon from the next `push_log` on, no sooner."""

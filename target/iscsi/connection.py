@@ -84,7 +84,7 @@ class Connection:
         self.waiting: deque[Answer] = deque()
         self.blocked = False
         self.crowded = False
-        """Several commands came together."""
+        """Several commands came together, a READ among them."""
         self.closing: str | None = None
         self.cid = 0
         self.immediate_outstanding = 0

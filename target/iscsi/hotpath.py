@@ -208,9 +208,9 @@ def run(c: Connection) -> None:
     counters.written_bytes += written_bytes
     if reads or writes or flushes:
         c.heard()
-    c.crowded = reads + writes + len(flushes) > 1
+    c.crowded = reads > 0 and reads + writes + len(flushes) > 1
     if flushes:
-        alone = not (reads or writes or aside or pos < end) and window.outstanding == len(flushes) == 1
+        alone = not (reads or writes or aside or pos < end) and window.outstanding == len(flushes)
         session.flushes.ask(c, flushes, here=alone and c.host.alone(c.now))
     if aside:
         session.cold.put_aside(c, aside)

@@ -26,7 +26,7 @@ log = logging.getLogger("target.portal")
 BACKLOG = 256
 SHUTTING_DOWN = "the target is shutting down"
 ALONE_S = 0.01
-"""A connection is alone if for so long nothing was received by any other, and by it never several commands together."""
+"""A connection is alone if for so long nothing was received by any other, and by it no READs together with others."""
 LAST_WORDS_S = 1.0
 """What `stop` gives connections to take what was said to them."""
 

@@ -31,7 +31,7 @@ class Gate(Protocol):
     busy: IscsiTransport | None
     """Who has received something last, ..."""
     busy_since: float
-    """... and since then nobody else, and never several commands together."""
+    """... and since then nobody else, and never READs together with others."""
 
     def admit(self, transport: IscsiTransport) -> str | None:
         """A connection was accepted: why it is refused, or None."""

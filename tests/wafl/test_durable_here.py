@@ -11,7 +11,7 @@ import pytest
 from tests.support.volumes import MIB, pattern
 from tests.wafl.test_service import LOG, GatedDevice, run, until
 from wafl import Volume, VolumeFailed, VolumeService
-from wafl.service import HERE_RECORDS, HERE_S
+from wafl.service import HERE_BYTES, HERE_S
 
 BLOCK = 4096
 
@@ -78,7 +78,7 @@ def test_what_may_keep_the_loop_is_left_to_the_thread(why: str) -> None:
         write = ready(service)
         await service.durable()
         flusher = Flusher(service, device)
-        for number in range(HERE_RECORDS + 1 if why == "much is to be written" else 1):
+        for number in range(HERE_BYTES // 48 if why == "much is to be written" else 1):
             write(number)
         if why == "syncs are slow":
             service.volume.sync_s = 2 * HERE_S

@@ -190,7 +190,7 @@ def test_answers_that_have_no_room_come_when_there_is(bench: Bench, waiters: Wai
     out.used = before
 
 
-@pytest.mark.parametrize("case", ["alone", "others are about", "behind a write", "two more wait"])
+@pytest.mark.parametrize("case", ["alone", "others are about", "behind a write", "another waits"])
 def test_the_disk_is_waited_for_on_the_spot_only_for_who_is_alone(bench: Bench, case: str) -> None:
     bench.disk.flushers = []
     directory = bench.directory
@@ -208,8 +208,8 @@ def test_the_disk_is_waited_for_on_the_spot_only_for_who_is_alone(bench: Bench, 
         assert len(initiator.link.send(wire)) == 1
     else:
         flush(initiator)
-    if case == "two more wait":
+    if case == "another waits":
         flush(initiator)
     assert [here for _, here in bench.disk.flushers] == {
-        "alone": [True], "others are about": [False], "behind a write": [False], "two more wait": [True, False]
+        "alone": [True], "others are about": [False], "behind a write": [False], "another waits": [True, False]
     }[case]  # fmt: skip

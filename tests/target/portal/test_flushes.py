@@ -69,7 +69,7 @@ def test_a_connection_is_alone_until_another_one_receives_something(
 
 
 @each_loop
-def test_who_sends_several_commands_together_is_not_alone(runner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_reads_several_together_is_not_alone(runner: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some of them would wait for the flush that comes next."""
     monkeypatch.setattr(portal_module, "ALONE_S", 3600.0)
     alone: list[bool] = []
