@@ -248,7 +248,7 @@ def test_the_commands_are_the_same_as_with_one_process(launch: Launch, tmp_path:
     front("move", "/vol/vol0/lun0", "/vol/vol0/other")
     assert [each["path"] for each in front.json("igroup", "show")[0]["maps"]] == ["/vol/vol0/other", "/vol/vol1/lun0"]
     assert "other-volume" in front.refused("move", "/vol/vol0/other", "/vol/vol1/other")
-    serial = front.json("show", "/vol/vol0/other")["serial"]
+    serial = front.json("serial", "/vol/vol0/other")["serial"]
     front("offline", "/vol/vol1/copy")
     assert "/vol/vol0/other has serial number" in front.refused("serial", "/vol/vol1/copy", serial)
     front("clone", "limits", "--limit", "10m")
