@@ -40,7 +40,6 @@ def kinds(api: Api) -> list[str]:
     return [event.kind for event in api.core.events.since(0)]
 
 
-@pytest.mark.workers
 def test_a_scrub_runs_to_its_end_and_is_remembered(play: Play) -> None:
     async def scene(api: Api) -> None:
         await with_data(api)
