@@ -14,7 +14,7 @@ from tests.support.uml import Job, UmlHost
 
 BESIDE = "/vol/vol0/beside"
 LUN_BYTES, FIO_BYTES = 64 * MIB, JOBS * JOB_BYTES
-SLOW = "1m"
+SLOW = "512k"
 """So that the daemon dies in the middle of the copy."""
 # After a kill the session is a new one, which hears of the power-on; nothing else may be told.
 CHANGES = "attention|changed"
