@@ -22,7 +22,11 @@ from wafl import (
     VolumeService,
     WaflError,
     place_write,
+    read_is_ready,
+    ready_extents,
+    unmap_is_ready,
     write_atomic,
+    write_is_ready,
     write_several,
 )
 
@@ -48,7 +52,7 @@ class LunStore:
         self.plain_read = lun.read_into_nowait
         """`read_into_nowait` with wafl's own errors: one call less for the nexus, which needs no reason then."""
         self.plain_write = lun.write
-        self.plain_writes: Callable[[Sequence[tuple[int, memoryview]]], None] = partial(write_several, lun)
+        self.plain_writes: Callable[[Sequence[tuple[int, memoryview]]], bool] = partial(write_several, lun)
 
     @property
     def size_bytes(self) -> int:
@@ -95,9 +99,9 @@ class LunStore:
         except (WaflError, OSError) as error:
             fail(offset, error)
 
-    def write(self, offset: int, data: memoryview) -> None:
+    def write(self, offset: int, data: memoryview, nowait: bool = False) -> bool:
         try:
-            self._write(offset, data)
+            return self._write(offset, data, nowait)
         except (WaflError, OSError) as error:
             fail(offset, error)
 
@@ -136,11 +140,20 @@ class LunStore:
     def flush(self, done: FlushDone) -> None:
         self._flush(done)
 
-    def extents(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+    def extents(self, offset: int, length: int, *, nowait: bool = False) -> Iterator[tuple[int, int, bool]]:
         try:
-            yield from self.lun.extents(offset, length)
+            yield from (ready_extents(self.lun, offset, length) if nowait else self.lun.extents(offset, length))
         except (WaflError, OSError) as error:
             fail(offset, error)
+
+    def read_is_ready(self, offset: int, length: int) -> bool:
+        return read_is_ready(self.lun, offset, length)
+
+    def write_is_ready(self, offset: int, length: int) -> bool:
+        return write_is_ready(self.lun, offset, length)
+
+    def unmap_is_ready(self, offset: int, length: int) -> bool:
+        return unmap_is_ready(self.lun, offset, length)
 
 
 def fail(offset: int, error: Exception) -> NoReturn:

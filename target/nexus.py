@@ -96,12 +96,14 @@ FUNCTIONS: dict[int, Callable[[ITNexus, int], ServiceResponse]] = {
     7: lambda nexus, lun: target_reset(nexus),
 }
 TASK_REASSIGN = 8
+# RFC 7143 11.3.1: untagged, SIMPLE
+MAY_BE_REORDERED = (0, 1)
 # RFC 7144 5.1
 I_T_NEXUS_RESET = 11
 
 FastRead = tuple[int, int, Callable[[int, memoryview], bool], Counters]
 LongWrites = tuple[Callable[[int, int], Placing | None], Callable[[Placing], None]]
-FastWrite = tuple[int, int, Callable[[int, memoryview], None], Counters]
+FastWrite = tuple[int, int, Callable[[int, memoryview, bool], bool], Counters]
 WhenDurable = Callable[[Callable[[BaseException | None], None], bool], bool]
 
 
@@ -160,7 +162,7 @@ class Nexus(ITNexus):
         self.on_event: Announce | None = None
         self._readable: dict[int, FastRead] = {}
         self._writable: dict[int, FastWrite] = {}
-        self._write_several: dict[int, Callable[[Sequence[tuple[int, memoryview]]], None]] = {}
+        self._write_several: dict[int, Callable[[Sequence[tuple[int, memoryview]]], bool]] = {}
         """Where there is a better way than one by one; what is here is in `_writable` too."""
         self._long_writable: dict[int, LongWrites] = {}
         """Those of them that take a long WRITE as it comes."""
@@ -248,7 +250,8 @@ class Nexus(ITNexus):
         if flags & NOT_PLAIN or control or blocks << shift != length or offset + length > size or not length:
             return False
         try:
-            write(offset, data)
+            if not write(offset, data, True):
+                return False
         except Exception:  # as above
             return False
         counters.writes += 1
@@ -275,7 +278,8 @@ class Nexus(ITNexus):
                 return False
             writes.append((offset, data))
         try:
-            write_several(writes)
+            if not write_several(writes):
+                return False
         except Exception:  # as above
             return False
         counters.writes += len(writes)
@@ -359,10 +363,14 @@ class Nexus(ITNexus):
     def execute(
         self, lun: int, cdb: bytes, attribute: int, data_out: memoryview, tag: int, done: Done
     ) -> Response | None:
-        """`attribute` needs nothing: commands run one at a time in the order they come, so every order is kept; only a
-        wait for durability is overtaken, and what it waits for has been written by then."""
+        """Commands run one at a time in the order they come.  Overtaken are only a wait for durability, and what that
+        waits for has been written by then, and a wait for the disk (target.scsi.cold): not by a command that must keep
+        its place."""
         try:
-            reply = perform(self, lun, cdb, data_out, tag, lambda late: done(response_to(late)))
+            in_place = attribute not in MAY_BE_REORDERED
+            reply = perform(
+                self, lun, cdb, data_out, tag, lambda late: done(response_to(late)), in_place=in_place
+            )  # fmt: skip
         except Exception:  # the border of the device server: a fault here ends one command, not the session
             log.exception("%s: command %s failed inside the device server", self.initiator, cdb[:16].hex())
             return Response(Status.CHECK_CONDITION, INTERNAL_FAILURE)

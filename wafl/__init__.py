@@ -4,6 +4,7 @@ This package knows no SCSI, no network and nothing of clone jobs.  These names a
 package imports them from here and nothing from the modules.
 """
 
+from wafl.ahead import read_is_ready, ready_extents, unmap_is_ready, write_is_ready
 from wafl.atomic import write_atomic
 from wafl.check import Finding, Severity, check
 from wafl.checkpoint import Checkpoint
@@ -111,7 +112,11 @@ __all__ = [
     "lun_layout",
     "open_log_device",
     "place_write",
+    "read_is_ready",
+    "ready_extents",
     "recount_missing",
+    "unmap_is_ready",
     "write_atomic",
+    "write_is_ready",
     "write_several",
 ]

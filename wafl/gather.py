@@ -28,15 +28,17 @@ from wafl.views import BLOCK_MASK, SLOT_MASK
 Writes = Sequence[tuple[int, Bytes]]
 
 
-def write_several(lun: Lun, writes: Writes) -> None:
-    """`lun.write` each (offset, data), in order.  Raises what that raises; then some of them are written."""
+def write_several(lun: Lun, writes: Writes) -> bool:
+    """`lun.write` each (offset, data), in order.  False if one of them would have to wait for the disk; then, as where
+    it raises what that raises, some of them are written."""
     at = 0
     _own_leaves(lun, writes)
     while at < len(writes):
         taken = _write_together(lun, writes, at) or _write_neighbours(lun, writes, at)
-        if not taken:
-            lun.write(*writes[at])
+        if not taken and not lun.write(*writes[at], nowait=True):
+            return False
         at += taken or 1
+    return True
 
 
 def _own_leaves(lun: Lun, writes: Writes) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from crc32c import crc32c
 
 from wafl.adopt import adopt
+from wafl.ahead import write_is_ready
 from wafl.buffers import Buffer, PointerMap
 from wafl.checksums import of_blocks
 from wafl.device import Bytes
@@ -137,8 +138,9 @@ class Lun(Scan):
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
-    def write(self, offset: int, data: Bytes) -> None:
-        """Write `data` at byte `offset`.  In the volume, not yet durable, on return.
+    def write(self, offset: int, data: Bytes, nowait: bool = False) -> bool:
+        """Write `data` at byte `offset`.  In the volume, not yet durable, on return.  With `nowait` False, and nothing
+        is changed, if the disk would have to be waited for: it begins to read.
         Raises NoSpace, InvalidSize, ReadOnlyVolume, VolumeFailed, OSError; CorruptVolume and BackingLost when a
         block is changed in part."""
         if len(data) == BLOCK_BYTES and not offset & BLOCK_MASK:
@@ -171,8 +173,8 @@ class Lun(Scan):
                     inode.blocks += 1
                 if core.log is not None:
                     core.log.write_one(self.slot, offset >> BLOCK_SHIFT, vbn, crc)
-                return
-        self._write(offset, data)
+                return True
+        return self._write(offset, data, nowait)
 
     def keep_composed(self, leaf: PointerMap, index: int, slot: int, old: int, vbn: int, crc: int) -> None:
         composed = self.maps.get(index)
@@ -183,28 +185,18 @@ class Lun(Scan):
             composed.vbns[slot] = vbn
             composed.crcs[slot] = crc
 
-    def _write(self, offset: int, data: Bytes) -> None:
+    def _write(self, offset: int, data: Bytes, nowait: bool) -> bool:
         self.check_changeable()
         length = len(data)
         if offset < 0 or offset + length > self.size_bytes:
             raise InvalidSize(f"{self.name}: bytes {offset} to {offset + length} are not within {self.size_bytes}")
+        if nowait and not write_is_ready(self, offset, length):
+            return False
         view = memoryview(data)
         if (offset | length) & BLOCK_MASK:
-            offset, view = self._widen(offset, view)
+            offset, view = self.widen(offset, view)
         self._write_blocks(offset >> BLOCK_SHIFT, view)
-
-    def _widen(self, offset: int, data: memoryview) -> tuple[int, memoryview]:
-        """Complete the first and last block with what they hold now."""
-        start = offset & ~BLOCK_MASK
-        end = (offset + len(data) + BLOCK_MASK) & ~BLOCK_MASK
-        whole = memoryview(bytearray(end - start))
-        if offset & BLOCK_MASK:
-            self._read_blocks(start, whole[:BLOCK_BYTES], False)
-        last = end - BLOCK_BYTES
-        if (offset + len(data)) & BLOCK_MASK and (last > start or not offset & BLOCK_MASK):
-            self._read_blocks(last, whole[last - start :], False)
-        whole[offset - start : offset - start + len(data)] = data
-        return start, whole
+        return True
 
     def _write_blocks(self, fbn: int, data: memoryview) -> None:
         core, allocator = self.core, self.core.allocator

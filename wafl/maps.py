@@ -29,19 +29,26 @@ class RowImage(NamedTuple):
     data: bytes
 
 
-def read_row(core: Core, inode: Inode, row: int, into: Bits) -> None:
-    """Read row `row` of any map file, a snapshot's too, into `into`; zeros for a HOLE."""
-    pointers = level_one(core, inode, row >> 8)
-    assert pointers is not None
+def read_row(core: Core, inode: Inode, row: int, into: Bits, *, nowait: bool = False) -> bool:
+    """Read row `row` of any map file, a snapshot's too, into `into`; zeros for a HOLE.  False if `nowait` and the disk
+    would have to be waited for."""
+    pointers = level_one(core, inode, row >> 8, nowait)
+    if pointers is None:
+        return False
     slot = row & (POINTERS - 1)
     vbn = pointers.vbns[slot]
     if vbn < FIRST_DATA_VBN:
         into[:] = 0
-        return
-    core.device.pread(vbn << BLOCK_SHIFT, into.data)
+        return True
+    if not nowait:
+        core.device.pread(vbn << BLOCK_SHIFT, into.data)
+    elif not core.device.pread_nowait(vbn << BLOCK_SHIFT, into.data):
+        core.prefetch(vbn << BLOCK_SHIFT, BLOCK_BYTES)
+        return False
     found = crc32c(into.data)
     if found != pointers.crcs[slot]:
         raise CorruptVolume(vbn, pointers.crcs[slot], found, f"map inode {inode.number}, row {row}")
+    return True
 
 
 class MapFile:

@@ -216,6 +216,35 @@ class References:
         self._rows[row] = found
         return found
 
+    def ready(self, vbns: Vbns) -> npt.NDArray[np.bool_]:
+        """Of which of these blocks the counts are in memory, or need not be; the disk begins to read the others."""
+        rows = (vbns >> COUNT_SHIFT).astype(np.intp)
+        counted = np.unique(rows[self._flags[rows] == COUNTED])
+        missing = [row for row in counted.tolist() if row not in self._rows and not self._load_now(row)]
+        return ~np.isin(rows, missing)
+
+    def _load_now(self, row: int) -> bool:
+        """Take a row that is in memory, if it is; what cannot be read is met by whoever needs it."""
+        assert self.inode is not None
+        found = np.zeros(COUNTS, "<u2")
+        try:
+            if not read_row(self._core, self.inode, row, found.view(np.uint8), nowait=True):
+                return False
+        except (CorruptVolume, OSError):
+            return True
+        self._evict()
+        self._rows[row] = found
+        return True
+
+    def are_here(self, buffer: Buffer) -> bool:
+        """Whether the counts that a change of this pointer block asks for are in memory (`part`)."""
+        if self.inode is None or not self._flags.any():
+            return True
+        vbns = buffer.vector()
+        if not self.ready(np.array([buffer.vbn], np.uint64)).all():
+            return False
+        return not self.is_shared(buffer.vbn) or bool(self.ready(vbns[vbns >= FIRST_DATA_VBN]).all())
+
     def _evict(self) -> None:
         """Rows that are as on the disk go, those used longest ago first."""
         durable = self._core.durable

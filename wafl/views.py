@@ -93,6 +93,8 @@ class View:
 
     def _compose(self, index: int, nowait: bool) -> PointerMap | None:
         own = self.own_map(index, nowait)
+        if own is None and self.backing is not None:
+            self.below().read_map(index, nowait)  # the disk reads both at once
         if own is None or own is ZERO_MAP or self.backing is None:
             return own
         limit = (self.backing.limit_bytes >> BLOCK_SHIFT) - (index << 8)
@@ -244,31 +246,50 @@ class View:
             here = vbn < FIRST_DATA_VBN or self._pread_nowait(vbn << BLOCK_SHIFT, view)
         else:
             here = self._preadv_nowait(places_of(runs, view))
-        if not here:
-            self._prefetch(runs)
-        return here
+        return here or self.prefetch(runs)
 
     def _read_unaligned(self, offset: int, view: memoryview, nowait: bool) -> bool:
         start = offset & ~BLOCK_MASK
         end = (offset + len(view) + BLOCK_MASK) & ~BLOCK_MASK
         whole = memoryview(bytearray(end - start))
         # The last block may reach beyond the size: its tail is zero by the LUN's invariant.
-        if not self._read_blocks(start, whole, nowait):
+        if not self.read_blocks(start, whole, nowait=nowait):
             return False
         view[:] = whole[offset - start : offset - start + len(view)]
         return True
 
-    def _read_blocks(self, start: int, whole: memoryview, nowait: bool) -> bool:
+    def read_blocks(self, start: int, whole: memoryview, *, nowait: bool) -> bool:
+        """Whole blocks, of which the last may reach beyond the size.  As `read_into`, or as `read_into_nowait`."""
         size, self.size_bytes = self.size_bytes, (self.size_bytes + BLOCK_MASK) & ~BLOCK_MASK
         try:
             return self._read(start, whole, nowait)
         finally:
             self.size_bytes = size
 
-    def _prefetch(self, runs: list[Run]) -> None:
+    def widen(self, offset: int, data: memoryview) -> tuple[int, memoryview]:
+        """Complete the first and last block with what they hold now."""
+        start = offset & ~BLOCK_MASK
+        end = (offset + len(data) + BLOCK_MASK) & ~BLOCK_MASK
+        whole = memoryview(bytearray(end - start))
+        if offset & BLOCK_MASK:
+            self.read_blocks(start, whole[:BLOCK_BYTES], nowait=False)
+        last = end - BLOCK_BYTES
+        if (offset + len(data)) & BLOCK_MASK and (last > start or not offset & BLOCK_MASK):
+            self.read_blocks(last, whole[last - start :], nowait=False)
+        whole[offset - start : offset - start + len(data)] = data
+        return start, whole
+
+    def prefetch(self, runs: list[Run]) -> bool:
+        """The disk begins to read them, in its own order.  False, for whoever asked whether they are here."""
         for vbn, blocks, _ in sorted(runs):
             if vbn >= FIRST_DATA_VBN:
                 self.core.prefetch(vbn << BLOCK_SHIFT, blocks << BLOCK_SHIFT)
+        return False
+
+    def runs_nowait(self, offset: int, length: int) -> list[Run] | None:
+        """Where the blocks of the range lie; None if that is not in memory."""
+        found = self._runs(offset >> BLOCK_SHIFT, (offset + length + BLOCK_MASK) >> BLOCK_SHIFT, True)
+        return found and found[0]
 
     def _runs(self, first: int, end: int, nowait: bool) -> tuple[list[Run], Crcs] | None:
         """The runs of blocks `first` to `end - 1`, and the checksum of each block."""

@@ -65,8 +65,17 @@ class GoneStore:
     def read_into_nowait(self, offset: int, view: memoryview) -> bool:
         raise self._offline()
 
-    def write(self, offset: int, data: memoryview) -> None:
+    def write(self, offset: int, data: memoryview, nowait: bool = False) -> bool:
         raise self._offline()
+
+    def read_is_ready(self, offset: int, length: int) -> bool:
+        return True
+
+    def write_is_ready(self, offset: int, length: int) -> bool:
+        return True
+
+    def unmap_is_ready(self, offset: int, length: int) -> bool:
+        return True
 
     def write_atomic(self, offset: int, data: memoryview) -> None:
         raise self._offline()
@@ -80,7 +89,7 @@ class GoneStore:
     def flush(self, done: FlushDone) -> None:
         raise self._offline()
 
-    def extents(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+    def extents(self, offset: int, length: int, *, nowait: bool = False) -> Iterator[tuple[int, int, bool]]:
         raise self._offline()
 
 

@@ -93,6 +93,8 @@ def read(task: Task) -> Reply | None:
     lba, blocks = task.extent
     lu = task.lu
     length = blocks << lu.shift
+    if length:
+        task.need(task.patient or lu.store.read_is_ready(lba << lu.shift, length))
     lu.counters.reads += 1
     lu.counters.read_bytes += length
     reply = Reply(reader=ExtentReader(lu, lba << lu.shift) if length else None, length=length)
@@ -121,10 +123,10 @@ def _store_data(task: Task, data: memoryview) -> None:
     lu = task.lu
     lba, blocks = task.extent
     length = min(len(data), blocks << lu.shift)
+    if length:
+        task.write(lba << lu.shift, data[:length])
     lu.counters.writes += 1
     lu.counters.write_bytes += length
-    if length:
-        lu.store.write(lba << lu.shift, data[:length])
 
 
 def _written(task: Task) -> Reply | None:
@@ -166,11 +168,14 @@ def _compare(task: Task, data: memoryview | None) -> None:
     if data is not None:
         length = min(length, len(data))
     piece = memoryview(bytearray(min(length, OPTIMAL_TRANSFER_BYTES)))
+    ready = True
     for at in range(0, length, OPTIMAL_TRANSFER_BYTES):
         found = piece[: length - at]
-        lu.store.read_into(start + at, found)
-        if data is not None and data[at : at + len(found)] != found:
+        ready = task.read(start + at, found) and ready
+        # where something is missing the rest is only looked at to have it read ahead
+        if ready and data is not None and data[at : at + len(found)] != found:
             raise miscompare(at + first_difference(data[at : at + len(found)], found))
+    task.need(ready)
 
 
 def first_difference(one: memoryview, other: memoryview) -> int:
@@ -196,10 +201,10 @@ def compare_and_write(task: Task) -> Reply | None:
     lba, blocks = task.extent
     length = blocks << lu.shift
     _compare(task, task.data_out[:length])
+    if length:
+        task.write(lba << lu.shift, task.data_out[length:])
     lu.counters.writes += 1
     lu.counters.write_bytes += length
-    if length:
-        lu.store.write(lba << lu.shift, task.data_out[length:])
     return _written(task)
 
 
@@ -215,10 +220,11 @@ def write_atomic(task: Task) -> Reply | None:
     if blocks % unit:
         raise invalid_field(12)
     length = blocks << lu.shift
+    if length:
+        task.need(task.patient or lu.store.write_is_ready(lba << lu.shift, length))
+        lu.store.write_atomic(lba << lu.shift, task.data_out)
     lu.counters.writes += 1
     lu.counters.write_bytes += length
-    if length:
-        lu.store.write_atomic(lba << lu.shift, task.data_out)
     return _written(task)
 
 
@@ -231,7 +237,7 @@ def orwrite(task: Task) -> Reply | None:
     length = min(len(task.data_out), blocks << lu.shift)
     old = bytearray(length)
     if length:
-        lu.store.read_into(lba << lu.shift, memoryview(old))
+        task.need(task.read(lba << lu.shift, memoryview(old)))
     mixed = int.from_bytes(old, "little") | int.from_bytes(task.data_out[:length], "little")
     _store_data(task, memoryview(mixed.to_bytes(length, "little")))
     return _written(task)

@@ -80,20 +80,22 @@ def get_lba_status(task: Task) -> Reply:
     if lba >= lu.blocks:
         raise lba_out_of_range()
     room = max((task.fields["allocation_length"] - 8) // LBA_STATUS.sizeof(), 1)
-    descriptors = list(_merged(lu, lba, min(room, MAX_LBA_STATUS_DESCRIPTORS)))
+    descriptors = list(_merged(lu, lba, min(room, MAX_LBA_STATUS_DESCRIPTORS), nowait=not task.patient))
+    task.need(bool(descriptors))
     built = LBA_STATUS_LIST.build({
         "parameter_data_length": 4 + LBA_STATUS.sizeof() * len(descriptors), "descriptors": descriptors,
     })
     return data_in(built, task.fields["allocation_length"])
 
 
-def _merged(lu: LogicalUnit, lba: int, limit: int) -> Iterator[dict[str, int]]:
-    """At most `limit` descriptors from `lba` on, neighbours of equal state made one."""
+def _merged(lu: LogicalUnit, lba: int, limit: int, *, nowait: bool) -> Iterator[dict[str, int]]:
+    """At most `limit` descriptors from `lba` on, neighbours of equal state made one.  With `nowait` they end before
+    what is not in memory: the host asks again from there."""
     shift = lu.shift
     start = end = lba << shift
     state: bool | None = None
     length = lu.store.size_bytes - start
-    extents = lu.store.extents(start, length) if lu.thin else ((start, length, True),)
+    extents = lu.store.extents(start, length, nowait=nowait) if lu.thin else ((start, length, True),)
     for _, (offset, length, mapped) in zip(range(MAX_LBA_STATUS_STEPS), extents, strict=False):
         if state is not None and mapped is not state:
             yield _descriptor(start, end, state, shift)
@@ -125,9 +127,12 @@ def unmap(task: Task) -> Reply:
     if task.wanted == 0:
         return Reply()
     ranges = _unmap_ranges(task.parameter_list(UNMAP_HEADER.sizeof()), task.lu)
-    shift = task.lu.shift
+    shift, store = task.lu.shift, task.lu.store
+    if not task.patient:
+        ready = [store.unmap_is_ready(lba << shift, blocks << shift) for lba, blocks in ranges]
+        task.need(all(ready))
     for lba, blocks in ranges:
-        task.lu.store.unmap(lba << shift, blocks << shift)
+        store.unmap(lba << shift, blocks << shift)
     return Reply()
 
 
@@ -168,12 +173,15 @@ def write_same(task: Task) -> Reply:
     if fields["flags"] & WRITE_SAME_UNMAP and not lu.thin:
         raise invalid_field(1, 3)
     blocks = blocks or _blocks_to_the_end(task)
-    lu.counters.writes += 1
     block = bytes(task.data_out)
+    offset, length = lba << lu.shift, blocks << lu.shift
     if not any(block):
-        lu.store.unmap(lba << lu.shift, blocks << lu.shift)
+        task.need(task.patient or lu.store.unmap_is_ready(offset, length))
+        lu.store.unmap(offset, length)
     else:
-        _fill(lu, lba << lu.shift, blocks << lu.shift, block)
+        task.need(task.patient or lu.store.write_is_ready(offset, length))
+        _fill(lu, offset, length, block)
+    lu.counters.writes += 1
     return Reply()
 
 

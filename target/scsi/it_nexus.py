@@ -6,7 +6,7 @@ command finds its logical unit by one dictionary look-up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from target.scsi.limits import MAX_LUN_ID
 from target.scsi.sense import Asc, Status
@@ -70,6 +70,10 @@ class ITNexus:
     def inventory(self) -> list[int]:
         """The 8-byte LUNs of every logical unit this nexus may see, ascending (REPORT LUNS)."""
         return sorted(self.itls)
+
+    def when_warm(self, done: Callable[[], None]) -> bool:
+        """`done` is called later, once what the disk has begun to read is there; False: there is nothing like that."""
+        return False
 
     def itl_changed(self, itl: ITLNexus) -> None:
         """Something that decides about the fast path changed."""

@@ -73,6 +73,13 @@ MAX_ATOMIC_WRITE_BYTES = 1 << 20
 ATOMIC_GRANULARITY_BYTES = 4096
 """Blocks of the volume: a part of one would be read, changed and written."""
 
+COLD_TRIES = 24
+"""How often a command that needs what is not in memory is put aside before the loop waits with it.  Pointers are read
+level by level, those of a backing too; more tries than that mean that memory is short."""
+
+COLD_DATA_BYTES = 16 << 20
+"""Data-Out that a nexus' commands hold while they wait for the disk; one more is not put aside."""
+
 COPY_STEP_BYTES = 1 << 20
 """One slice of EXTENDED COPY or WRITE USING TOKEN."""
 

@@ -7,10 +7,11 @@ reservation, write protection, ready, range, then the handler.  Whatever a host 
 
 from __future__ import annotations
 
+from target.scsi import cold
 from target.scsi.access_state import NOT_ACCESSIBLE
 from target.scsi.cdb import CDB_BYTES, Fields
 from target.scsi.commands import COMMANDS
-from target.scsi.it_nexus import ITNexus
+from target.scsi.it_nexus import ITNexus, lun_field
 from target.scsi.limits import MAX_PARAMETER_LIST_BYTES
 from target.scsi.medium import NOT_PRESENT
 from target.scsi.primary import absent
@@ -25,7 +26,7 @@ from target.scsi.sense import (
     lba_out_of_range,
 )
 from target.scsi.store import StoreError
-from target.scsi.task import Access, Command, Reply, ReplyDone, Task, store_failure
+from target.scsi.task import Access, Command, NotInMemory, Reply, ReplyDone, Task, store_failure
 from target.scsi.unit import LogicalUnit
 
 SERVICE_ACTION_MASK = 0x1F
@@ -66,45 +67,66 @@ def lookup(cdb: bytes, lu: LogicalUnit) -> Command:
 
 
 def perform(
-    nexus: ITNexus, field: int, cdb: bytes, data_out: memoryview, tag: int, done: ReplyDone
+    nexus: ITNexus, field: int, cdb: bytes, data_out: memoryview, tag: int, done: ReplyDone, *, in_place: bool = False
 ) -> Reply | None:
-    """Execute one command.  A Reply, or None: then it is in `nexus.tasks` until `done` is called."""
+    """Execute one command.  A Reply, or None: then it is in `nexus.tasks` until `done` is called.  `in_place`: what
+    came before it is done before it, and nothing that comes behind."""
     if len(cdb) < CDB_BYTES:
         cdb = cdb.ljust(CDB_BYTES, b"\0")
     itl = nexus.find(field)
     if itl is None:
         return _absent(nexus, field, cdb)
-    task: Task | None = None
-    wanted = 0
+    if in_place:
+        cold.finish(itl.lu)
     try:
         row = OPCODES.get(cdb[0])
         if itl.attentions and (row is None or isinstance(row, dict) or row.blocked_by_attention):
             attention = itl.take_attention()
             if attention is not None:
                 raise attention
-        command = lookup(cdb, itl.lu)
-        task = Task(nexus, itl, command, data_out, tag, done)
-        reply = _checked(task, cdb)
-        wanted = task.wanted
-        if reply is not None:
-            reply.fenced = command.fenced
+        task = Task(nexus, itl, lookup(cdb, itl.lu), data_out, tag, done)
     except CheckCondition as condition:
-        reply = itl.lu.failed(condition)
-        reply.fenced = condition.key is SenseKey.UNIT_ATTENTION and condition.asc in AFTER_ABORTS
-        wanted = _taken(task, data_out)
+        return _refused(itl.lu, condition, 0)
+    task.patient = in_place
+    return _attempt(task, cdb)
+
+
+def _attempt(task: Task, cdb: bytes) -> Reply | None:
+    lu = task.lu
+    try:
+        reply = _checked(task, cdb)
+    except NotInMemory:
+        cold.put_aside(task, lambda: _attempt_again(task, cdb))
+        return _attempt(task, cdb) if task.patient else None
+    except CheckCondition as condition:
+        return _refused(lu, condition, _taken(task))
     except StoreError as error:
-        reply = itl.lu.failed(store_failure(error, itl.lu.block_bytes))
-        wanted = _taken(task, data_out)
+        return _refused(lu, store_failure(error, lu.block_bytes), _taken(task))
     except ReservationConflict:
-        reply = Reply(Status.RESERVATION_CONFLICT)
+        return Reply(Status.RESERVATION_CONFLICT)
     if reply is not None:
-        reply.wanted = wanted
+        reply.fenced = task.command.fenced
+        reply.wanted = task.wanted
     return reply
 
 
-def _taken(task: Task | None, data_out: memoryview) -> int:
+def _attempt_again(task: Task, cdb: bytes) -> Reply | None:
+    """A command that waited for the disk.  It may not be what it was any more: it is checked as if it came now."""
+    if task.itl not in task.lu.itls:
+        return _absent(task.nexus, lun_field(task.itl.lun), cdb)
+    return _attempt(task, cdb)
+
+
+def _refused(lu: LogicalUnit, condition: CheckCondition, wanted: int) -> Reply:
+    reply = lu.failed(condition)
+    reply.fenced = condition.key is SenseKey.UNIT_ATTENTION and condition.asc in AFTER_ABORTS
+    reply.wanted = wanted
+    return reply
+
+
+def _taken(task: Task) -> int:
     """Of a command that failed: the Data-Out that had been taken, so that the residual tells the truth."""
-    return min(task.wanted, len(data_out)) if task is not None else 0
+    return min(task.wanted, len(task.data_out))
 
 
 def _absent(nexus: ITNexus, field: int, cdb: bytes) -> Reply:

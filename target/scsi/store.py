@@ -86,8 +86,19 @@ class BlockStore(Protocol):
     def read_into_nowait(self, offset: int, view: memoryview) -> bool:
         """Fill `view` if no disk wait is needed, else start reading ahead and return False."""
 
-    def write(self, offset: int, data: memoryview) -> None:
-        """Write `data`; it is in the volume (not yet durable) on return.  Raises StoreError."""
+    def write(self, offset: int, data: memoryview, nowait: bool = False) -> bool:
+        """Write `data`; it is in the volume (not yet durable) on return.  False, with nothing changed, if `nowait` and
+        the disk would have to be waited for: it begins to read.  Raises StoreError."""
+
+    def read_is_ready(self, offset: int, length: int) -> bool:
+        """Whether reading the range would, most likely, need no wait for the disk; if not it begins to read.  Any
+        range inside the store; never raises."""
+
+    def write_is_ready(self, offset: int, length: int) -> bool:
+        """The same of writing it, in one piece or several."""
+
+    def unmap_is_ready(self, offset: int, length: int) -> bool:
+        """The same of unmapping it."""
 
     def write_atomic(self, offset: int, data: memoryview) -> None:
         """Like `write`, and after a crash either all of it is there or none.  Whole blocks of 4096 bytes, at most
@@ -105,5 +116,6 @@ class BlockStore(Protocol):
         """Call `done` once everything written before is durable, or with the error.  Never calls it
         before returning."""
 
-    def extents(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
-        """(offset, length, mapped) in order, covering the range; adjacent equal states may repeat."""
+    def extents(self, offset: int, length: int, *, nowait: bool = False) -> Iterator[tuple[int, int, bool]]:
+        """(offset, length, mapped) in order, covering the range; adjacent equal states may repeat.  With `nowait` it
+        ends early, even at once, where the disk would have to be waited for: it begins to read."""

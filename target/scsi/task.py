@@ -33,6 +33,10 @@ class Reply:
     fenced: bool = False
 
 
+class NotInMemory(Exception):
+    """The command would have to wait for the disk, which has begun to read.  Nothing has been changed."""
+
+
 class ReaderFailed(Exception):
     """A reader could not deliver; `reply` takes the place of GOOD status."""
 
@@ -42,6 +46,7 @@ class ReaderFailed(Exception):
 
 
 ReplyDone = Callable[[Reply], None]
+Attempt = Callable[[], "Reply | None"]
 
 
 class Access(Enum):
@@ -97,7 +102,10 @@ class Command:
 class Task:
     """A command with its CDB parsed and its Data-Out complete."""
 
-    __slots__ = ("command", "data_out", "done", "extent", "fields", "itl", "lu", "nexus", "tag", "wanted")
+    __slots__ = (
+        "attempt", "command", "data_out", "done", "extent", "fields", "itl", "lu", "nexus", "patient", "tag", "tries",
+        "wanted",
+    )  # fmt: skip
 
     def __init__(self, nexus: ITNexus, itl: ITLNexus, command: Command, data_out: memoryview, tag: int,
                  done: ReplyDone) -> None:
@@ -111,6 +119,28 @@ class Task:
         self.wanted = 0
         self.tag = tag
         self.done = done
+        self.patient = False
+        """It waits for the disk on the spot, and everybody else with it."""
+        self.tries = 0
+        """How often it has been put aside for the disk."""
+        self.attempt: Attempt | None = None
+        """What is done when the disk has read; None: it does not wait for that (target.scsi.cold)."""
+
+    def read(self, offset: int, view: memoryview) -> bool:
+        """Fill `view` from the store.  False, for a command that is not patient: not in memory."""
+        if not self.patient:
+            return self.lu.store.read_into_nowait(offset, view)
+        self.lu.store.read_into(offset, view)
+        return True
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Into the store, all of it.  Raises NotInMemory."""
+        self.need(self.lu.store.write(offset, data, not self.patient))
+
+    def need(self, ready: bool) -> None:
+        """Raises NotInMemory if something that the command needs is not `ready`, unless it is patient."""
+        if not (ready or self.patient):
+            raise NotInMemory
 
     def put_aside(self) -> None:
         """The handler returns None, and `finish` ends the task later unless it is aborted first."""
@@ -139,10 +169,14 @@ class Task:
 
     def finish(self, reply: Reply) -> None:
         """End a task that was put aside, unless it has been aborted meanwhile."""
+        reply.wanted = self.wanted
+        reply.fenced = self.command.fenced
+        self.end(reply)
+
+    def end(self, reply: Reply) -> None:
+        """The same with a reply that is complete."""
         if self.waiting:
             del self.nexus.tasks[self.tag]
-            reply.wanted = self.wanted
-            reply.fenced = self.command.fenced
             self.done(reply)
 
     def parameter_list(self, minimum: int = 0) -> memoryview:

@@ -37,7 +37,7 @@ class MemoryStore:
         self.uuid_bytes = bytes(16)
         self.pieces: dict[int, bytearray] = {}
         self.cold = False
-        """read_into_nowait has to wait."""
+        """Whoever does not want to wait is refused."""
         self.full = False
         self.bad: set[int] = set()
         """Offsets of pieces that cannot be read."""
@@ -79,8 +79,10 @@ class MemoryStore:
         self.read_into(offset, view)
         return True
 
-    def write(self, offset: int, data: memoryview) -> None:
+    def write(self, offset: int, data: memoryview, nowait: bool = False) -> bool:
         self._check(offset, len(data))
+        if nowait and self.cold:
+            return False
         if self.full:
             raise SpaceExhausted("full")
         done = 0
@@ -89,6 +91,16 @@ class MemoryStore:
             part = data[done : done + PIECE - at]
             self.pieces.setdefault(number, bytearray(PIECE))[at : at + len(part)] = part
             done += len(part)
+        return True
+
+    def read_is_ready(self, offset: int, length: int) -> bool:
+        return not self.cold
+
+    def write_is_ready(self, offset: int, length: int) -> bool:
+        return not self.cold
+
+    def unmap_is_ready(self, offset: int, length: int) -> bool:
+        return not self.cold
 
     def write_atomic(self, offset: int, data: memoryview) -> None:
         assert not (offset | len(data)) % PIECE
@@ -121,8 +133,10 @@ class MemoryStore:
         for done in waiting:
             done(error)
 
-    def extents(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+    def extents(self, offset: int, length: int, *, nowait: bool = False) -> Iterator[tuple[int, int, bool]]:
         self._check(offset, length)
+        if nowait and self.cold:
+            return
         end = offset + length
         numbers = range(offset // PIECE, (end + PIECE - 1) // PIECE)
         for mapped, group in groupby(numbers, lambda n: n in self.pieces):

@@ -3,53 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from typing import Any
 
 from target.iscsi.constants import Opcode
 from target.lun_store import LunStore
 from target.nexus import LogicalUnit, TargetDevice
-from tests.support.crash_device import MemoryDevice
 from tests.support.initiator import READ_10, Initiator, Link, cdb_10, make_host
 from tests.support.manual_platform import ManualPlatform
 from tests.support.memory_target import TARGET, MemoryDirectory
+from tests.support.sleepy_device import SleepyDevice
 from tests.support.volumes import MIB, Workshop, checkpoint, pattern
 from wafl import VolumeService
 from wafl.format import BLOCK_BYTES
 
 READS = 40
 LIMIT_S = 60
-
-
-class SleepyDevice(MemoryDevice):
-    """Begins to read with `prefetch`; what it has begun is there when a thread has waited for any of it."""
-
-    def __init__(self, image: bytearray) -> None:
-        super().__init__(image)
-        self.here: set[int] = set()
-        self.coming: set[int] = set()
-        self.waits = {"loop": 0, "thread": 0}
-
-    def pread_nowait(self, offset: int, view: Any) -> bool:
-        if not self.pages(offset, len(view)) <= self.here:
-            return False
-        super().pread(offset, view)
-        return True
-
-    def prefetch(self, offset: int, length: int) -> None:
-        self.coming |= self.pages(offset, length)
-
-    def pread(self, offset: int, view: Any) -> None:
-        pages = self.pages(offset, len(view))
-        if not pages <= self.here:
-            main = threading.current_thread() is threading.main_thread()
-            self.waits["loop" if main else "thread"] += 1
-            self.here |= pages | self.coming
-        super().pread(offset, view)
-
-    @staticmethod
-    def pages(offset: int, length: int) -> set[int]:
-        return set(range(offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES + 1))
 
 
 def logged_in(volume_service: VolumeService, device: TargetDevice) -> Initiator:

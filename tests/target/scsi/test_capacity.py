@@ -125,7 +125,7 @@ def test_an_lba_beyond_the_end_is_out_of_range() -> None:
 
 def test_a_range_longer_than_the_field_is_told_in_parts() -> None:
     class Sparse(MemoryStore):
-        def extents(self, offset: int, length: int):  # type: ignore[no-untyped-def]
+        def extents(self, offset: int, length: int, *, nowait: bool = False):  # type: ignore[no-untyped-def]
             yield offset, length, False
 
     host, _, _ = one_host(Sparse(16 * TIB))

@@ -1,0 +1,122 @@
+"""What a change of a LUN, or a walk over it, has to read first: is it in memory?
+
+A change goes in one piece and cannot wait for the disk in the middle without everybody else waiting too.  So whoever is
+not to wait asks before: for the pointer blocks on the way down to what changes, for the counts of those that have
+several pointers, and for the blocks of which only a part changes.
+
+Rules: asking changes nothing and never fails; what cannot be read counts as ready, for the change itself finds it out
+and says it.  If something is missing the disk begins to read all of it that is known by then, not only the first.
+Pointers are read before what they point at, so it may take several questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from wafl.errors import WaflError
+from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, FIRST_DATA_VBN, LEVEL_ONE_BYTES, MAX_HEIGHT, POINTERS
+from wafl.scattered import Run
+from wafl.views import BLOCK_MASK, SLOT_MASK, View
+
+if TYPE_CHECKING:
+    from wafl.buffers import Buffer
+    from wafl.inode import Inode
+    from wafl.lun import Lun
+
+WALK_AHEAD = 16
+"""Level-1 buffers that are read together by whoever walks over a LUN."""
+
+_BLOCK = memoryview(bytearray(BLOCK_BYTES))
+_FIRST, _LAST = _BLOCK[:1], _BLOCK[1:2]
+
+
+def write_is_ready(lun: Lun, offset: int, length: int) -> bool:
+    """Whether writing the range waits for no disk."""
+    end = offset + length
+    first, last = offset // LEVEL_ONE_BYTES, (end - 1) // LEVEL_ONE_BYTES
+    ready = [_path_is_here(lun, index * POINTERS, 1) for index in range(first, last + 1)]
+    return _edges_are_here(lun, offset, end) and all(ready)
+
+
+def unmap_is_ready(lun: Lun, offset: int, length: int) -> bool:
+    """Whether unmapping it does.  Only those pointer blocks are read of which something stays."""
+    end = offset + length
+    ready = [_edges_are_here(lun, offset, end)]
+    for edge in (-(-offset // BLOCK_BYTES), end >> BLOCK_SHIFT if end < lun.size_bytes else 0):
+        cut = next((level for level in range(1, MAX_HEIGHT + 1) if edge % POINTERS**level), None)
+        if cut is not None:
+            ready.append(_path_is_here(lun, edge, cut))
+    return all(ready)
+
+
+def read_is_ready(view: View, offset: int, length: int) -> bool:
+    """Whether reading it does, as far as the first and last byte of each stretch tell."""
+    try:
+        runs = view.runs_nowait(offset, length)
+        return runs is not None and (_ends_are_here(view, runs) or view.prefetch(runs))
+    except (WaflError, OSError):
+        return True
+
+
+def _walk_is_ready(view: View, index: int) -> bool:
+    """Whether level-1 `index` can be looked at; those that come next are read together with it."""
+    try:
+        if view.read_map(index, nowait=True) is not None:
+            return True
+        end = min(index + WALK_AHEAD, -(-view.size_bytes // LEVEL_ONE_BYTES))
+        for following in range(index + 1, end):
+            view.read_map(following, nowait=True)
+    except (WaflError, OSError):
+        return True
+    return False
+
+
+def ready_extents(view: View, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+    """As `View.extents`, but they end before what is not in memory."""
+    walk = view.extents(offset, length)
+    at, end = offset, min(offset + length, view.size_bytes)
+    while at < end and _walk_is_ready(view, at // LEVEL_ONE_BYTES):
+        extent = next(walk)
+        yield extent
+        at = extent[0] + extent[1]
+
+
+def _edges_are_here(lun: Lun, offset: int, end: int) -> bool:
+    """Blocks of which the range is only a part are read before they are written."""
+    cut = {at >> BLOCK_SHIFT for at in (offset, end) if at & BLOCK_MASK and at < lun.size_bytes}
+    ready = [_path_is_here(lun, fbn, 1) and _block_is_here(lun, fbn) for fbn in cut]
+    return all(ready)
+
+
+def _block_is_here(lun: Lun, fbn: int) -> bool:
+    try:
+        return lun.read_blocks(fbn << BLOCK_SHIFT, _BLOCK, nowait=True)
+    except (WaflError, OSError):
+        return True
+
+
+def _path_is_here(lun: Lun, fbn: int, lowest: int) -> bool:
+    """The pointer blocks above a block, from the root down to level `lowest`."""
+    core, counts = lun.core, lun.files.references
+    parent: Buffer | Inode = lun.inode
+    level = lun.inode.height
+    slot = 0 if not fbn >> 8 * level else -1
+    try:
+        while level >= lowest and slot >= 0 and parent.vbns[slot] >= FIRST_DATA_VBN:
+            node = parent.children.get(slot) or core.load(parent, slot, level, nowait=True)
+            if node is None or not (node.generation == core.generation or counts.are_here(node)):
+                return False
+            level -= 1
+            parent, slot = node, (fbn >> 8 * level) & SLOT_MASK
+    except (WaflError, OSError):
+        pass
+    return True
+
+
+def _ends_are_here(view: View, runs: list[Run]) -> bool:
+    places = [
+        (byte, [end]) for vbn, blocks, _ in sorted(runs) if vbn >= FIRST_DATA_VBN
+        for byte, end in ((vbn << BLOCK_SHIFT, _FIRST), ((vbn + blocks << BLOCK_SHIFT) - 1, _LAST))
+    ]  # fmt: skip
+    return view.core.device.preadv_nowait(places)
