@@ -12,7 +12,10 @@ Pointers are read before what they point at, so it may take several questions.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from wafl.errors import WaflError
 from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, FIRST_DATA_VBN, LEVEL_ONE_BYTES, MAX_HEIGHT, POINTERS
@@ -20,12 +23,13 @@ from wafl.scattered import Run
 from wafl.views import BLOCK_MASK, SLOT_MASK, View
 
 if TYPE_CHECKING:
-    from wafl.buffers import Buffer
+    from wafl.buffers import Buffer, Core
     from wafl.inode import Inode
     from wafl.lun import Lun
+    from wafl.references import References
 
-WALK_AHEAD = 16
-"""Level-1 buffers that are read together by whoever walks over a LUN."""
+WALK_AHEAD, TRIM_AHEAD = 16, 64
+"""Level-1 buffers that are read together by whoever walks over a LUN, or frees it."""
 
 _BLOCK = memoryview(bytearray(BLOCK_BYTES))
 _FIRST, _LAST = _BLOCK[:1], _BLOCK[1:2]
@@ -70,6 +74,35 @@ def _walk_is_ready(view: View, index: int) -> bool:
     except (WaflError, OSError):
         return True
     return False
+
+
+def trim_is_ready(core: Core, zombie: Inode, counts: References, leaves: int) -> bool:
+    """Whether the last level-1 blocks of a tree that goes, so many, are in memory, and the counts of all that they
+    name; more of them are read together."""
+    try:
+        walk = _last_leaves(core, zombie, zombie.height, counts)
+        needed = list(islice(walk, leaves))
+        vbns = np.concatenate([np.empty(0, np.uint64), *(leaf.vector() for leaf in needed if leaf is not None)])
+        ready = bool(counts.ready(vbns[vbns >= FIRST_DATA_VBN]).all()) and None not in needed
+        if not ready:
+            list(islice(walk, TRIM_AHEAD))
+        return ready
+    except (WaflError, OSError):
+        return True
+
+
+def _last_leaves(core: Core, parent: Buffer | Inode, level: int, counts: References) -> Iterator[Buffer | None]:
+    """Level-1 blocks from the last one on, as far as they are in memory; None for each block that is not, or whose
+    count is not."""
+    vbns = np.array(parent.vbns, dtype=np.uint64)
+    for slot in reversed(np.flatnonzero(vbns >= FIRST_DATA_VBN).tolist()):
+        node = parent.children.get(slot) or core.load(parent, slot, level, nowait=True)
+        if node is None or not counts.ready(vbns[slot : slot + 1]).all():
+            yield None
+        elif level == 1:
+            yield node
+        else:
+            yield from _last_leaves(core, node, level - 1, counts)
 
 
 def ready_extents(view: View, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:

@@ -34,6 +34,7 @@ from contextlib import contextmanager
 from itertools import islice
 
 import numpy as np
+import numpy.typing as npt
 
 from wafl.bits import Bits, Vbns, are_set, clear_each, clear_range, count, free_runs, set_each, set_range
 from wafl.errors import NoSpace, VolumeFailed
@@ -142,6 +143,8 @@ class Allocator:
         """Freed by the active file system, bits not yet cleared.  The write path appends."""
         self.last_pointers: Callable[[Vbns], Vbns] | None = None
         """Set where blocks can be shared: of what is freed, that which nothing names any more (wafl.references)."""
+        self.counts_ready: Callable[[Vbns], npt.NDArray[np.bool_]] | None = None
+        """Set with it: of which blocks it knows that without a wait for the disk."""
         self._pending: list[Vbns] = []
         self._ripe: deque[Vbns] = deque()
         self._runs: deque[tuple[int, int]] = deque()
@@ -170,7 +173,7 @@ class Allocator:
         than that when only its reserve is left: the rest of a run is anybody's.  Raises NoSpace, nothing changed."""
         assert self.next == self.end
         if len(self.freed) >= APPLY_FREES:
-            self.apply_frees()
+            self.apply_frees(nowait=True)
         most = min(most, self.free - self.floor_guest)
         self._exact = most < 1
         if self._exact:
@@ -345,12 +348,17 @@ class Allocator:
 
     # --- giving back -----------------------------------------------------------------------------------------------
 
-    def apply_frees(self) -> None:
-        """Put the collected frees of the active file system into the map."""
+    def apply_frees(self, *, nowait: bool = False) -> bool:
+        """Put the collected frees of the active file system into the map.  With `nowait` those for which the disk
+        would have to be waited for are left, and then it returns False."""
         if not self.freed:
-            return
+            return True
         vbns = np.array(self.freed, dtype=np.uint64)
         del self.freed[:]
+        if nowait and self.counts_ready is not None:
+            ready = self.counts_ready(vbns)
+            self.freed.frombytes(vbns[~ready].tobytes())
+            vbns = vbns[ready]
         if self.last_pointers is not None:
             vbns = self.last_pointers(vbns)
         clear_each(self.active, vbns)
@@ -358,6 +366,7 @@ class Allocator:
         self.dirty_active.update(rows_of(vbns))
         # What a snapshot still holds is listed by whoever takes it out of the summary.
         self._list(vbns[~are_set(self.summary, vbns)])
+        return not self.freed
 
     def free_own(self, vbn: int) -> None:
         """Free a block of the volume itself."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from wafl.ahead import trim_is_ready
 from wafl.bits import Bits, Vbns, are_set, clear_each, positions
 from wafl.errors import CorruptVolume, NoSpace
 from wafl.format import MAP_BITS
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 TRIM_SLICE = 8
 """Level-1 subtrees freed between two yields."""
+READ_TRIES = 16
+"""How often the driver is asked to wait for what a slice needs: pointers are read level by level."""
 
 
 class Reclaim:
@@ -45,32 +48,35 @@ class Reclaim:
         self._core = volume.core
         self.holdings = Holdings(volume)
         self._work: Generator[Step, None, None] | None = None
+        self._nowait = False
+        """Whoever drives it at this moment would rather wait for the disk elsewhere."""
 
     @property
     def pending(self) -> bool:
         files = self._volume.files
         return bool(files.zombies or self._volume.snapshots_table.deleting or files.reserve.counting)
 
-    def run(self) -> Generator[Step, None, None]:
+    def run(self, *, nowait: bool = False) -> Generator[Step, None, None]:
         """Slices until all is done, or until only a consistency point helps on (no room to work in, or a snapshot
         in the making whose map cannot be read yet).  However many run at a time, they share the work: a shortage of
-        space may drive it on while somebody else's iteration rests."""
-        while self.advance():
-            yield Step.SLICE
+        space may drive it on while somebody else's iteration rests.  With `nowait` trees that are not in memory are
+        read by the driver (Step.READ)."""
+        while step := self.advance(nowait=nowait):
+            yield step
 
-    def advance(self) -> bool:
-        """One slice; False at the end."""
+    def advance(self, *, nowait: bool = False) -> Step | None:
+        """One slice; None at the end."""
         self._core.check_writable()
+        self._nowait = nowait
         if self._work is None:
             self._work = self._slices()
         try:
-            next(self._work)
+            return next(self._work)
         except BaseException as error:
             self._work = None
             if isinstance(error, StopIteration):
-                return False
+                return None
             raise
-        return True
 
     def _slices(self) -> Generator[Step, None, None]:
         """What cannot be read keeps its space and holds up nothing else; its error comes at the end."""
@@ -100,7 +106,15 @@ class Reclaim:
     def _trim_zombie(self, zombie: Inode) -> Generator[Step, None, None]:
         files = self._volume.files
         # By identity: while this rests, the number of a freed inode may go to another zombie.
-        while files.zombies.get(zombie.number) is zombie and self._trim_some(zombie):
+        while files.zombies.get(zombie.number) is zombie:
+            for _ in range(READ_TRIES):
+                if not self._nowait or trim_is_ready(self._core, zombie, files.references, TRIM_SLICE):
+                    break
+                yield Step.READ
+                if files.zombies.get(zombie.number) is not zombie:
+                    return
+            if not self._trim_some(zombie):
+                return
             yield Step.SLICE
 
     def _trim_some(self, zombie: Inode) -> bool:
@@ -116,7 +130,7 @@ class Reclaim:
                 files.free_inode(zombie)
                 return True
             self._account(zombie, freed)
-        self._core.allocator.apply_frees()
+        self._core.allocator.apply_frees(nowait=self._nowait)
         return True
 
     def _account(self, zombie: Inode, freed: int) -> None:

@@ -141,6 +141,7 @@ class References:
         inode.pinned = True
         self._flags = np.zeros(self.rows, np.uint8)
         self._core.allocator.last_pointers = self.drop
+        self._core.allocator.counts_ready = self.ready
         self._core.part = self.part
 
     def grow(self) -> None:
@@ -218,6 +219,8 @@ class References:
 
     def ready(self, vbns: Vbns) -> npt.NDArray[np.bool_]:
         """Of which of these blocks the counts are in memory, or need not be; the disk begins to read the others."""
+        if self.inode is None:
+            return np.ones(len(vbns), np.bool_)
         rows = (vbns >> COUNT_SHIFT).astype(np.intp)
         counted = np.unique(rows[self._flags[rows] == COUNTED])
         missing = [row for row in counted.tolist() if row not in self._rows and not self._load_now(row)]

@@ -38,6 +38,8 @@ DIRTY_LIMIT_BLOCKS = 8192
 """Changed pointer blocks (32 MiB) that start a consistency point before its time."""
 PRESSURE_SHARE = 4
 """A consistency point starts early when 1/4 of what is available waits only for one to become allocatable."""
+COUNT_TRIES = 4
+"""How often counts are read ahead of a freeze.  Others may need more meanwhile; it waits for the last few itself."""
 PRESSURE_CHECK_S = 0.25
 READER_LOOK_S = 0.01
 """On a full volume a consistency point waits for the readers that hold back freed blocks: how often it looks."""
@@ -182,6 +184,19 @@ class VolumeService:
         reads it again."""
         self.volume.device.pread(self._cold_at, bytearray(1))
 
+    async def _until_read(self) -> None:
+        """The disk has read the last that it was asked for, or failed to: whoever reads it hears of that."""
+        reads = self._reads
+        if reads is not None and self.volume.core.cold is not None:
+            await awaited(lambda done: reads.request(lambda _: done(None)))
+
+    async def _read_counts(self) -> None:
+        """A freeze needs the counts of all that was freed, and must not wait for the disk."""
+        for _ in range(COUNT_TRIES):
+            if self.volume.core.allocator.apply_frees(nowait=True):
+                return
+            await self._until_read()
+
     async def durable(self) -> None:
         """As `flush`: for what the log has.  Raises VolumeFailed."""
         await awaited(self.flush)
@@ -285,6 +300,7 @@ class VolumeService:
             # A shortage of space makes consistency points elsewhere: they may have failed there.
             self.volume.core.check_writable()
             if self.volume.dirty:
+                await self._read_counts()
                 await self._run(self.volume.checkpoint())
         except BaseException as error:
             self._report(error)
@@ -350,7 +366,11 @@ class VolumeService:
     async def _reclaim_once(self) -> None:
         # Not the loop's clock: that may stand still within one round.
         began = perf_counter()
-        for _ in self.volume.reclaim():
+        for step in self.volume.reclaim(nowait=True):
+            if step is Step.READ:
+                await self._until_read()
+                began = perf_counter()
+                continue
             worked = perf_counter() - began
             if worked < RECLAIM_BURST_S:
                 continue

@@ -11,6 +11,9 @@ class Step(Enum):
 
     SLICE = "slice"
     """A bounded piece of work is done; others may run before the generator is resumed."""
+    READ = "read"
+    """The disk has begun to read what comes next.  The driver may wait for it first; resumed at once, the generator
+    waits itself."""
     SYNC = "sync"
     """The driver calls `device.sync()`, in any thread, and resumes when it has returned.  Its error is thrown
     into the generator."""

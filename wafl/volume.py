@@ -290,10 +290,10 @@ class Volume:
         if self.core.log is not None:
             self.core.log.push()
 
-    def reclaim(self) -> Generator[Step, None, None]:
+    def reclaim(self, *, nowait: bool = False) -> Generator[Step, None, None]:
         """Slices of background work: freed trees, deleted snapshots.  Ends when nothing is left, or when only a
-        consistency point helps on."""
-        return self.background.run()
+        consistency point helps on.  `nowait`: the driver waits for the disk (Step.READ)."""
+        return self.background.run(nowait=nowait)
 
     @property
     def reclaim_pending(self) -> bool:
