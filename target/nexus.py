@@ -223,11 +223,13 @@ class Nexus(ITNexus):
         if flags & NOT_PLAIN or control or blocks << shift != edtl or offset + edtl > size:
             return False
         try:
+            here = True
             for piece in pieces:
-                if not read(offset, piece):
-                    return False
+                here = read(offset, piece) and here  # what is missing of the rest is asked for, too
                 offset += len(piece)
         except Exception:  # as above
+            return False
+        if not here:
             return False
         counters.reads += 1
         counters.read_bytes += edtl

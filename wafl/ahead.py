@@ -138,13 +138,23 @@ def _path_is_here(lun: Lun, fbn: int, lowest: int) -> bool:
     try:
         while level >= lowest and slot >= 0 and parent.vbns[slot] >= FIRST_DATA_VBN:
             node = parent.children.get(slot) or core.load(parent, slot, level, nowait=True)
-            if node is None or not (node.generation == core.generation or counts.are_here(node)):
+            if node is None or not (node.generation == core.generation or _counts_are_here(counts, node)):
                 return False
             level -= 1
             parent, slot = node, (fbn >> 8 * level) & SLOT_MASK
     except (WaflError, OSError):
         pass
     return True
+
+
+def _counts_are_here(counts: References, node: Buffer) -> bool:
+    """Those that a change of this pointer block asks for (`References.part`)."""
+    if counts.inode is None:
+        return True
+    vbns = node.vector()
+    if not counts.ready(np.array([node.vbn], np.uint64)).all():
+        return False
+    return not counts.is_shared(node.vbn) or bool(counts.ready(vbns[vbns >= FIRST_DATA_VBN]).all())
 
 
 def _ends_are_here(view: View, runs: list[Run]) -> bool:

@@ -239,15 +239,6 @@ class References:
         self._rows[row] = found
         return True
 
-    def are_here(self, buffer: Buffer) -> bool:
-        """Whether the counts that a change of this pointer block asks for are in memory (`part`)."""
-        if self.inode is None or not self._flags.any():
-            return True
-        vbns = buffer.vector()
-        if not self.ready(np.array([buffer.vbn], np.uint64)).all():
-            return False
-        return not self.is_shared(buffer.vbn) or bool(self.ready(vbns[vbns >= FIRST_DATA_VBN]).all())
-
     def _evict(self) -> None:
         """Rows that are as on the disk go, those used longest ago first."""
         durable = self._core.durable

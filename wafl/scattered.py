@@ -39,3 +39,17 @@ def places_of(runs: list[Run], view: memoryview) -> Places:
             places.append((vbn << BLOCK_SHIFT, buffers))
         end = vbn + blocks
     return places
+
+
+def stretches_of(runs: list[Run]) -> list[tuple[int, int]]:
+    """(vbn, blocks) of what `places_of` reads of them, what lies between included, in the order of the volume."""
+    found: list[tuple[int, int]] = []
+    for vbn, blocks, _ in sorted(runs):
+        if vbn < FIRST_DATA_VBN:
+            continue
+        if found and vbn - sum(found[-1]) <= GAP_BLOCKS:
+            start, before = found[-1]
+            found[-1] = start, max(before, vbn + blocks - start)
+        else:
+            found.append((vbn, blocks))
+    return found

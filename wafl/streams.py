@@ -10,19 +10,23 @@ that finds everything there already is forgotten.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from wafl.errors import WaflError
 from wafl.format import BLOCK_SHIFT, FIRST_DATA_VBN, POINTERS
 
 if TYPE_CHECKING:
+    from wafl.scattered import Run
     from wafl.views import View
 
 STREAMS = 4
 """Of one LUN."""
 LEAST, MOST = 128, 2048
 """Blocks that a stream is ahead of its reader: 512 KiB to 8 MiB."""
-SLACK = 512
-"""Reads of a stream come in another order than they were sent, and once more after a wait: by so many blocks at most."""
+BEFORE, BEHIND = 4096, 256
+"""Reads of a stream come in another order than they were sent, and once more after a wait: so many blocks from where it
+goes on."""
 STRETCHES = 64
 """Asked for at a time: each costs the loop a call."""
 IN_VAIN = 4
@@ -51,7 +55,7 @@ class Streams:
 
     def note(self, first: int, end: int, *, here: bool) -> None:
         """Blocks `first` to `end - 1` are being read; not `here`: they had to be asked for."""
-        stream = next((known for known in self.known if -SLACK <= first - known.next <= SLACK), None)
+        stream = next((known for known in self.known if -BEFORE <= first - known.next <= BEHIND), None)
         if stream is not None:
             self.known.remove(stream)
         elif here:
@@ -72,8 +76,9 @@ class Streams:
         low, high = max(stream.ahead, stream.next), min(stream.next + stream.window, view.size_bytes >> BLOCK_SHIFT)
         if low >= high:
             return
-        cold = view.core.cold
-        reached, in_vain = _ask(view, low, high)
+        cold, reached, in_vain = view.core.cold, high, False
+        with suppress(WaflError, OSError):  # whoever reads that far is told
+            reached, in_vain = _ask(view, low, high)
         view.core.cold = cold  # nobody waits for this
         stream.ahead = max(stream.ahead, reached)
         stream.window = min(2 * stream.window, MOST)
@@ -84,7 +89,7 @@ class Streams:
 
 def _ask(view: View, low: int, high: int) -> tuple[int, bool]:
     """The disk begins to read blocks `low` to `high - 1`: up to where it was asked, and whether all was there."""
-    runs = []
+    runs: list[Run] = []
     while low < high and len(runs) < STRETCHES:
         upto = min(high, (low // POINTERS + 1) * POINTERS)
         more = view.runs_nowait(low << BLOCK_SHIFT, (upto - low) << BLOCK_SHIFT)

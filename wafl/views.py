@@ -23,7 +23,8 @@ from wafl.checksums import Crcs, first_wrong
 from wafl.errors import CorruptVolume, InvalidSize
 from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, FIRST_DATA_VBN, HOLE, POINTERS, ZERO
 from wafl.inode import Inode
-from wafl.scattered import Run, places_of
+from wafl.scattered import Run, places_of, stretches_of
+from wafl.streams import Streams
 from wafl.tree import level_one, span_state
 from wafl.types import Backing
 
@@ -59,6 +60,7 @@ class View:
         self._pread = core.device.pread
         self._pread_nowait = core.device.pread_nowait
         self._preadv_nowait = core.device.preadv_nowait
+        self._streams = Streams(self)
 
     # --- maps ------------------------------------------------------------------------------------------------------
 
@@ -220,7 +222,9 @@ class View:
         if found is None:
             return False
         runs, crcs = found
-        if not (self._read_runs(runs, view) if not nowait else self._read_runs_nowait(runs, view)):
+        if not nowait:
+            self._read_runs(runs, view)
+        elif not self._read_runs_nowait(runs, view, first):
             return False
         # Stretches without a mark are verified whole, in however many places they lie: where random writes have been,
         # every block is a run of its own.
@@ -234,19 +238,22 @@ class View:
         self._verify(view, verified, end - first, runs, crcs, first)
         return True
 
-    def _read_runs(self, runs: list[Run], view: memoryview) -> bool:
+    def _read_runs(self, runs: list[Run], view: memoryview) -> None:
         for vbn, blocks, at in runs:
             if vbn >= FIRST_DATA_VBN:
                 self._pread(vbn << BLOCK_SHIFT, view[at << BLOCK_SHIFT : (at + blocks) << BLOCK_SHIFT])
-        return True
 
-    def _read_runs_nowait(self, runs: list[Run], view: memoryview) -> bool:
+    def _read_runs_nowait(self, runs: list[Run], view: memoryview, first: int) -> bool:
         if len(runs) == 1:
             vbn = runs[0][0]
             here = vbn < FIRST_DATA_VBN or self._pread_nowait(vbn << BLOCK_SHIFT, view)
         else:
             here = self._preadv_nowait(places_of(runs, view))
-        return here or self.prefetch(runs)
+        if not here:
+            self.prefetch(runs)
+        if self._streams.known or not here:
+            self._streams.note(first, first + (len(view) >> BLOCK_SHIFT), here=here)
+        return here
 
     def _read_unaligned(self, offset: int, view: memoryview, nowait: bool) -> bool:
         start = offset & ~BLOCK_MASK
@@ -281,9 +288,8 @@ class View:
 
     def prefetch(self, runs: list[Run]) -> bool:
         """The disk begins to read them, in its own order.  False, for whoever asked whether they are here."""
-        for vbn, blocks, _ in sorted(runs):
-            if vbn >= FIRST_DATA_VBN:
-                self.core.prefetch(vbn << BLOCK_SHIFT, blocks << BLOCK_SHIFT)
+        for vbn, blocks in stretches_of(runs):
+            self.core.prefetch(vbn << BLOCK_SHIFT, blocks << BLOCK_SHIFT)
         return False
 
     def runs_nowait(self, offset: int, length: int) -> list[Run] | None:
@@ -305,17 +311,19 @@ class View:
         runs: list[Run] = []
         crcs: list[Crcs] = []
         fbn = first
+        here = True
         while fbn < end:
             pointers = self.read_map(fbn >> 8, nowait)
-            if pointers is None:
-                return None
+            if pointers is None:  # the others are asked for at once
+                here, fbn = False, (fbn >> 8) + 1 << 8
+                continue
             low, high = fbn & SLOT_MASK, min(POINTERS, (fbn & SLOT_MASK) + end - fbn)
             # A copy: what was found first must not change under us when the next map is loaded.
             crcs.append(pointers.crc_vector()[low:high].copy())
             for vbn, blocks, at in split_runs(pointers, low, high):
                 _join(runs, vbn, blocks, fbn + at - first)
             fbn += high - low
-        return runs, np.concatenate(crcs)
+        return (runs, np.concatenate(crcs)) if here else None
 
     def _verify(self, view: memoryview, low: int, high: int, runs: list[Run], crcs: Crcs, first: int) -> None:
         """Blocks `low` to `high - 1` of `view`, none of them a mark; its first is block `first` of the LUN."""

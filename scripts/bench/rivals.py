@@ -247,6 +247,8 @@ class Arena:
             "--size", self.size_bytes, "--seed", self._seed,
             "--seconds", seconds, "--warmup", 0 if work.cold else warmup_s,
         ]  # fmt: skip
+        if work.cold and work.sequential:
+            argv += ["--commands", self.size_bytes // work.bytes]  # once over, for then it is in memory
         figures: Figures = json.loads(tool(self.namespace, list(map(str, argv)), limit_s=warmup_s + seconds + 120))
         return {**figures, "resident_mib": resident_mib(server.pid)}
 

@@ -97,6 +97,8 @@ def _sessions() -> Iterator[Work]:
 
 def _cold() -> Iterator[Work]:
     yield Work("read-4k-qd32-cold", 4096, 32, cold=True)
+    for size, length in SIZES.items():
+        yield Work(f"read-{size}-qd8-cold", length, 8, sequential=True, cold=True)
 
 
 def _spin() -> Iterator[Work]:

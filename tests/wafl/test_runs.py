@@ -15,7 +15,7 @@ from wafl import CorruptVolume, FileDevice, Volume
 from wafl.buffers import PointerMap
 from wafl.device import IOV_MAX
 from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, FIRST_DATA_VBN, HOLE, POINTERS, ZERO
-from wafl.scattered import places_of
+from wafl.scattered import places_of, stretches_of
 from wafl.views import split_runs
 
 VBNS = st.integers(FIRST_DATA_VBN, 1 << 40)
@@ -95,10 +95,16 @@ def test_what_is_read_in_the_order_of_the_volume_lands_in_its_place(vbns: list[i
     assert [offset for offset, _ in places] == sorted(offset for offset, _ in places)
     for offset, buffers in places:
         assert len(buffers) <= IOV_MAX
+        block = offset >> BLOCK_SHIFT
         for buffer in buffers:
             for at in range(0, len(buffer), BLOCK_BYTES):
-                buffer[at : at + BLOCK_BYTES] = bytes([offset >> BLOCK_SHIFT]) * BLOCK_BYTES
-                offset += BLOCK_BYTES
+                buffer[at : at + BLOCK_BYTES] = bytes([block]) * BLOCK_BYTES
+                block += 1
+    blocks = {
+        block for offset, buffers in places
+        for block in range(offset >> BLOCK_SHIFT, (offset >> BLOCK_SHIFT) + sum(map(len, buffers)) // BLOCK_BYTES)
+    }  # fmt: skip
+    assert blocks == {block for vbn, count in stretches_of(runs) for block in range(vbn, vbn + count)}, "asked ahead"
     read = [view[at * BLOCK_BYTES] for at in range(len(vbns))]
     assert read == [vbn if vbn >= FIRST_DATA_VBN else 0 for vbn in vbns]
 
