@@ -39,7 +39,7 @@ def write_is_ready(lun: Lun, offset: int, length: int) -> bool:
     """Whether writing the range waits for no disk."""
     end = offset + length
     first, last = offset // LEVEL_ONE_BYTES, (end - 1) // LEVEL_ONE_BYTES
-    ready = [_path_is_here(lun, index * POINTERS, 1) for index in range(first, last + 1)]
+    ready = [_is_owned(lun, index) or _path_is_here(lun, index * POINTERS, 1) for index in range(first, last + 1)]
     return _edges_are_here(lun, offset, end) and all(ready)
 
 
@@ -127,6 +127,12 @@ def _block_is_here(lun: Lun, fbn: int) -> bool:
         return lun.read_blocks(fbn << BLOCK_SHIFT, _BLOCK, nowait=True)
     except (WaflError, OSError):
         return True
+
+
+def _is_owned(lun: Lun, index: int) -> bool:
+    """By this generation, and so are all blocks above it: the usual case."""
+    leaf = lun.own.get(index)
+    return leaf is not None and leaf.generation == lun.core.generation
 
 
 def _path_is_here(lun: Lun, fbn: int, lowest: int) -> bool:

@@ -6,7 +6,7 @@ All of it is allocated once and used again; sizes are in limits.py.  Nothing her
 from __future__ import annotations
 
 from collections import deque
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
+from mmap import MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 from target.iscsi import limits
 
@@ -19,16 +19,23 @@ def allocate(size: int) -> Memory:
     return bytearray(size) if size < limits.OWN_PAGES_BYTES else mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS)
 
 
+def give_back(memory: Memory) -> None:
+    """Pages of its own go back to the kernel until they are touched again: what is in them is lost."""
+    if isinstance(memory, mmap):
+        memory.madvise(MADV_DONTNEED)
+
+
 class ReceiveBuffer:
     """Bytes between `start` and `end` have arrived and are not used up."""
 
-    __slots__ = ("end", "size", "start", "view", "wanted")
+    __slots__ = ("_buffer", "end", "size", "start", "view", "wanted")
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.wanted = 0
         """Bytes from `start` on that make the next PDU whole, as far as is known."""
-        self.view = memoryview(allocate(size))
+        self._buffer = allocate(size)
+        self.view = memoryview(self._buffer)
         self.start = 0
         self.end = 0
 
@@ -48,6 +55,12 @@ class ReceiveBuffer:
             left = self.end - self.start
             self.view[:left] = self.view[self.start : self.end]
             self.start, self.end = 0, left
+
+    def rest(self) -> None:
+        """Nothing is expected soon: of many sessions most are idle."""
+        if self.start == self.end:
+            self.start = self.end = 0
+            give_back(self._buffer)
 
     def grown(self, size: int) -> ReceiveBuffer:
         """A larger buffer with the same unused bytes."""
@@ -119,6 +132,12 @@ class OutputBuffer:
     def trim(self) -> None:
         """Keep no more than one to spare."""
         del self._free[1:]
+
+    def rest(self) -> None:
+        """As `ReceiveBuffer.rest`."""
+        self._free.clear()
+        if not self.used and not self._sending:
+            give_back(self.buffer)
 
 
 class BufferPool:

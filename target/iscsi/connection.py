@@ -425,6 +425,8 @@ class Connection:
         elif now >= self._heard_at + self.host.nop_interval_s:
             self._ping_sent = now
             self.deadline = now + self.host.nop_timeout_s
+            self.rx.rest()
+            self.output.rest()
             self.emit(Message(Opcode.NOP_IN, counts=False, itt=NO_TAG, ttt=self.session.tags.take()))
         else:
             self.deadline = self._heard_at + self.host.nop_interval_s

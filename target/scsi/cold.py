@@ -39,7 +39,7 @@ def put_aside(task: Task, attempt: Attempt) -> None:
 
 def finish(lu: LogicalUnit) -> None:
     """What waits for the disk on this logical unit is done now, by whichever nexus it came."""
-    for itl in lu.itls:
+    for itl in list(lu.itls):
         for task in list(itl.nexus.tasks.values()):
             if task.lu is lu and task.attempt is not None:
                 task.patient = True

@@ -9,6 +9,7 @@ import pytest
 
 from target.iscsi import limits
 from target.iscsi.buffers import BufferPool, OutputBuffer, ReceiveBuffer
+from tests.target.iscsi.conftest import MakeBench
 
 SIZE = 1000
 
@@ -85,3 +86,41 @@ def test_memory_of_connections_that_have_ended_goes_back_though_other_things_sta
     del connections, whole, view, pool
     kept = sum(map(len, stays))
     assert own_bytes() < before + kept + 16 * limits.OUTPUT_BYTES
+
+
+def test_what_is_not_used_takes_no_room() -> None:
+    before = own_bytes()
+    buffers = [(ReceiveBuffer(limits.RECEIVE_BYTES), OutputBuffer(limits.OUTPUT_BYTES)) for _ in range(64)]
+    assert own_bytes() - before < sum(each.size for pair in buffers for each in pair) // 4
+
+
+def test_a_buffer_that_rests_is_given_back_unless_something_is_in_it() -> None:
+    size = limits.OWN_PAGES_BYTES
+    for buffer in (ReceiveBuffer(size), OutputBuffer(size)):
+        buffer.view[:5] = b"bytes"
+        buffer.rest()
+        assert buffer.view[:5] == bytes(5)
+    received = ReceiveBuffer(size)
+    received.view[:5] = b"bytes"
+    received.end = 5
+    received.rest()
+    assert received.view[:5] == b"bytes"
+    answers = OutputBuffer(size)
+    answers.view[:5] = b"bytes"
+    answers.used = 5
+    answers.rest()
+    assert answers.view[:5] == b"bytes"
+    sending = answers.view
+    answers.rotate()
+    answers.rest()
+    assert sending[:5] == b"bytes", "on its way"
+
+
+def test_a_session_that_is_idle_gives_its_buffers_back(make_bench: MakeBench) -> None:
+    initiator = make_bench(nop_interval_s=30, nop_timeout_s=15).logged_in()
+    core = initiator.link.core
+    core.rx.view[-5:] = core.output.view[-5:] = b"bytes"
+    initiator.link.pass_time(29)
+    assert core.rx.view[-5:] == core.output.view[-5:] == b"bytes"
+    initiator.link.pass_time(1)
+    assert core.rx.view[-5:] == core.output.view[-5:] == bytes(5)
