@@ -142,9 +142,8 @@ class Allocator:
         self.freed = array("Q")
         """Freed by the active file system, bits not yet cleared.  The write path appends."""
         self.last_pointers: Callable[[Vbns], Vbns] | None = None
-        """Set where blocks can be shared: of what is freed, that which nothing names any more (wafl.references)."""
         self.counts_ready: Callable[[Vbns], npt.NDArray[np.bool_]] | None = None
-        """Set with it: of which blocks it knows that without a wait for the disk."""
+        """Set where blocks can be shared: what of freed blocks nothing names; of which that is known at once."""
         self._pending: list[Vbns] = []
         self._ripe: deque[Vbns] = deque()
         self._runs: deque[tuple[int, int]] = deque()

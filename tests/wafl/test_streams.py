@@ -79,7 +79,7 @@ def test_several_streams_go_side_by_side(workshop: Workshop) -> None:
     lun = cold(workshop, "plain")
     starts = [number * SIZE // STREAMS for number in range(STREAMS)]
     waits = sum(read(lun, start + at) for at in range(0, SIZE // STREAMS, PIECE) for start in starts)
-    assert waits < SIZE // PIECE // 3
+    assert waits < SIZE // PIECE // 2
 
 
 def test_reads_anywhere_ask_for_nothing_more(workshop: Workshop) -> None:
