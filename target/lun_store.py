@@ -106,12 +106,16 @@ class LunStore:
             fail(offset, error)
 
     def begin_write(self, offset: int, length: int) -> PlacedWrite | None:
+        write_is_ready(self.lun, offset, length)  # the disk reads its pointers while the data comes
         return place_write(self.lun, offset, length)
 
     def end_write(self, placed: PlacedWrite) -> None:
-        """It has all its data: now it happens.  Raises StoreError, also for a write of another LUN."""
+        """It has all its data: now it happens.  Raises StoreError, also for a write of another LUN, or one that would
+        have to wait for the disk."""
         if placed.lun is not self.lun:
             raise StoreError("the write was begun for another LUN")
+        if not write_is_ready(self.lun, placed.offset, placed.taken):
+            raise StoreError("the disk has not read its pointers yet")
         try:
             placed.install()
         except (WaflError, OSError) as error:

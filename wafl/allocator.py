@@ -126,9 +126,8 @@ class Allocator:
         """Of `summary_count`: what snapshots have brought and taken away since the mount (wafl.audit)."""
         self.own_changes = 0
         """Changes with the set of the volume's own blocks."""
-        self.freeing = 0
-        self.promised = 0
-        """Blocks that are busy because a fill, or a long write, writes to them."""
+        self.freeing = self.promised = 0
+        """The second: blocks that are busy because a fill, or a long write, writes to them."""
         self.dirty_active: set[int] = set()
         self.dirty_summary: set[int] = set()
         self.readers = Readers()

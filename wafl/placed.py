@@ -47,6 +47,7 @@ class PlacedWrite:
 
     def __init__(self, lun: Lun, offset: int, places: list[tuple[int, int]]) -> None:
         self.lun = lun
+        self.offset = offset
         self.taken = 0
         """Bytes that have been added."""
         self._fbn = offset >> BLOCK_SHIFT

@@ -205,3 +205,33 @@ def test_a_plain_write_to_cold_pointers_is_not_fast(workshop: Workshop) -> None:
         await service.stop()
 
     asyncio.run(scene())
+
+
+def test_a_long_write_happens_when_its_pointers_are_here(workshop: Workshop) -> None:
+    """They are read while its data comes; if that was quicker, the write is one that waits like any other."""
+    volume = sleepy(workshop, plain)
+
+    async def scene() -> None:
+        service = VolumeService(volume)
+        service.start()
+        host = host_of(service)
+        device = volume.device
+        assert isinstance(device, SleepyDevice)
+        before = device.waits["loop"]
+        placing = host.nexus.begin_write(lun_field(0), write_16(PLACES[1] // 512, 256).ljust(16, b"\0"), 256 * 512)
+        assert placing is not None
+        assert device.asked
+        placing.add(memoryview(pattern(5, 256 * 512)))
+        assert not host.nexus.end_write(lun_field(0), placing)
+        for _ in range(8):  # level by level
+            device.here |= device.coming
+            if host.nexus.end_write(lun_field(0), placing):
+                break
+        assert device.waits["loop"] == before
+        placing.drop()
+        await service.stop()
+
+    asyncio.run(scene())
+    found = bytearray(256 * 512)
+    volume.lun("disk").read_into(PLACES[1], memoryview(found))
+    assert found == pattern(5, 256 * 512)
