@@ -17,6 +17,7 @@ from contextlib import suppress
 import numpy as np
 from crc32c import crc32c
 
+from wafl.ahead import write_is_ready
 from wafl.buffers import PointerMap
 from wafl.checksums import of_blocks
 from wafl.device import Bytes
@@ -55,7 +56,8 @@ def _own_leaves(lun: Lun, writes: Writes) -> None:
         with suppress(NoSpace):
             core.ensure_for(len(writes) + len(indices) * (2 * lun.inode.height + 2), reserved=lun.reserved, wait=False)
             for index in indices:
-                lun.leaf(index)
+                if write_is_ready(lun, index << 20, BLOCK_BYTES):  # the others are asked for together
+                    lun.leaf(index)
 
 
 def _write_together(lun: Lun, writes: Writes, first: int) -> int:

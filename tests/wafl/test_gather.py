@@ -170,7 +170,7 @@ def test_where_room_is_short_it_is_one_by_one_and_still_the_same(workshop: Works
     warm(lun)
     filler = volume.create_lun("filler", 16 * MIB, reserved=False)
     with pytest.raises(NoSpace):
-        any(filler.write(at, pattern(at, BLOCK_BYTES)) for at in range(0, 16 * MIB, BLOCK_BYTES))  # type: ignore[func-returns-value]
+        all(filler.write(at, pattern(at, BLOCK_BYTES)) for at in range(0, 16 * MIB, BLOCK_BYTES))
     for turn in range(4):
         checkpoint(volume)
         writes = [(number * 37 % BLOCKS * BLOCK_BYTES, pattern(turn + number, BLOCK_BYTES)) for number in range(200)]
