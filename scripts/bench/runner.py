@@ -28,8 +28,16 @@ Results = dict[str, dict[str, list[Figures]]]
 
 
 def end_tidily() -> None:
-    """SIGTERM is as Ctrl-C: hosts and targets are not left behind."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """SIGTERM is as Ctrl-C: hosts and targets are not left behind.  A child that was forked off, as for a look into
+    a network namespace, is ended by it too, and tidies up nothing."""
+    ours = os.getpid()
+
+    def end(*_: object) -> None:
+        if os.getpid() != ours:
+            os._exit(128 + signal.SIGTERM)
+        sys.exit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def expected_s(works: list[Work], rounds: int, warmup_s: float, seconds: float) -> float:
