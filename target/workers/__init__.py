@@ -4,7 +4,7 @@
     settings            admin.db belongs to the front; a worker has a copy and asks for changes
     process             a worker: the whole stack (`target.stack`) with one volume, no portal and no socket of its own
     front               starts workers, gives them connections and requests, starts them again when they die
-    forward             the HTTP requests that are a worker's, and answers put together from several
+    asgi, forward       the HTTP requests that are a worker's, and answers put together from several
 
 Rules.
 - The front never waits for a worker while it holds anything that another worker waits for: a worker's change of the

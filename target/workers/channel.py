@@ -121,9 +121,14 @@ class Channel:
         """Say something that is answered: an `Answer`, or ChannelClosed.  Raises what `send` raises."""
         self._last_id += 1
         message.id = number = self._last_id
-        self.send(message, payload)
+        # Before it is said: saying it may find that the other side is gone, which ends every question.
         future = self._answers[number] = self._loop.create_future()
         future.add_done_callback(lambda _: self._answers.pop(number, None))
+        try:
+            self.send(message, payload)
+        except BaseException:
+            future.cancel()
+            raise
         return future
 
     # -- hearing
@@ -152,9 +157,12 @@ class Channel:
         with _descriptors(ancillary) as descriptors:
             if not packet:
                 return None
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            if flags & socket.MSG_TRUNC:
                 raise ValueError("a message is longer than allowed")
             received = Received(_PARSER.validate_json(packet))
+            if flags & socket.MSG_CTRUNC and received.message.kind != "login":
+                # A host's connection is lost if this process has no descriptor left for it, and nothing else is.
+                raise ValueError("not all descriptors of a message have come")
             if received.message.payload:
                 if not descriptors:
                     raise ValueError("a payload is missing")

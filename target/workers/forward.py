@@ -13,23 +13,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 from urllib.parse import parse_qs
 
 from fastapi.responses import Response
 from starlette.requests import Request
 
-from target.management.api import refusal_response
+from target.management.api import App, Receive, Scope, Send, refusal_response
 from target.management.names import LunPath
 from target.management.refusal import Refused
+from target.workers.asgi import body_once, whole_answer
 from target.workers.front import Worker, Workers
 from target.workers.merged import MERGED
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OF_A_VOLUME = re.compile(
     r"/v1/(?:volumes|luns|clones|layouts|estimates|alua|data)/([^/]+)(?:/.*)?"
@@ -65,14 +59,22 @@ class Forward:
     async def _answer(self, scope: Scope, receive: Receive) -> Response | Receive:
         """A worker's answer, or what the front's application may receive."""
         method, path = scope["method"], scope["path"]
-        query = parse_qs(scope["query_string"].decode(errors="replace"))
-        named = query.get(IN_THE_QUERY.get((method, path), ""), [""])[0]
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        named = query.get(IN_THE_QUERY.get((method, path), ""), [""])[-1]
         if method == "GET" and path in MERGED and not named:
             return await self._merge(scope, receive)
         body = b""
         if method != "GET":
             body = await Request(scope, receive).body()
-            receive = _again(body, receive)
+            receive = body_once(body, receive)
+        made = MADE.fullmatch(path) if method != "GET" else None
+        if made is None:
+            return await self._pass(scope, receive, named, body)
+        async with self.workers.turn(made[1] or _field(body, "name")):
+            return await self._pass(scope, receive, named, body)
+
+    async def _pass(self, scope: Scope, receive: Receive, named: str, body: bytes) -> Response | Receive:
+        method, path = scope["method"], scope["path"]
         worker = self._worker_of(method, path, named, body)
         if worker is None:
             return await self._made(scope, receive) if MADE.fullmatch(path) and method != "GET" else receive
@@ -101,7 +103,7 @@ class Forward:
         return response
 
     async def _merge(self, scope: Scope, receive: Receive) -> Response:
-        path, query = scope["path"], scope["query_string"].decode()
+        path, query = scope["path"], scope["query_string"].decode("latin-1")
         answers = await self.workers.gather(path, query)
         here = await self._here(scope, receive)
         if here.status_code >= 400:
@@ -112,18 +114,8 @@ class Forward:
 
     async def _here(self, scope: Scope, receive: Receive) -> Response:
         """The whole answer of the front's application."""
-        start: MutableMapping[str, Any] = {}
-        body = bytearray()
-
-        async def keep(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                start.update(message)
-            else:
-                body.extend(message.get("body", b""))
-
-        await self.app(scope, receive, keep)
-        kind = dict(start["headers"]).get(b"content-type", b"").decode()
-        return Response(bytes(body), start["status"], media_type=kind or None)
+        status, kind, body = await whole_answer(self.app, scope, receive)
+        return Response(body, status, media_type=kind or None)
 
     async def _check(self, worker: Worker, method: str, path: str, body: bytes) -> None:
         """Hosts may know LUNs by their serial numbers: no two volumes have the same."""
@@ -142,16 +134,6 @@ async def _ask(worker: Worker, scope: Scope, body: bytes) -> Response:
         scope["method"], path.decode("latin-1"), scope["query_string"].decode("latin-1"), body, kind
     )
     return Response(content, answer.status, media_type=answer.content_type or None)
-
-
-def _again(body: bytes, receive: Receive) -> Receive:
-    """For whoever receives next: the body that has been read, then what comes after it."""
-    left: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def again() -> MutableMapping[str, Any]:
-        return left.pop() if left else await receive()
-
-    return again
 
 
 def _field(body: bytes | memoryview, name: str) -> str:

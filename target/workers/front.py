@@ -14,10 +14,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from target.management.events import Severity
 from target.management.refusal import Refused, refusal_of
@@ -116,6 +117,7 @@ class Workers:
         self._front: Stack
         self._all: dict[str, Worker] = {}
         self._mounting: dict[str, asyncio.Lock] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._deaths: dict[str, list[float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -133,6 +135,14 @@ class Workers:
         worker = self._all.get(volume)
         return worker if worker is not None and worker.ready else None
 
+    @contextlib.asynccontextmanager
+    async def turn(self, volume: str) -> AsyncIterator[None]:
+        """Whoever makes a volume, destroys it or takes it on or offline, is alone with it; a start that is under way
+        is over."""
+        async with self._turns.setdefault(volume, asyncio.Lock()):
+            await self._started(volume)
+            yield
+
     # -- hosts
 
     async def route(self, target: str) -> Take | None:
@@ -140,12 +150,15 @@ class Workers:
         nodename, _, volume = target.rpartition(":")
         if nodename != self._front.core.state.nodename:
             return None
+        await self._started(volume)
+        worker = self.of(volume)
+        return None if worker is None else worker.take
+
+    async def _started(self, volume: str) -> None:
         lock = self._mounting.get(volume)
         if lock is not None and lock.locked():
             async with lock:
                 pass
-        worker = self.of(volume)
-        return None if worker is None else worker.take
 
     # -- starting
 
@@ -170,7 +183,8 @@ class Workers:
                 begun = worker.call(begin, image)
             await worker.answered(begun, START_LIMIT_S)
         except BaseException:
-            worker.ending = True
+            # It has said why it cannot serve, or says nothing.  One that died is `_watch`'s.
+            worker.ending = worker.ending or not worker.channel.closed.done()
             worker.channel.close()
             await worker.gone.wait()
             raise
@@ -219,16 +233,25 @@ class Workers:
             if refused.name == "internal":
                 log.error("a change for volume %s has failed", worker.volume, exc_info=error)
             answer.error, answer.message = refused.name, refused.message[: messages.TEXT]
-        with contextlib.suppress(ChannelClosed):
+        try:
             worker.channel.send(answer)
+        except ChannelClosed:
+            pass
+        except (Refused, OSError) as error:
+            worker.channel.close(f"volume {worker.volume} cannot be answered: {error}")
 
     # -- telling all
 
     def _share(self, image: bytes) -> Awaitable[None]:
         asked = []
         for worker in self._all.values():
-            with contextlib.suppress(ChannelClosed, Refused):
+            try:
                 asked.append((worker, worker.channel.call(messages.SettingsNow(), image)))
+            except ChannelClosed:
+                pass
+            except (Refused, OSError) as error:
+                # Without them it would let in hosts that it must not; its next process has them.
+                worker.channel.close(f"volume {worker.volume} cannot be told the settings: {error}")
         return self._settled(asked)
 
     async def _settled(self, asked: Sequence[tuple[Worker, asyncio.Future[Received]]]) -> None:
@@ -301,11 +324,11 @@ class Workers:
                 worker.process.kill()
         code = await exited
         worker.channel.close()
-        was_ready, worker.ready = worker.ready, False
+        worker.ready = False
         if self._all.get(worker.volume) is worker:
             del self._all[worker.volume]
         worker.gone.set()
-        if was_ready and not worker.ending and not self._stopping:
+        if not worker.ending and not self._stopping:
             await self._died(worker, code)
 
     async def _died(self, worker: Worker, code: int) -> None:
@@ -345,6 +368,7 @@ class Workers:
 
     async def _end(self, worker: Worker) -> None:
         worker.ending = True
+        worker.ready = False  # nobody is sent to it any more
         with contextlib.suppress(ChannelClosed, Refused):
             worker.channel.send(messages.Stop())
         try:

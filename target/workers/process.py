@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import select
 import signal
 import socket
@@ -18,9 +19,9 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-import httpx
-
+from target.iscsi import limits
 from target.logs import start_logging
 from target.management import serving
 from target.management.clone_settings import LIMIT, RUNNING
@@ -33,6 +34,7 @@ from target.management.refusal import Refused, refusal_of
 from target.management.state import AdminState
 from target.stack import Stack, loop_factory
 from target.workers import END_LIMIT_S, messages
+from target.workers.asgi import body_once, whole_answer
 from target.workers.channel import Channel, ChannelClosed, Received
 from target.workers.messages import Answer, Begin, Listening, Login, PortalsNow, Request
 from target.workers.settings import CopiedStore
@@ -40,6 +42,8 @@ from target.workers.settings import CopiedStore
 log = logging.getLogger("lund.workers")
 event_log = logging.getLogger("lund.event")
 
+DESCRIPTORS = 2 * limits.CONNECTIONS
+"""That a worker may have open, where the machine allows it."""
 CUT_SHORT = 70
 """Exit status: it was."""
 
@@ -135,14 +139,16 @@ class Worker:
         self._run(received.message.id, self._answer_request(received.message, received.payload))
 
     async def _answer_request(self, request: Request, body: bytes) -> tuple[Answer, bytes]:
-        url = httpx.URL(f"http://lund{request.path}{'?' if request.query else ''}{request.query}")
-        headers = {"content-type": request.content_type} if request.content_type else {}
-        transport = httpx.ASGITransport(self.stack.app, raise_app_exceptions=False)
-        answer = await transport.handle_async_request(
-            httpx.Request(request.method, url, headers=headers, content=body)
-        )
-        kind = answer.headers.get("content-type", "")
-        return Answer(status=answer.status_code, content_type=kind[:200]), await answer.aread()
+        # The address is given on byte by byte: the front has chosen this process by the same path.
+        path = request.path.encode("latin-1")
+        kind = request.content_type.encode("latin-1")
+        scope: dict[str, Any] = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http",
+            "method": request.method, "path": unquote(request.path), "raw_path": path, "root_path": "",
+            "query_string": request.query.encode("latin-1"), "headers": [(b"content-type", kind)] if kind else [],
+        }  # fmt: skip
+        status, said, content = await whole_answer(self.stack.app, scope, body_once(body))
+        return Answer(status=status, content_type=said[:200]), content
 
     async def _ping(self, received: Received) -> None:
         self._say(received.message.id, Answer())
@@ -229,10 +235,18 @@ async def _main(ours: socket.socket) -> None:
     await Worker(ours).live()
 
 
+def _room_for_connections() -> None:
+    """As many descriptors as the machine allows: those that are not a host's are needed when hosts have all others."""
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit < min(DESCRIPTORS, most):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, most), most))
+
+
 def main() -> int:
     # A service manager and a terminal signal all processes; the front says when it is time.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    _room_for_connections()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_main(socket.socket(fileno=int(sys.argv[1]))))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -203,5 +204,43 @@ def test_what_is_too_large_is_not_sent(run: Any) -> None:
                 ends.a.send(message, payload)
         ends.a.send(Stop())
         await ends.until(lambda: [each.message.kind for each in ends.heard] == ["stop"])
+
+    both(run, scene)
+
+
+@each_loop
+def test_a_question_to_one_that_has_just_gone_is_answered_at_once(run: Any) -> None:
+    async def main() -> None:
+        ours, theirs = pair()
+        channel = Channel(ours, None)  # type: ignore[arg-type]
+        theirs.close()
+        with pytest.raises(ChannelClosed):
+            async with asyncio.timeout(LIMIT_S):
+                await channel.call(Ping())
+        with pytest.raises(ChannelClosed):
+            channel.call(Ping())
+
+    run(main())
+
+
+@each_loop
+def test_a_host_for_whom_no_descriptor_is_left_is_the_only_one_who_suffers(run: Any) -> None:
+    async def scene(ends: Ends) -> None:
+        host, other = socket.socketpair()
+        limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            ends.a.send(Login(host="::1", port=3260, group=2), connection=host)
+            free = os.dup(host.fileno())
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, most))
+            await ends.until(lambda: len(ends.heard) == 1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+        assert ends.heard[0].connection is None
+        host.close()
+        assert other.recv(1) == b""  # it is told
+        other.close()
+        ends.a.send(Ping())
+        await ends.until(lambda: len(ends.heard) == 2)
 
     both(run, scene)
