@@ -81,6 +81,11 @@ class Channel:
 
     # -- saying
 
+    @property
+    def waiting(self) -> int:
+        """Messages that the kernel has not taken: the other side has not for a while."""
+        return len(self._out)
+
     def send(self, message: Message, payload: bytes = b"", connection: socket.socket | None = None) -> None:
         """Raises ChannelClosed, Refused (the other side takes nothing), OSError.  The caller closes the connection."""
         if self.closed.done():

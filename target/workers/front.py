@@ -43,6 +43,8 @@ GATHER_S = 10.0
 SETTLE_S = 5.0
 """For a worker to take new settings; one that has not is not waited for again until it has."""
 SILENT = "its process does not answer"
+HOSTS_WAITING = 64
+"""Messages waiting for a worker, beyond which it gets no more connections: they would hold the front's descriptors."""
 STOP_LIMIT_S = 300.0
 """For a volume's last consistency point; then its log has to do."""
 DEATHS, DEATHS_WITHIN_S = 3, 60.0
@@ -101,6 +103,8 @@ class Worker:
 
     def take(self, connection: socket.socket, came_by: tuple[str, int], group: int) -> None:
         """A host's connection; ours may be closed.  Raises ConnectionError."""
+        if self.channel.waiting >= HOSTS_WAITING:
+            raise ConnectionAbortedError(f"the process of volume {self.volume} takes nothing")
         try:
             self.channel.send(Login(host=came_by[0], port=came_by[1], group=group), connection=connection)
         except (ChannelClosed, Refused) as error:

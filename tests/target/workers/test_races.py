@@ -16,7 +16,7 @@ import pytest
 from target.management.store import set_setting
 from target.workers import channel as channel_module
 from target.workers.channel import Channel, Received, pair
-from target.workers.front import Worker, Workers
+from target.workers.front import HOSTS_WAITING, Worker, Workers
 from target.workers.settings import SharedStore
 from tests.target.workers.conftest import BLOCK, Front, Launch, eventually, good
 
@@ -84,6 +84,34 @@ def test_a_request_means_the_same_to_the_front_and_to_the_worker(launch: Launch)
     assert len(front.json("show")) == 2
 
 
+async def deaf() -> tuple[Worker, socket.socket]:
+    """A worker whose process takes nothing."""
+    ours, theirs = pair()
+    process = await asyncio.create_subprocess_exec("true")
+    await process.wait()
+
+    async def nothing(received: Received) -> None:
+        raise AssertionError(received)
+
+    return Worker("vol0", process, Channel(ours, nothing)), theirs
+
+
+def test_hosts_of_a_worker_that_takes_nothing_do_not_use_up_the_front_s_descriptors() -> None:
+    async def scene() -> None:
+        worker, theirs = await deaf()
+        host, other = socket.socketpair()
+        before = len(os.listdir("/proc/self/fd"))
+        with contextlib.suppress(ConnectionAbortedError):
+            for _ in range(3000):
+                worker.take(host, ("::1", 3260), 1)
+        assert len(os.listdir("/proc/self/fd")) - before <= HOSTS_WAITING
+        for each in (theirs, host, other):
+            each.close()
+        worker.channel.close()
+
+    asyncio.run(scene())
+
+
 def test_a_worker_that_cannot_be_told_the_settings_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would go on with the old ones."""
     monkeypatch.setattr(channel_module, "QUEUE_LIMIT", 2)
@@ -92,14 +120,7 @@ def test_a_worker_that_cannot_be_told_the_settings_is_given_up(tmp_path: Path, m
         store = SharedStore(tmp_path / "admin.db")
         store.open()
         workers = Workers(store)
-        ours, theirs = pair()
-        process = await asyncio.create_subprocess_exec("true")
-        await process.wait()
-
-        async def nothing(received: Received) -> None:
-            raise AssertionError(received)
-
-        worker = Worker("vol0", process, Channel(ours, nothing))
+        worker, theirs = await deaf()
         worker.silent = True  # so that nobody waits for it
         workers._all["vol0"] = worker
         number = 0
