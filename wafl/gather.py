@@ -32,10 +32,13 @@ Writes = Sequence[tuple[int, Bytes]]
 def write_several(lun: Lun, writes: Writes) -> bool:
     """`lun.write` each (offset, data), in order.  False if one of them would have to wait for the disk; then, as where
     it raises what that raises, some of them are written."""
-    at = 0
-    _own_leaves(lun, writes)
+    at, owned = 0, False
     while at < len(writes):
         taken = _write_together(lun, writes, at) or _write_neighbours(lun, writes, at)
+        if not taken and not owned:
+            _own_leaves(lun, writes[at:])
+            owned = True
+            continue
         if not taken and not lun.write(*writes[at], nowait=True):
             return False
         at += taken or 1
