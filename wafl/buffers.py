@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -176,6 +177,8 @@ class Core:
         """Set by the volume: empties all read and write maps, so that their buffers may be evicted."""
         self.cold: int | None = None
         """Offset on the device of what the disk was last asked to read ahead; None: nothing since it was waited for."""
+        self.one_writer = Lock()
+        """Threads that write for clones hold it.  A file has one writer at a time; who waits in the kernel spins."""
         self.syncs = 0
         """Since the last data run began."""
         self._run_blocks = DATA_RUN_BLOCKS

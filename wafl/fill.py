@@ -68,6 +68,7 @@ class FillPlan:
         """Of the places, those that nothing names yet."""
         self._unprepared: list[tuple[int, int]] = []
         self._device = lun.core.device
+        self._one_writer = lun.core.one_writer
         self._readers = lun.core.allocator.readers
         self._epoch: int | None = self._readers.enter()
 
@@ -126,7 +127,9 @@ class FillPlan:
         for offset, length in self._unprepared:
             self._device.preallocate(offset, length)
         for low, high in runs_of(self.places):
-            self._device.pwrite(int(self.places[low]) << BLOCK_SHIFT, (view[low << BLOCK_SHIFT : high << BLOCK_SHIFT],))
+            piece = view[low << BLOCK_SHIFT : high << BLOCK_SHIFT]
+            with self._one_writer:
+                self._device.pwrite(int(self.places[low]) << BLOCK_SHIFT, (piece,))
 
     def _verify(self, view: memoryview) -> None:
         wrong = first_wrong(view, self.crcs)
