@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 
 from rich.console import Console
-from rich.table import Table
 
+from scripts.bench.clone_latency import compare
 from scripts.bench.clone_site import (
     IDLE,
     LUNS,
@@ -17,10 +17,6 @@ from scripts.bench.clone_site import (
     SPAN_MIB,
     Round,
     Site,
-    median,
-    ratios,
-    spread,
-    turns,
 )
 from scripts.bench.rivals import settle
 from tests.support.lund import wait_until
@@ -87,31 +83,5 @@ def measure_host(site: Site, console: Console) -> list[Round]:
     with UmlHost(site.namespace, site.directory) as host:
         bench = HostBench(site, host)
         bench.iscsi.login(bench.target)
-        return _measure(bench, console)
-
-
-def _measure(bench: HostBench, console: Console) -> list[Round]:
-    table = Table(title="4 KiB random reads by a Linux host (fio in User-Mode Linux): p99 against no clone")
-    for column in ("reads from", "depth", "clone", "reads/s", "p50 µs", "p99 µs", "p99 / no clone", "copied MiB/s"):
-        table.add_column(column, justify="left" if column in ("reads from", "clone") else "right")
-    results = []
-    for where, lun in LUNS.items():
-        for depth in bench.site.options.depth:
-            found = turns(
-                {
-                    speed: lambda lun=lun, depth=depth, speed=speed: bench.latency(lun, depth, speed)
-                    for speed in (IDLE, POLITE)
-                },
-                bench.site.options.rounds,
-                lambda speed, figures: console.print(f"  {speed}: p99 {figures['p99_us']:,.0f} µs"),
-            )
-            result: Round = {"reads_from": where, "depth": depth, "rounds": found, "p99_ratio": {}}
-            for speed, rounds in found.items():
-                ratio = result["p99_ratio"][speed] = ratios(rounds, found[IDLE], "p99_us")
-                table.add_row(
-                    where, str(depth), speed, f"{median(rounds, 'rate'):,.0f}", f"{median(rounds, 'p50_us'):,.0f}",
-                    f"{median(rounds, 'p99_us'):,.0f}", spread(ratio), f"{median(rounds, 'copied_mib_s'):,.1f}",
-                )  # fmt: skip
-            results.append(result)
-    console.print(table)
-    return results
+        title = "4 KiB random reads by a Linux host (fio in User-Mode Linux): p99 against no clone"
+        return compare(site, bench.latency, (IDLE, POLITE), title, console)

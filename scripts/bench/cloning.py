@@ -28,12 +28,12 @@ from rich.table import Table
 
 from scripts.bench.block_stream import DAEMON
 from scripts.bench.clone_host import measure_host
+from scripts.bench.clone_latency import compare
 from scripts.bench.clone_site import (
     CP,
     FULL_SPEED,
     IDLE,
     LUND,
-    LUNS,
     POLITE,
     SHARE,
     STREAM,
@@ -53,32 +53,8 @@ TABLE_WIDTH = 130
 
 
 def measure_latency(site: Site, console: Console) -> list[Round]:
-    table = Table(title="4 KiB random reads: p99 against no clone, and what was copied meanwhile")
-    for column in ("reads from", "depth", "clone", "reads/s", "p50 µs", "p99 µs", "p99 / no clone", "copied MiB/s"):
-        table.add_column(column, justify="left" if column in ("reads from", "clone") else "right")
-    results = []
-    for where, lun in LUNS.items():
-        for depth in site.options.depth:
-            found = turns(
-                {
-                    speed: lambda lun=lun, depth=depth, speed=speed: site.latency(lun, depth, speed)
-                    for speed in (IDLE, POLITE, FULL_SPEED)
-                },
-                site.options.rounds,
-                lambda speed, figures: console.print(f"  {speed}: p99 {figures['p99_us']:,.0f} µs"),
-            )
-            result: Round = {"reads_from": where, "depth": depth, "rounds": found, "p99_ratio": {}}
-            for speed, rounds in found.items():
-                ratio = result["p99_ratio"][speed] = ratios(rounds, found[IDLE], "p99_us")
-                ended = sum(each["clone_state"] == "completed" for each in rounds)
-                note = f" (over in {ended} of {len(rounds)})" if ended else ""
-                table.add_row(
-                    where, str(depth), speed, f"{median(rounds, 'rate'):,.0f}", f"{median(rounds, 'p50_us'):,.0f}",
-                    f"{median(rounds, 'p99_us'):,.0f}", spread(ratio), f"{median(rounds, 'copied_mib_s'):,.0f}{note}",
-                )  # fmt: skip
-            results.append(result)
-    console.print(table)
-    return results
+    title = "4 KiB random reads: p99 against no clone, and what was copied meanwhile"
+    return compare(site, site.latency, (IDLE, POLITE, FULL_SPEED), title, console)
 
 
 def measure_copy(site: Site, console: Console) -> Round:

@@ -48,6 +48,12 @@ class Event:
     data: dict[str, Any] = field(default_factory=dict)
 
 
+def put_in_log(kind: str, message: str, severity: Severity) -> None:
+    """If it matters enough."""
+    if severity >= Severity.NOTICE:
+        log.log(severity, "%s: %s", kind, message)
+
+
 class EventLog:
     """The ring.  `numbers` yields the sequence numbers, `clock` the time of day."""
 
@@ -75,8 +81,8 @@ class EventLog:
         self._ring.append(event)
         key = kind, severity.name.lower()
         self.counts[key] = self.counts.get(key, 0) + 1
-        if severity >= Severity.NOTICE and not logged:
-            log.log(severity, "%s: %s", kind, message)
+        if not logged:
+            put_in_log(kind, message, severity)
         # Followers wait on the old Event; setting it wakes all of them once, and the next wait is on a new one.
         self._changed.set()
         self._changed = asyncio.Event()

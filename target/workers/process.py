@@ -26,7 +26,7 @@ from target.logs import start_logging
 from target.management import serving
 from target.management.clone_settings import LIMIT, RUNNING
 from target.management.events import Event as Happening
-from target.management.events import EventLog, Severity
+from target.management.events import EventLog, Severity, put_in_log
 from target.management.iscsi import Listener
 from target.management.names import PortalAddress
 from target.management.operations import Operations
@@ -40,7 +40,6 @@ from target.workers.messages import Answer, Begin, Listening, Login, PortalsNow,
 from target.workers.settings import CopiedStore
 
 log = logging.getLogger("lund.workers")
-event_log = logging.getLogger("lund.event")
 
 DESCRIPTORS = 2 * limits.CONNECTIONS
 """That a worker may have open, where the machine allows it."""
@@ -65,8 +64,8 @@ class ToldEvents(EventLog):
         logged: bool = False,
         data: Mapping[str, Any] | None = None,
     ) -> Happening:
-        if severity >= Severity.NOTICE and not logged:
-            event_log.log(severity, "%s: %s", kind, message)
+        if not logged:
+            put_in_log(kind, message, severity)
         told = dict(data or {})
         self._tell(messages.Event(event=kind, message=message, subject=subject, severity=severity, data=told))
         return Happening(0, time.time(), kind, severity, subject, message, told)

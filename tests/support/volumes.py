@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from tests.support.crash_device import MemoryDevice
-from wafl import Step, Volume
+from wafl import BLOCK_BYTES, Lun, Step, Volume
 from wafl.check import Finding, Severity, check
 
 MIB = 1 << 20
@@ -100,3 +100,14 @@ class Workshop:
     def finish(self) -> None:
         for volume in list(self._mounted):
             self.close(volume)
+
+
+def lun_of_kind(volume: Volume, kind: str, size_bytes: int) -> Lun:
+    """A LUN called "lun": "plain", "reserved", or "backed" by a snapshot with every third block written."""
+    if kind != "backed":
+        return volume.create_lun("lun", size_bytes, reserved=kind == "reserved")
+    parent = volume.create_lun("parent", size_bytes)
+    for number in range(0, size_bytes // BLOCK_BYTES, 3):
+        parent.write(number * BLOCK_BYTES, pattern(number + 9, BLOCK_BYTES))
+    take_snapshot(volume, "s")
+    return volume.create_lun("lun", backing=("s", "parent"), reserved=False)

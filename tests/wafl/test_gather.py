@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.crash_device import MemoryDevice
-from tests.support.volumes import MIB, Workshop, checkpoint, pattern, take_snapshot
+from tests.support.volumes import MIB, Workshop, checkpoint, lun_of_kind, pattern
 from wafl import Lun, NoSpace, Volume, write_several
 from wafl.format import BLOCK_BYTES
 from wafl.types import Step
@@ -93,14 +93,7 @@ def test_the_same_as_one_by_one(workshop: Workshop, seed: int, kind: str, made: 
     for together in (True, False):
         volume, _ = counting(workshop)
         volume.batch_log()
-        if kind == "backed":
-            parent = volume.create_lun("parent", SIZE)
-            for number in range(0, BLOCKS, 3):
-                parent.write(number * BLOCK_BYTES, pattern(number + 9, BLOCK_BYTES))
-            take_snapshot(volume, "s")
-            lun = volume.create_lun("lun", backing=("s", "parent"), reserved=False)
-        else:
-            lun = volume.create_lun("lun", SIZE, reserved=kind == "reserved")
+        lun = lun_of_kind(volume, kind, SIZE)
         for number, group in enumerate(groups(writes, seed)):
             if together:
                 write_several(lun, group)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.crash_device import MemoryDevice
-from tests.support.volumes import MIB, Workshop, checkpoint, pattern, problems, take_snapshot
+from tests.support.volumes import MIB, Workshop, checkpoint, lun_of_kind, pattern, problems
 from wafl import BLOCK_BYTES, CorruptVolume, InvalidSize, Lun, NoSuchLun, PlacedWrite, Volume, place_write
 from wafl.bits import are_set
 from wafl.placed import PLACED_SHARE
@@ -54,14 +54,7 @@ def test_the_same_as_writing_it_at_its_end(workshop: Workshop, seed: int, kind: 
         random = Random(seed)
         volume = workshop.format(256 * MIB)
         volume.batch_log()
-        if kind == "backed":
-            parent = volume.create_lun("parent", SIZE)
-            for number in range(0, BLOCKS, 3):
-                parent.write(number * BLOCK_BYTES, pattern(number + 9, BLOCK_BYTES))
-            take_snapshot(volume, "s")
-            lun = volume.create_lun("lun", backing=("s", "parent"), reserved=False)
-        else:
-            lun = volume.create_lun("lun", SIZE, reserved=kind == "reserved")
+        lun = lun_of_kind(volume, kind, SIZE)
         under_way: list[tuple[int, bytes, PlacedWrite | None]] = []
         for number in range(150):
             kind_of = random.random()
