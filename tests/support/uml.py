@@ -144,6 +144,8 @@ class UmlHost:
             shutil.which(KERNEL) or KERNEL, f"mem={self._memory}", f"umid={self.name}", f"uml_dir={self._dir}",
             "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", f"init={INIT}",
             *nets, "con=null", "con0=null,fd:1", f"ssl0=fd:{line},fd:{line}", "ssl=null", "panic=-1", "quiet",
+            # Tests look for lines in it, and 32 disks alone say more than the usual 16 KiB.
+            "log_buf_len=1M",
             f"GUEST_ADDRESSES={addresses}", f"GUEST_INITIATOR={self.initiator}",
         ]  # fmt: skip
 
