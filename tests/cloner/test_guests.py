@@ -10,6 +10,8 @@ from cloner import CloneOptions, JobState
 from cloner.copying import copy_level_one
 from cloner.guests import (
     BUSY_COMMANDS_S,
+    COMMANDS_BETWEEN,
+    LONGEST_REST_FOR_WORK_S,
     LONGEST_REST_S,
     LOOK_S,
     QUIET_S,
@@ -86,8 +88,15 @@ def test_a_rest_is_a_multiple_of_the_work_and_has_an_end() -> None:
     many = 1_000_000
     assert rest_s(0.001, 0) == 0
     assert rest_s(0.0001, many) == pytest.approx(0.0001 * REST)
-    assert rest_s(0.0001, BUSY_COMMANDS_S / 10) == pytest.approx(0.00001 * REST)
-    assert rest_s(10, many) == LONGEST_REST_S
+    assert rest_s(10, many) == LONGEST_REST_FOR_WORK_S
+
+
+def test_a_rest_beside_slow_hosts_lasts_for_some_hundreds_of_their_commands() -> None:
+    for commands_s in (500, 1000, 10_000):
+        assert rest_s(0.00001, commands_s) * commands_s == pytest.approx(COMMANDS_BETWEEN)
+    assert rest_s(0.00001, BUSY_COMMANDS_S) == LONGEST_REST_S
+    # One look at a disk a second is no reason to crawl.
+    assert rest_s(0.00001, BUSY_COMMANDS_S / 10) == pytest.approx(LONGEST_REST_S / 10)
 
 
 @pytest.mark.parametrize("worked_s", [0.0001, 0.0005, 0.001])
