@@ -185,12 +185,10 @@ class Nexus(ITNexus):
             shift, size, read, counters = self._readable[lun]
         except KeyError:
             return -1
-        opcode = buf[cdb_at]
-        if opcode == READ_10_OPCODE:
-            _, flags, lba, blocks, control = unpack_10(buf, cdb_at)
-        elif opcode == READ_16_OPCODE:
+        opcode, flags, lba, blocks, control = unpack_10(buf, cdb_at)
+        if opcode == READ_16_OPCODE:
             _, flags, lba, blocks, control = unpack_16(buf, cdb_at)
-        else:
+        elif opcode != READ_10_OPCODE:
             return -1
         offset = lba << shift
         room = len(out)
@@ -240,12 +238,10 @@ class Nexus(ITNexus):
             shift, size, write, counters = self._writable[lun]
         except KeyError:
             return False
-        opcode = buf[cdb_at]
-        if opcode == WRITE_10_OPCODE:
-            _, flags, lba, blocks, control = unpack_10(buf, cdb_at)
-        elif opcode == WRITE_16_OPCODE:
+        opcode, flags, lba, blocks, control = unpack_10(buf, cdb_at)
+        if opcode == WRITE_16_OPCODE:
             _, flags, lba, blocks, control = unpack_16(buf, cdb_at)
-        else:
+        elif opcode != WRITE_10_OPCODE:
             return False
         offset = lba << shift
         length = len(data)
@@ -268,12 +264,10 @@ class Nexus(ITNexus):
             return False
         writes = []
         for cdb_at, data in zip(cdbs, datas, strict=True):
-            opcode = buf[cdb_at]
-            if opcode == WRITE_10_OPCODE:
-                _, flags, lba, blocks, control = unpack_10(buf, cdb_at)
-            elif opcode == WRITE_16_OPCODE:
+            opcode, flags, lba, blocks, control = unpack_10(buf, cdb_at)
+            if opcode == WRITE_16_OPCODE:
                 _, flags, lba, blocks, control = unpack_16(buf, cdb_at)
-            else:
+            elif opcode != WRITE_10_OPCODE:
                 return False
             offset, length = lba << shift, len(data)
             if flags & NOT_PLAIN or control or blocks << shift != length or offset + length > size:

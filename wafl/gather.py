@@ -71,23 +71,27 @@ def _write_together(lun: Lun, writes: Writes, first: int) -> int:
     if most < 2 or (log is not None and not (log.batched and log.has_room(most))):
         return 0
     leaves: list[PointerMap] = []
+    fbns: list[int] = []
     datas: list[Bytes] = []
+    leaf_at, generation, last = lun.own.get, core.generation, lun.size_bytes - BLOCK_BYTES
     for offset, data in writes[first : first + most]:
-        leaf = lun.own.get(offset >> 20)
-        if leaf is None or leaf.generation != core.generation or len(data) != BLOCK_BYTES:
+        leaf = leaf_at(offset >> 20)
+        if leaf is None or leaf.generation != generation or len(data) != BLOCK_BYTES:
             break
-        if offset & BLOCK_MASK or offset + BLOCK_BYTES > lun.size_bytes:
+        if offset & BLOCK_MASK or offset > last:
             break
         leaves.append(leaf)
+        fbns.append(offset >> BLOCK_SHIFT)
         datas.append(data)
     count = len(leaves)
     if count < 2:
         return 0
     core.device.pwrite(vbn << BLOCK_SHIFT, datas)
     allocator.next = vbn + count
-    for leaf, (offset, data) in zip(leaves, writes[first : first + count], strict=True):
-        _point(lun, leaf, offset, vbn, crc32c(data))
-        vbn += 1
+    crcs = list(map(crc32c, datas))
+    _point(lun, leaves, fbns, vbn, crcs)
+    if log is not None:
+        log.write_each(lun.slot, fbns, vbn, crcs)
     return count
 
 
@@ -118,24 +122,25 @@ def _write_neighbours(lun: Lun, writes: Writes, first: int) -> int:
     return len(datas)
 
 
-def _point(lun: Lun, leaf: PointerMap, offset: int, vbn: int, crc: int) -> None:
-    """One block that was written becomes the LUN's."""
-    core, inode = lun.core, lun.inode
-    index, slot = offset >> 20, (offset >> BLOCK_SHIFT) & SLOT_MASK
-    vbns, births = leaf.vbns, leaf.births  # type: ignore[attr-defined]
-    old = vbns[slot]
-    vbns[slot] = vbn
-    leaf.crcs[slot] = crc
-    if births[slot] <= inode.private_since:
-        inode.private_blocks += 1
-        if inode.recount is not None:
-            inode.recount.replaced(index, np.asarray(births[slot : slot + 1]))
-    births[slot] = core.generation
-    if lun.maps is not lun.own:
-        lun.keep_composed(leaf, index, slot, old, vbn, crc)
-    if old >= FIRST_DATA_VBN:
-        core.allocator.freed.append(old)
-    else:
-        inode.blocks += 1
-    if core.log is not None:
-        core.log.write_one(lun.slot, offset >> BLOCK_SHIFT, vbn, crc)
+def _point(lun: Lun, leaves: list[PointerMap], fbns: list[int], vbn: int, crcs: list[int]) -> None:
+    """Blocks that were written from `vbn` on become the LUN's, as `Lun.write` does it with one."""
+    inode, generation, freed = lun.inode, lun.core.generation, lun.core.allocator.freed
+    private_since, composed = inode.private_since, lun.maps is not lun.own
+    for leaf, fbn, crc in zip(leaves, fbns, crcs, strict=True):
+        slot = fbn & SLOT_MASK
+        vbns, births = leaf.vbns, leaf.births  # type: ignore[attr-defined]
+        old = vbns[slot]
+        vbns[slot] = vbn
+        leaf.crcs[slot] = crc
+        if births[slot] <= private_since:
+            inode.private_blocks += 1
+            if inode.recount is not None:
+                inode.recount.replaced(fbn >> 8, np.asarray(births[slot : slot + 1]))
+        births[slot] = generation
+        if composed:
+            lun.keep_composed(leaf, fbn >> 8, slot, old, vbn, crc)
+        if old >= FIRST_DATA_VBN:
+            freed.append(old)
+        else:
+            inode.blocks += 1
+        vbn += 1

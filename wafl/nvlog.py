@@ -42,9 +42,12 @@ PIECE_BYTES = 1 << 20
 
 _U32 = struct.Struct("<I")
 _ONE_BYTES = HEADER_BYTES + LOG_WRITE.size + 8
-_ONE = struct.Struct("<" + LOG_HEADER.layout.format[2:] + LOG_WRITE.layout.format[1:] + "II")
-"""A write of one block, without the checksum that goes before it."""
-
+_ONE = struct.Struct("<I QQ Q QQ I 4x")
+"""A write of one block, without the checksum that goes before it: size and kind, seq, durable, slot and number of
+blocks, fbn, vbn, crc."""
+_ONE_HEAD = LogKind.WRITE << 16 | _ONE_BYTES
+_ONE_BLOCK = 1 << 32
+assert _ONE.size == _ONE_BYTES - _U32.size
 
 WriteAt = Callable[[int, bytes], None]
 """(offset within the log, data): write it.  Raises OSError."""
@@ -118,9 +121,25 @@ class Log:
             self.do_without()
             return
         seq = self.seq + 1
-        record = _ONE.pack(_ONE_BYTES, 1, seq, self.durable, slot, 1, fbn, vbn, crc, 0)
+        record = _ONE.pack(_ONE_HEAD, seq, self.durable, slot | _ONE_BLOCK, fbn, vbn, crc)
         self._pending += _U32.pack(crc32c(record, self._seed)) + record
         self.at, self.seq = end, seq
+        if not self.batched:
+            self.push()
+
+    def write_each(self, slot: int, fbns: list[int], vbn: int, crcs: list[int]) -> None:
+        """Blocks anywhere in the LUN were written to neighbours on the volume; there is room for them (`has_room`)."""
+        seq, durable, seed, where = self.seq, self.durable, self._seed, slot | _ONE_BLOCK
+        pieces = []
+        for fbn, crc in zip(fbns, crcs, strict=True):
+            seq += 1
+            record = _ONE.pack(_ONE_HEAD, seq, durable, where, fbn, vbn, crc)
+            pieces.append(_U32.pack(crc32c(record, seed)))
+            pieces.append(record)
+            vbn += 1
+        self._pending += b"".join(pieces)
+        self.at, self.seq = self.at + len(fbns) * _ONE_BYTES, seq
+        assert self.at <= self._limit
         if not self.batched:
             self.push()
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from target.iscsi.session import Session
 
 _UNPACK = layouts.SCSI_COMMAND.codec.unpack_from
-_PACK_RESPONSE = layouts.SCSI_RESPONSE.codec.pack_into
+_PACK_GOOD = layouts.GOOD_RESPONSE.codec.pack_into
+_GOOD_HEAD = Opcode.SCSI_RESPONSE << 24 | FINAL << 16
 
 
 class _Group:
@@ -80,9 +81,7 @@ class Flushes:
             window.outstanding -= 1
             itt = _UNPACK(pdu)[4]
             at = out.used
-            _PACK_RESPONSE(
-                out.buffer, at, Opcode.SCSI_RESPONSE, FINAL, 0, ScsiStatus.GOOD, 0, itt, *c.numbers(True), 0, 0
-            )
+            _PACK_GOOD(out.buffer, at, _GOOD_HEAD, itt, *c.numbers(True))
             out.used = framing.finish(out.view, at, 0)
         session.counters.others += len(group.pdus)
         return True

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 _UNPACK = layouts.SCSI_COMMAND.codec.unpack_from
 _PACK_DATA_IN = layouts.DATA_IN.codec.pack_into
-_PACK_RESPONSE = layouts.SCSI_RESPONSE.codec.pack_into
+_PACK_ONLY_DATA_IN = layouts.ONLY_DATA_IN.codec.pack_into
+_PACK_GOOD = layouts.GOOD_RESPONSE.codec.pack_into
 _DIGEST = struct.Struct("<I")
 _UNPACK_DIGEST = _DIGEST.unpack_from
 _PACK_DIGEST = _DIGEST.pack_into
@@ -47,8 +48,10 @@ GATHERED_WRITES, GATHERED_BYTES = 64, 128 * 1024
 """Writes that came together are given to the device server together: so many, of at most that length each."""
 _COMMAND = int(Opcode.SCSI_COMMAND)
 _DATA_IN = int(Opcode.DATA_IN)
-_RESPONSE = int(Opcode.SCSI_RESPONSE)
 _FINAL_WITH_STATUS = FINAL | DATA_IN_STATUS
+# opcode, flags, and two bytes that are zero with GOOD
+_DATA_IN_HEAD = Opcode.DATA_IN << 24 | _FINAL_WITH_STATUS << 16
+_GOOD_HEAD = Opcode.SCSI_RESPONSE << 24 | FINAL << 16
 
 
 def run(c: Connection) -> None:
@@ -87,10 +90,9 @@ def run(c: Connection) -> None:
                         break
                     if fast_read(lun, view, pos + 32, edtl, answers[data_at:data_end]) == edtl:  # type: ignore[misc]
                         expected = (expected + 1) & MASK
-                        _PACK_DATA_IN(
-                            buffer, at, _DATA_IN, _FINAL_WITH_STATUS, 0, edtl, 0, itt, NO_TAG, stat_sn, expected,
-                            (expected + credit) & MASK, 0, 0, 0,
-                        )  # fmt: skip
+                        _PACK_ONLY_DATA_IN(
+                            buffer, at, _DATA_IN_HEAD, edtl, itt, NO_TAG, stat_sn, expected, (expected + credit) & MASK
+                        )
                         if header_digest:
                             _PACK_DIGEST(buffer, at + 48, crc32c(answers[at : at + 48]))
                         if data_digest:
@@ -139,10 +141,7 @@ def run(c: Connection) -> None:
                     if gather:
                         for itt in itts:
                             expected = (expected + 1) & MASK
-                            _PACK_RESPONSE(
-                                buffer, at, _RESPONSE, FINAL, 0, 0, 0, itt, stat_sn, expected,
-                                (expected + credit) & MASK, 0, 0,
-                            )  # fmt: skip
+                            _PACK_GOOD(buffer, at, _GOOD_HEAD, itt, stat_sn, expected, (expected + credit) & MASK)
                             if header_digest:
                                 _PACK_DIGEST(buffer, at + 48, crc32c(answers[at : at + 48]))
                             stat_sn = (stat_sn + 1) & MASK
@@ -156,9 +155,7 @@ def run(c: Connection) -> None:
                     lun, view, pos + 32, data
                 ):
                     expected = (expected + 1) & MASK
-                    _PACK_RESPONSE(
-                        buffer, at, _RESPONSE, FINAL, 0, 0, 0, itt, stat_sn, expected, (expected + credit) & MASK, 0, 0
-                    )
+                    _PACK_GOOD(buffer, at, _GOOD_HEAD, itt, stat_sn, expected, (expected + credit) & MASK)
                     if header_digest:
                         _PACK_DIGEST(buffer, at + 48, crc32c(answers[at : at + 48]))
                     stat_sn = (stat_sn + 1) & MASK
@@ -222,7 +219,8 @@ def _writes_from(
 ) -> tuple[list[int], list[int], list[memoryview], int]:
     """Short plain writes to one LUN that have come one behind the other from `pos` on: their tags, where their CDBs
     are, their data, and where the last one ends."""
-    view, end, tasks, framing = c.rx.view, c.rx.end, c.session.tasks, c.framing
+    view, end, tasks = c.rx.view, c.rx.end, c.session.tasks
+    header_digest, data_digest = c.framing.header_digest, c.framing.data_digest
     longest = min(GATHERED_BYTES, c.plain_write_max)
     itts: list[int] = []
     cdbs: list[int] = []
@@ -236,9 +234,9 @@ def _writes_from(
         if not 0 < lengths == edtl <= longest or edtl & 3 or data_end + trailer > end:
             break
         data = view[data_at:data_end]
-        if framing.header_digest and crc32c(view[pos : pos + 48]) != _UNPACK_DIGEST(view, pos + 48)[0]:
+        if header_digest and crc32c(view[pos : pos + 48]) != _UNPACK_DIGEST(view, pos + 48)[0]:
             break
-        if framing.data_digest and crc32c(data) != _UNPACK_DIGEST(view, data_end)[0]:
+        if data_digest and crc32c(data) != _UNPACK_DIGEST(view, data_end)[0]:
             break
         itts.append(itt)
         cdbs.append(pos + 32)

@@ -8,6 +8,7 @@ on arbitrary headers.  TotalAHSLength (8 bits) and DataSegmentLength (24 bits) a
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from construct import Bytes, BytesInteger, FormatField
 from target.iscsi import pdus
 
 DATA_LENGTH_MASK = 0x00FFFFFF
+_LENGTHS = ("total_ahs_length", "data_segment_length")
+_CODES = re.compile(r"\d*[a-zA-Z]")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,17 @@ def derive(declaration: Any, skip: tuple[str, ...] = ()) -> Layout:
     return Layout(codec, tuple(names))
 
 
+def brief(declaration: Any, *names: str) -> Layout:
+    """The same with the first four bytes as one number, `head`, and of the other fields only these: the rest is zeros.
+    To pack a field takes 25 ns, and most fields of the answer to a plain command are constant."""
+    wanted = {*names, *(_LENGTHS if "lengths" in names else ())}
+    rest = derive(declaration, tuple(sub.name for sub in declaration.subcons if sub.name not in wanted))
+    codes, head = _CODES.findall(rest.codec.format), 4
+    while head:
+        head -= struct.calcsize(">" + codes.pop(0))
+    return Layout(struct.Struct(">I" + "".join(codes)), ("head", *rest.names))
+
+
 SCSI_COMMAND = derive(pdus.SCSI_COMMAND, skip=("cdb",))
 """opcode flags lengths lun itt edtl cmd_sn exp_stat_sn; the CDB stays where it is, at byte 32."""
 SCSI_RESPONSE = derive(pdus.SCSI_RESPONSE, skip=("snack_tag", "bidi_read_residual"))
@@ -63,6 +77,11 @@ DATA_OUT = derive(pdus.DATA_OUT)
 R2T = derive(pdus.R2T)
 """opcode flags lengths lun itt ttt stat_sn exp_cmd_sn max_cmd_sn r2t_sn buffer_offset desired_length."""
 
+GOOD_RESPONSE = brief(pdus.SCSI_RESPONSE, "itt", "stat_sn", "exp_cmd_sn", "max_cmd_sn")
+"""head itt stat_sn exp_cmd_sn max_cmd_sn: nothing but a status."""
+ONLY_DATA_IN = brief(pdus.DATA_IN, "lengths", "itt", "ttt", "stat_sn", "exp_cmd_sn", "max_cmd_sn")
+"""head lengths itt ttt stat_sn exp_cmd_sn max_cmd_sn: all the data of a command, with its status."""
+
 CDB_AT = 32
 """Offset of the CDB in a SCSI Command header."""
 HOT = {
@@ -72,3 +91,4 @@ HOT = {
     "DATA_OUT": (pdus.DATA_OUT, DATA_OUT),
     "R2T": (pdus.R2T, R2T),
 }
+BRIEF = {"SCSI_RESPONSE": (pdus.SCSI_RESPONSE, GOOD_RESPONSE), "DATA_IN": (pdus.DATA_IN, ONLY_DATA_IN)}

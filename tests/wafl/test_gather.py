@@ -11,6 +11,7 @@ from tests.support.crash_device import MemoryDevice
 from tests.support.volumes import MIB, Workshop, checkpoint, lun_of_kind, pattern
 from wafl import Lun, NoSpace, Volume, write_several
 from wafl.format import BLOCK_BYTES
+from wafl.nvlog import Log
 from wafl.types import Step
 
 SIZE = 4 * MIB
@@ -120,6 +121,29 @@ def test_neighbours_on_the_volume_are_written_in_one_call(workshop: Workshop) ->
     device.lengths.clear()
     write_several(lun, [(number * 37 % BLOCKS * BLOCK_BYTES, pattern(number, BLOCK_BYTES)) for number in range(32)])
     assert device.lengths == [32]
+
+
+def test_the_records_of_a_group_are_those_of_single_writes() -> None:
+    fbns, crcs, vbn = [7, 700, 3, 1 << 31], [0xFFFFFFFF, 0, 0x1234567, 5], 1 << 40
+    logs = []
+    for way in ("group", "single", "run"):
+        written: list[tuple[int, bytes]] = []
+        log = Log(lambda at, data, to=written: to.append((at, data)), 1 * MIB, 77, 9, 1, pytest.fail)  # type: ignore[misc]
+        log.batched = True
+        log.write_one(2, 11, 12, 13)
+        if way == "group":
+            log.write_each(5, fbns, vbn, crcs)
+        else:
+            for number, (fbn, crc) in enumerate(zip(fbns, crcs, strict=True)):
+                if way == "single":
+                    log.write_one(5, fbn, vbn + number, crc)
+                else:
+                    log.write(5, fbn, vbn + number, [crc])
+        log.write_one(2, 21, 22, 23)
+        log.push()
+        logs.append((written, log.seq, log.at, log.unsynced_bytes))
+    assert logs[0] == logs[1] == logs[2]
+    assert len(logs[0][0][0][1]) == logs[0][3] > 0
 
 
 def test_the_first_after_a_consistency_point_are_written_in_one_call_too(workshop: Workshop) -> None:
