@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""`make fuzz`: a coverage-guided fuzzer (atheris) on the iSCSI side and, through it, on the device server.
+"""`make fuzz`: a coverage-guided fuzzer (atheris) on the iSCSI side and, through it, on device server and volume.
 
     fuzz.py [TARGET ...] [--seconds N] [--state DIR]
 
@@ -18,6 +18,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+INSTRUMENTED = [
+    "target.iscsi",
+    "target.scsi",
+    "target.nexus",
+    "target.lun_store",
+    "wafl.placed",
+    "wafl.gather",
+    "wafl.ahead",
+]
 INPUT_BYTES = 8192
 ONE_INPUT_S = 60
 """An input takes milliseconds; a machine that stands still for a while is no find."""
@@ -26,7 +35,7 @@ MEMORY_MIB = 2048
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help="framing, text, login, session; default: all")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="framing, text, login, session, writes; or all")
     parser.add_argument("--seconds", type=int, default=600, help="all targets together (default 600)")
     parser.add_argument("--state", type=Path, default=ROOT / "var" / "fuzz", metavar="DIR", help="corpus and finds")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -53,7 +62,7 @@ def run_one(name: str, seconds: int, state: Path) -> None:
     """Until the time is over or something is found.  Does not return."""
     import atheris
 
-    with atheris.instrument_imports(include=["target.iscsi", "target.scsi", "target.nexus"]):
+    with atheris.instrument_imports(include=INSTRUMENTED):
         from tests.support.fuzzing import TARGETS, corpus
 
     kept, found = state / name, state / "found"

@@ -47,7 +47,9 @@ def unmap_is_ready(lun: Lun, offset: int, length: int) -> bool:
     """Whether unmapping it does.  Only those pointer blocks are read of which something stays."""
     end = offset + length
     ready = [_edges_are_here(lun, offset, end)]
-    for edge in (-(-offset // BLOCK_BYTES), end >> BLOCK_SHIFT if end < lun.size_bytes else 0):
+    first, last = -(-offset // BLOCK_BYTES), end >> BLOCK_SHIFT if end < lun.size_bytes else 0
+    limit = lun.backing.limit_bytes >> BLOCK_SHIFT if lun.backing else 0  # ZERO below it, HOLE above
+    for edge in (first, last, limit if first < limit <= -(-end // BLOCK_BYTES) else 0):
         cut = next((level for level in range(1, MAX_HEIGHT + 1) if edge % POINTERS**level), None)
         if cut is not None:
             ready.append(_path_is_here(lun, edge, cut))

@@ -274,14 +274,14 @@ class View:
             self.size_bytes = size
 
     def widen(self, offset: int, data: memoryview) -> tuple[int, memoryview]:
-        """Complete the first and last block with what they hold now."""
+        """Complete the first and last block with what they hold now; behind the LUN's end that is nothing."""
         start = offset & ~BLOCK_MASK
         end = (offset + len(data) + BLOCK_MASK) & ~BLOCK_MASK
         whole = memoryview(bytearray(end - start))
         if offset & BLOCK_MASK:
             self.read_blocks(start, whole[:BLOCK_BYTES], nowait=False)
-        last = end - BLOCK_BYTES
-        if (offset + len(data)) & BLOCK_MASK and (last > start or not offset & BLOCK_MASK):
+        last, cut = end - BLOCK_BYTES, (offset + len(data)) & BLOCK_MASK and offset + len(data) < self.size_bytes
+        if cut and (last > start or not offset & BLOCK_MASK):
             self.read_blocks(last, whole[last - start :], nowait=False)
         whole[offset - start : offset - start + len(data)] = data
         return start, whole

@@ -19,6 +19,7 @@ from target.iscsi.negotiation import Negotiation
 from target.iscsi.ports import ChapPolicy
 from target.iscsi.text import format_pairs, parse_binary, parse_list, parse_number, parse_pairs
 from target.nexus import LogicalUnit
+from tests.support.fuzzing_writes import writes, writes_seeds
 from tests.support.initiator import Initiator, Link, cdb_10, make_host
 from tests.support.memory_target import TARGET, one_disk
 from tests.support.scsi_host import platform_of, unit
@@ -269,7 +270,9 @@ def _catch_up(lu: LogicalUnit) -> None:
             platform.step()
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {"framing": framing, "text": text, "login": login, "session": session}
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "framing": framing, "text": text, "login": login, "session": session, "writes": writes,
+}  # fmt: skip
 
 
 # --- the corpus
@@ -384,4 +387,5 @@ def _session_seeds() -> Iterator[bytes]:
 
 SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "framing": _framing_seeds, "text": _text_seeds, "login": _login_seeds, "session": _session_seeds,
+    "writes": writes_seeds,
 }  # fmt: skip

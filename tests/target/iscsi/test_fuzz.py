@@ -7,6 +7,8 @@ import random
 import pytest
 
 from tests.support.fuzzing import TARGETS, corpus
+from tests.support.fuzzing_writes import writes
+from wafl import PlacedWrite, WaflError
 
 MUTATIONS = 150
 FOUND: list[tuple[str, str]] = []
@@ -35,3 +37,32 @@ def test_mutations_of_the_corpus_do_no_harm(name: str) -> None:
 def test_what_was_found_stays_mended() -> None:
     for name, data in FOUND:
         TARGETS[name](bytes.fromhex(data))
+
+
+def give_back_at_once(placed: PlacedWrite) -> None:
+    placed.lun.core.allocator.break_promise(*placed._places[0])
+
+
+@pytest.mark.parametrize("fault", ["never given back", "given back too early", "happens before all is there"])
+def test_the_target_for_writes_sees(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    add = PlacedWrite.add
+
+    def faulty(placed: PlacedWrite, data: memoryview) -> None:
+        add(placed, data)
+        if fault == "given back too early" and placed.taken == len(data):
+            give_back_at_once(placed)
+        elif fault == "happens before all is there" and placed.taken == len(data):
+            placed.lun.write(placed.offset, data)
+
+    if fault == "never given back":
+        monkeypatch.setattr(PlacedWrite, "drop", lambda placed: None)
+    monkeypatch.setattr(PlacedWrite, "add", faulty)
+
+    def seen(data: bytes) -> bool:
+        try:
+            writes(data)
+        except (AssertionError, WaflError):
+            return True
+        return False
+
+    assert any(seen(data) for data in corpus("writes"))
