@@ -3,10 +3,11 @@
 # Services that the packages bring (iscsid, tgt) are not started: the tests run their own in namespaces.
 set -eu
 
-# The kernel and initiator of the test hosts, their tools, libiscsi's and QEMU's initiators, and tgt for comparison.
+# The kernel and initiator of the test hosts, their tools, libiscsi's and QEMU's initiators, tgt for comparison, and
+# systemd for its opinion of the unit file.
 [ $# -gt 0 ] || set -- \
     user-mode-linux open-iscsi kmod iproute2 util-linux e2fsprogs fio sg3-utils \
-    multipath-tools gcc libc6-dev libiscsi-dev libiscsi-bin qemu-utils qemu-block-extra tgt
+    multipath-tools gcc libc6-dev libiscsi-dev libiscsi-bin qemu-utils qemu-block-extra tgt systemd
 
 missing=
 for package in "$@"; do

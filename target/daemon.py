@@ -1,9 +1,9 @@
 """`lund`, the daemon: one process, one event loop (or, with workers, one and one more for each volume).
 
 Start: lock the state directory, open the settings, mount the volumes, start the clones that were wanted, listen,
-open the management socket.  Hosts are let in only when every volume that can be mounted is, so that a host that
-comes back after a restart finds its LUNs.  Stop (SIGTERM, SIGINT): the reverse, with a last consistency point of
-every volume.
+open the management socket.  Hosts are let in only when every volume that can be mounted is (or, with workers, when half
+a minute is over), so that a host that comes back after a restart finds its LUNs.  Stop (SIGTERM, SIGINT): the reverse,
+with a last consistency point of every volume.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import faulthandler
 import fcntl
 import logging
 import os
 import secrets
 import signal
-import socket
 import sqlite3
 import sys
 import time
@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from target import service_manager
 from target.config import Config, ConfigError, read_config
 from target.logs import start_logging
 from target.management.api import product_version
@@ -34,7 +35,7 @@ from target.management.operations import Operations
 from target.management.refusal import Refused
 from target.management.server import ManagementServer
 from target.management.store import AdminStore, set_setting
-from target.stack import Stack, loop_factory
+from target.stack import Stack, loop_factory, room_for_connections
 from target.workers import END_LIMIT_S
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Daemon(Stack):
     ) -> None:
         """`lock`: the descriptor of the state directory's lock.  Raises Refused."""
         self.listen = listen
+        self.running = False
+        """Started, and not stopping."""
         self.workers: Workers | None = None
         self.store: AdminStore
         route = around = None
@@ -90,10 +93,12 @@ class Daemon(Stack):
         self.settle()
         text = f"lund {product_version()} is ready, state in {self.core.directory}"
         self.events.emit("lund.started", text, severity=Severity.NOTICE)
-        notify_service_manager("READY=1")
+        self.running = True
+        service_manager.notify("READY=1")
 
     async def stop(self) -> None:
-        notify_service_manager("STOPPING=1")
+        self.running = False
+        service_manager.notify("STOPPING=1")
         self.events.emit("lund.stopping", "lund is stopping", severity=Severity.NOTICE)
         self.events.close()
         others = [self.workers.stop] if self.workers is not None else []
@@ -131,51 +136,57 @@ def event_numbers(store: AdminStore) -> Iterator[int]:
             number += 1
 
 
-def notify_service_manager(state: str) -> None:
-    """sd_notify(3), where systemd asked for it."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
-        out.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
-
-
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[int]:
-    """One lund per state directory.  The kernel gives the lock back, however the process ends, and its workers with it:
-    the lock's descriptor is theirs too."""
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(directory / "lund.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise Refused("io-error", f"the state directory {directory}: {error.strerror}") from None
-    try:
-        _take_lock(fd, directory)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        yield fd
-    finally:
-        os.close(fd)
+    """One lund per state directory: the descriptor of the lock that its workers hold with it.
 
-
-def _take_lock(fd: int, directory: Path) -> None:
-    """Where the lund that had it is gone, its workers are closing their volumes: they are waited for."""
-    deadline = time.monotonic() + ORPHANS_LIMIT_S
-    while True:
+    `lund.pid` is locked by lund itself and by none of its workers, so whoever is refused it is told of a process that
+    lives; the number in it is for people, and nothing is decided by it.  `lund.lock` is held until the last worker is
+    gone.  The kernel gives both back, however a process ends.
+    """
+    with contextlib.ExitStack() as files:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            pid = os.pread(fd, 20, 0).decode(errors="replace").strip()
-        if not pid.isdigit() or Path("/proc", pid).exists():
-            raise Refused(
-                "already-running", f"another lund (pid {pid or 'unknown'}) uses {directory}; stop it or use --state"
-            )
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            own, shared = (_lock_file(files, directory / name) for name in ("lund.pid", "lund.lock"))
+        except OSError as error:
+            raise Refused("io-error", f"the state directory {directory}: {error.strerror}") from None
+        if not _try_lock(own):
+            pid = os.pread(own, 20, 0).decode(errors="replace").strip() or "unknown"
+            raise Refused("already-running", f"another lund (pid {pid}) uses {directory}; stop it or use --state")
+        os.ftruncate(own, 0)
+        os.pwrite(own, f"{os.getpid()}\n".encode(), 0)
+        _wait_for_orphans(shared, directory)
+        yield shared
+
+
+def _lock_file(files: contextlib.ExitStack, path: Path) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    files.callback(os.close, fd)
+    return fd
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _wait_for_orphans(shared: int, directory: Path) -> None:
+    """The lund before this one is gone, or it would have `lund.pid`; its workers may be closing their volumes."""
+    deadline = time.monotonic() + ORPHANS_LIMIT_S
+    said = False
+    while not _try_lock(shared):
+        if not said:
+            log.warning("waiting for the workers of the lund before this one to close their volumes")
+            service_manager.notify(service_manager.more_time(ORPHANS_LIMIT_S))
+            said = True
         if time.monotonic() > deadline:
             raise Refused(
-                "already-running", f"workers of the lund that was process {pid} still use {directory}; see what they "
-                "wait for, or kill them",
-            )  # fmt: skip
+                "already-running",
+                f"workers of the lund before this one still use {directory}; see what they wait for, or kill them",
+            )
         time.sleep(ORPHANS_LOOK_S)
 
 
@@ -185,14 +196,19 @@ async def serve(daemon: Daemon) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    life = loop.create_task(service_manager.show_life(lambda: daemon.running))
     try:
         await daemon.start()
         await stop.wait()
     finally:
         await daemon.stop()
+        life.cancel()
 
 
 def run(directory: Path, listen: Sequence[tuple[PortalAddress, int]], management: Path, config: Config) -> None:
+    if sys.stderr is not None:
+        faulthandler.enable()  # where it was when a watchdog, or the kernel, ended it
+    room_for_connections()
     with locked(directory) as lock, asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_main(directory, listen, management, config, lock))
 
@@ -213,8 +229,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _open_standard_files() -> None:
+    """Started without them, a volume would be open as number 2, where a crash and whoever inherits it write."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0 stopped as asked, 1 refused (one line on stderr), 2 usage."""
+    _open_standard_files()
     options = parse(argv)
     directory = options.state.absolute()
     try:

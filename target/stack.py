@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import resource
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import target.portal
 from cloner import CloneManager
 from target.config import Config
+from target.iscsi import limits
 from target.iscsi.registry import Registry
 from target.management.api import Around, make_app
 from target.management.clone_settings import apply_settings
@@ -33,6 +35,10 @@ from target.portal.newcomers import Route
 log = logging.getLogger("lund")
 
 MIB = 1 << 20
+DESCRIPTORS = 2 * limits.CONNECTIONS
+"""That a process may have open, where the machine allows it."""
+OTHER_DESCRIPTORS = 640
+"""Of them, those that are not a host's: volumes, or workers, 256 of either and two each; the management socket."""
 
 
 class Stack:
@@ -109,8 +115,22 @@ def portal_config(config: Config) -> PortalConfig:
     return PortalConfig(
         nop_interval_s=iscsi.nop_interval_s,
         nop_timeout_s=iscsi.nop_timeout_s,
+        connections_max=_connections_max(),
         spin_us={(address.host, address.port): spin for address, spin in spin_us.items()},
     )
+
+
+def room_for_connections() -> None:
+    """As many descriptors as the machine allows."""
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit < min(DESCRIPTORS, most):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, most), most))
+
+
+def _connections_max() -> int:
+    """However many hosts come, there are descriptors for what the process has to do besides."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(limits.CONNECTIONS, max(limit - OTHER_DESCRIPTORS, limit // 2))
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

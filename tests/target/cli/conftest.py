@@ -28,11 +28,16 @@ STOP_LIMIT_S = 60
 
 
 class DaemonProcess:
-    def __init__(self, directory: Path, *arguments: str) -> None:
+    def __init__(
+        self, directory: Path, *arguments: str, tree: Path | None = None, shell: str = "", **environ: str
+    ) -> None:
+        """`tree`: the source tree that it runs from, without one having been installed.  `shell`: done before it."""
         self.directory = directory
         self.socket = directory / "lund.sock"
         self.log = directory.with_suffix(".log")
         argv = [sys.executable, "-m", "target.daemon", "--state", str(directory), "--listen", "127.0.0.1:0", *arguments]
+        if shell:
+            argv = ["sh", "-c", f'{shell}; exec "$@"', "sh", *argv]
         # The daemon says when it is ready through the notification socket, as it does to systemd.
         import socket
 
@@ -40,10 +45,13 @@ class DaemonProcess:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, self.log.open("ab") as log:
             ready.bind(str(notify))
             ready.settimeout(START_LIMIT_S)
-            env = {"NOTIFY_SOCKET": str(notify), **environment()}
-            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
+            env = {"NOTIFY_SOCKET": str(notify), **environment(), **environ}
+            if tree is not None:
+                del env["PYTHONPATH"]
+            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd=tree)
             try:
-                assert ready.recv(100) == b"READY=1"
+                while ready.recv(100) != b"READY=1":
+                    pass
             except BaseException:
                 self.process.kill()
                 self.process.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
@@ -13,7 +14,10 @@ import httpx
 import pytest
 
 from target.daemon import main
-from tests.target.cli.conftest import DaemonProcess, Lun
+from target.service_manager import BEAT_S, beat_s
+from tests.target.cli.conftest import DaemonProcess, Lun, environment
+
+LIMIT_S = 120.0
 
 
 def lund(*argv: str) -> subprocess.CompletedProcess[str]:
@@ -38,6 +42,85 @@ def test_a_second_lund_on_the_same_volume_leaves_it_offline_and_says_why(lun: Lu
     finally:
         assert other.stop() == 0
     assert lun.json("vol", "show", lun.volume)["state"] == "online"
+
+
+class Manager:
+    """Starts a lund as systemd does, and hears what it is told."""
+
+    def __init__(self, directory: Path, *shell: str, **environ: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(directory / "notify"))
+        self._socket.settimeout(LIMIT_S)
+        command = [sys.executable, "-m", "target.daemon", "--state", str(directory / "state")]
+        env = {**environment(), "NOTIFY_SOCKET": str(directory / "notify"), **environ}
+        self.log = (directory / "log").open("w+")
+        self.process = subprocess.Popen(
+            [*shell, *command, "--listen", "127.0.0.1:0"], env=env, stdout=self.log, stderr=self.log
+        )
+
+    def hears(self, *, until: str) -> list[str]:
+        found: list[str] = []
+        while until not in found:
+            found.append(self._socket.recv(1000).decode())
+        return found
+
+    def __enter__(self) -> Manager:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        try:
+            assert self.process.wait(LIMIT_S) == 0
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self._socket.close()
+            self.log.close()
+
+
+def test_a_service_manager_hears_signs_of_life_and_is_asked_for_time_to_start_and_to_stop(tmp_path: Path) -> None:
+    with Manager(tmp_path, WATCHDOG_USEC="20000") as manager:
+        starting = manager.hears(until="READY=1")
+        assert set(starting[:-1]) == {"WATCHDOG=1\nEXTEND_TIMEOUT_USEC=60000000"}
+        for _ in range(3):
+            assert manager.hears(until="WATCHDOG=1") == ["WATCHDOG=1"]
+        manager.process.terminate()
+        manager.hears(until="STOPPING=1")
+
+
+@pytest.mark.parametrize(
+    ("watchdog", "pid", "seconds"),
+    [
+        ("", "", BEAT_S), ("4000000", "", 2), ("4000000", str(os.getpid()), 2), ("4000000", "1", BEAT_S),
+        ("3600000000", "", BEAT_S), ("0", "", BEAT_S), ("-5", "", BEAT_S), ("soon", "", BEAT_S),
+    ],
+)  # fmt: skip
+def test_signs_of_life_come_twice_in_the_time_of_the_watchdog(
+    monkeypatch: pytest.MonkeyPatch, watchdog: str, pid: str, seconds: float
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", watchdog)
+    monkeypatch.setenv("WATCHDOG_PID", pid)
+    assert beat_s() == seconds
+
+
+def test_a_lund_that_was_started_without_standard_files_opens_no_volume_in_their_place(tmp_path: Path) -> None:
+    with Manager(tmp_path, "sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh") as manager:
+        manager.hears(until="READY=1")
+        files = Path("/proc", str(manager.process.pid), "fd")
+        assert [os.readlink(files / str(number)) for number in range(3)] == ["/dev/null"] * 3
+
+
+def test_workers_of_a_lund_that_is_gone_are_waited_for(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "lund.pid").write_text(f"{os.getpid()}\n")  # the number of the dead lund is another process's by now
+    with (state / "lund.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        manager = Manager(tmp_path)
+        assert manager.hears(until="EXTEND_TIMEOUT_USEC=75000000") == ["EXTEND_TIMEOUT_USEC=75000000"]
+    with manager:
+        manager.hears(until="READY=1")
+        assert (state / "lund.pid").read_text() == f"{manager.process.pid}\n"
 
 
 @pytest.mark.parametrize(
