@@ -34,6 +34,8 @@ from target.management.state import VOLUME_LIMIT, VolumeRecord
 log = logging.getLogger("lund.volume")
 
 FINDINGS_SHOWN = 1000
+START_PATIENCE_S = 30.0
+"""A quarter of what Linux hosts wait before their file systems get errors."""
 
 
 class Volumes:
@@ -42,6 +44,8 @@ class Volumes:
         self.clones = clones
         self.scrubs = scrubs
         self.departures = departures
+        self._mounts: set[asyncio.Future[None]] = set()
+        """Those of the daemon's start."""
 
     # -- looking -----------------------------------------------------------------------------------------
 
@@ -87,13 +91,15 @@ class Volumes:
     # -- mounting ----------------------------------------------------------------------------------------
 
     async def mount_registered(self) -> None:
-        """At the daemon's start: every volume that ought to be online."""
-        mounts = [self.try_mount(record) for record in self.core.state.volumes.values() if record.online]
+        """At the daemon's start: every volume that ought to be online.  Where other processes serve them, the rest does
+        not wait for one whose disk hangs: who logs in to that one waits until it is there."""
+        records = [record for record in self.core.state.volumes.values() if record.online]
         if self.core.elsewhere is None:
-            for mount in mounts:
-                await mount
-        else:
-            await asyncio.gather(*mounts)
+            for record in records:
+                await self.try_mount(record)
+        elif records:
+            self._mounts = {asyncio.ensure_future(self.try_mount(record)) for record in records}
+            await asyncio.wait(self._mounts, timeout=START_PATIENCE_S)
 
     async def try_mount(self, record: VolumeRecord) -> None:
         """One that cannot be mounted stays offline, and says why."""

@@ -4,6 +4,7 @@
     settings            admin.db belongs to the front; a worker has a copy and asks for changes
     process             a worker: the whole stack (`target.stack`) with one volume, no portal and no socket of its own
     front               starts workers, gives them connections and requests, starts them again when they die
+    watchdog            whether they hang, and how often they may die
     asgi, forward       the HTTP requests that are a worker's, and answers put together from several
 
 Rules.
@@ -14,5 +15,9 @@ Rules.
   its own ends it if that takes too long.  Until then it holds the state directory's lock: no other lund comes between.
 """
 
+import signal
+
 END_LIMIT_S = 60.0
 """Without its front a worker closes its volume, and is gone after so long in any case: its log has everything."""
+TRACE_SIGNAL = signal.SIGUSR2
+"""A worker that gets it writes down where each of its threads is, whatever they do."""

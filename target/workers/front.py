@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import signal
 import socket
 import sys
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,20 +26,17 @@ from target.management.events import Severity
 from target.management.refusal import Refused, refusal_of
 from target.management.state import VolumeRecord
 from target.portal.newcomers import Take
-from target.workers import END_LIMIT_S, messages
+from target.workers import END_LIMIT_S, TRACE_SIGNAL, messages
 from target.workers.channel import Channel, ChannelClosed, Received, pair
 from target.workers.messages import Answer, Begin, Event, Listening, Login, Request
 from target.workers.settings import SharedStore
+from target.workers.watchdog import DEATHS, DEATHS_WITHIN_S, HUNG_S, Deaths, until_hung
 
 if TYPE_CHECKING:
     from target.stack import Stack
 
 log = logging.getLogger("lund.workers")
 
-PATIENCE_S = 20.0
-"""A worker that has an answer to give, and does not answer a ping within so long, is not waited for."""
-START_LIMIT_S = 150.0
-"""The same for one that is being started: a machine that starts may have much to do."""
 GATHER_S = 10.0
 """Of several workers one that is slower is left out."""
 SETTLE_S = 5.0
@@ -47,8 +46,8 @@ HOSTS_WAITING = 64
 """Messages waiting for a worker, beyond which it gets no more connections: they would hold the front's descriptors."""
 STOP_LIMIT_S = 300.0
 """For a volume's last consistency point; then its log has to do."""
-DEATHS, DEATHS_WITHIN_S = 3, 60.0
-"""So many in so long, and the volume stays offline."""
+TRACE_S = 1.0
+"""For a hung process to write down where it is."""
 
 
 @dataclass(eq=False)
@@ -61,6 +60,8 @@ class Worker:
     """It is meant to end."""
     silent: bool = False
     """It has not answered in time, and that has been told."""
+    hung: bool = False
+    """It was killed for that."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     def call(self, message: messages.Message, payload: bytes = b"") -> asyncio.Future[Received]:
@@ -70,20 +71,21 @@ class Worker:
         except ChannelClosed:
             raise self._ended() from None
 
-    async def answered(self, answer: asyncio.Future[Received], patience_s: float = PATIENCE_S) -> Received:
-        """However long it takes, as long as the worker shows that it lives.  Raises Refused."""
+    async def answered(self, answer: asyncio.Future[Received]) -> Received:
+        """However long it takes: one that hangs is killed (`target.workers.watchdog`).  Raises Refused."""
         try:
-            while not (await asyncio.wait([answer], timeout=patience_s))[0]:
-                ping = self.channel.call(messages.Ping())
-                if not (await asyncio.wait([ping], timeout=patience_s))[0]:
-                    raise Refused("worker-silent", f"the process of volume {self.volume} does not answer")
-            received = answer.result()
+            received = await answer
         except ChannelClosed:
             raise self._ended() from None
         assert isinstance(received.message, Answer)
         if received.message.error:
             raise Refused(received.message.error, received.message.message)
         return received
+
+    def kill(self) -> None:
+        """Safe at any time: its log has everything."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
 
     def _ended(self) -> Refused:
         return Refused(
@@ -122,7 +124,7 @@ class Workers:
         self._all: dict[str, Worker] = {}
         self._mounting: dict[str, asyncio.Lock] = {}
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._deaths: dict[str, list[float]] = {}
+        self._deaths: defaultdict[str, Deaths] = defaultdict(Deaths)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         store.share = self._share
@@ -175,26 +177,30 @@ class Workers:
                 await self._start(record.name)
 
     async def _start(self, volume: str) -> None:
-        if self._stopping:
-            raise Refused("shutting-down", "the daemon is stopping; try again when it is back")
+        self._check_not_stopping()
         worker = await self._spawn(volume)
         try:
             config, directory = self._front.config, str(self._front.core.directory)
             begin = Begin(volume=volume, directory=directory, config=config, portals=self._portals())
             async with self._store.sharing:
                 image = await self._store.image()
+                self._check_not_stopping()  # `stop` ends those that it finds
                 self._all[volume] = worker
                 begun = worker.call(begin, image)
-            await worker.answered(begun, START_LIMIT_S)
+            await worker.answered(begun)
         except BaseException:
             # It has said why it cannot serve, or says nothing.  One that died is `_watch`'s.
             worker.ending = worker.ending or not worker.channel.closed.done()
             worker.channel.close()
             await worker.gone.wait()
             raise
-        worker.ready = True
+        worker.ready = not worker.ending
         text = f"volume {volume} is served by process {worker.process.pid}"
         self._front.events.emit("volume.worker.started", text, subject=volume, data={"pid": worker.process.pid})
+
+    def _check_not_stopping(self) -> None:
+        if self._stopping:
+            raise Refused("shutting-down", "the daemon is stopping; try again when it is back")
 
     async def _spawn(self, volume: str) -> Worker:
         ours, theirs = pair()
@@ -203,7 +209,7 @@ class Workers:
                 kept = (theirs.fileno(),) if self._lock is None else (theirs.fileno(), self._lock)
                 process = await asyncio.create_subprocess_exec(
                     sys.executable, "-P", "-m", "target.workers.process", str(theirs.fileno()), volume,
-                    stdin=asyncio.subprocess.DEVNULL, pass_fds=kept,
+                    stdin=asyncio.subprocess.DEVNULL, pass_fds=kept, env=_environment(),
                 )  # fmt: skip
         except BaseException:
             ours.close()
@@ -212,6 +218,7 @@ class Workers:
         channel = Channel(ours, lambda received: self._handle(worker, received))
         worker = Worker(volume, process, channel)
         self._run(self._watch(worker))
+        self._run(self._guard(worker))
         return worker
 
     # -- what a worker says
@@ -311,9 +318,20 @@ class Workers:
         await asyncio.gather(*(ask(worker) for worker in self.serving))
         return found
 
+    async def gather_all(self, path: str) -> dict[str, bytes]:
+        """The same for what would be decided wrongly without one of them.  Raises Refused."""
+        asked = self.serving
+        answers = await self.gather(path)
+        for worker in asked:
+            if worker.volume not in answers or answers[worker.volume][0].status >= 400:
+                raise Refused(
+                    "worker-silent", f"the process of volume {worker.volume} does not answer; try again in a minute"
+                )
+        return {volume: body for volume, (_, body) in answers.items()}
+
     async def sessions(self) -> list[tuple[str, str]]:
-        answers = await self.gather("/v1/iscsi/sessions")
-        return [(each["initiator"], each["target"]) for _, body in answers.values() for each in json.loads(body)]
+        bodies = await self.gather_all("/v1/iscsi/sessions")
+        return [(each["initiator"], each["target"]) for body in bodies.values() for each in json.loads(body)]
 
     # -- ends
 
@@ -325,7 +343,7 @@ class Workers:
             # It ends by itself, and a thread of its own sees to that; this is for one that is not even scheduled.
             await asyncio.wait([exited], timeout=2 * END_LIMIT_S)
             if not exited.done():
-                worker.process.kill()
+                worker.kill()
         code = await exited
         worker.channel.close()
         worker.ready = False
@@ -335,21 +353,35 @@ class Workers:
         if not worker.ending and not self._stopping:
             await self._died(worker, code)
 
+    async def _guard(self, worker: Worker) -> None:
+        try:
+            await until_hung(worker.channel)
+        except ChannelClosed:
+            return
+        who = f"the process of volume {worker.volume} ({worker.process.pid})"
+        text = f"{who} has not answered for {HUNG_S:g} s and is killed; where it was is in the log"
+        self._front.events.emit("volume.worker.hung", text, subject=worker.volume, severity=Severity.ERROR)
+        worker.hung, worker.ready = True, False
+        with contextlib.suppress(ProcessLookupError):
+            worker.process.send_signal(TRACE_SIGNAL)
+            await asyncio.sleep(TRACE_S)
+        worker.kill()
+        # Whoever waits for it has waited enough; if its disk hangs, even this end takes its time.
+        worker.channel.close()
+
     async def _died(self, worker: Worker, code: int) -> None:
         volume, core = worker.volume, self._front.core
         record = core.state.volumes.get(volume)
-        now = time.monotonic()
-        recent = [each for each in self._deaths.get(volume, []) if now - each < DEATHS_WITHIN_S]
-        self._deaths[volume] = [*recent, now]
+        too_many = self._deaths[volume].too_many(time.monotonic(), hung=worker.hung)
         text = f"the process of volume {volume} ({worker.process.pid}) {_how(code)}"
         if record is None or not record.online:
             self._front.events.emit("volume.worker.died", text, subject=volume, severity=Severity.WARNING)
-        elif len(self._deaths[volume]) < DEATHS:
+        elif not too_many:
             text += "; it is started again and replays the volume's log"
             self._front.events.emit("volume.worker.died", text, subject=volume, severity=Severity.WARNING)
             await self._front.services.volumes.try_mount(record)
         else:
-            self._deaths[volume].clear()
+            del self._deaths[volume]
             text += f", as did {DEATHS - 1} before it within {DEATHS_WITHIN_S:g} s: the volume stays offline; "
             text += f"look at the log, then 'lun vol online {volume}'"
             core.problems[volume] = text
@@ -367,10 +399,12 @@ class Workers:
         """All volumes are closed on return."""
         self._stopping = True
         await asyncio.gather(*(self._end(worker) for worker in list(self._all.values())))
-        for task in list(self._tasks):
-            await asyncio.wait([task])
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def _end(self, worker: Worker) -> None:
+        if not worker.ready and not worker.ending:
+            worker.kill()  # it is being started: it has nothing yet to bring to an end
         worker.ending = True
         worker.ready = False  # nobody is sent to it any more
         with contextlib.suppress(ChannelClosed, Refused):
@@ -379,14 +413,19 @@ class Workers:
             async with asyncio.timeout(STOP_LIMIT_S):
                 await worker.gone.wait()
         except TimeoutError:
-            log.error("the process of volume %s does not end and is killed; its log has everything", worker.volume)
-            worker.process.kill()
+            log.error("the process of volume %s does not end and is killed", worker.volume)
+            worker.kill()
             await worker.gone.wait()
 
     def _run(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _environment() -> dict[str, str]:
+    """What this process imports, from an installation or from a source tree, its workers import."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(each) for each in sys.path)}
 
 
 def _how(code: int) -> str:

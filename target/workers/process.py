@@ -7,9 +7,9 @@ no management socket: requests come by the channel too, and go through the same 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
-import resource
 import select
 import signal
 import socket
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from target.iscsi import limits
 from target.logs import start_logging
 from target.management import serving
 from target.management.clone_settings import LIMIT, RUNNING
@@ -32,8 +31,8 @@ from target.management.names import PortalAddress
 from target.management.operations import Operations
 from target.management.refusal import Refused, refusal_of
 from target.management.state import AdminState
-from target.stack import Stack, loop_factory
-from target.workers import END_LIMIT_S, messages
+from target.stack import Stack, loop_factory, room_for_connections
+from target.workers import END_LIMIT_S, TRACE_SIGNAL, messages
 from target.workers.asgi import body_once, whole_answer
 from target.workers.channel import Channel, ChannelClosed, Received
 from target.workers.messages import Answer, Begin, Listening, Login, PortalsNow, Request
@@ -41,8 +40,6 @@ from target.workers.settings import CopiedStore
 
 log = logging.getLogger("lund.workers")
 
-DESCRIPTORS = 2 * limits.CONNECTIONS
-"""That a worker may have open, where the machine allows it."""
 CUT_SHORT = 70
 """Exit status: it was."""
 
@@ -118,7 +115,13 @@ class Worker:
 
     async def _settings(self, received: Received) -> None:
         before = self.store.state
-        await self.store.take(received.payload)
+        try:
+            await self.store.take(received.payload)
+        except Exception:
+            # With the old ones it would let in hosts that it must not.
+            log.exception("the settings cannot be read: this process ends, and the next one gets them")
+            self.channel.close()
+            return
         if self._stack is not None:
             _settings_changed(self._stack, before)
         self._say(received.message.id, Answer())
@@ -234,18 +237,14 @@ async def _main(ours: socket.socket) -> None:
     await Worker(ours).live()
 
 
-def _room_for_connections() -> None:
-    """As many descriptors as the machine allows: those that are not a host's are needed when hosts have all others."""
-    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit < min(DESCRIPTORS, most):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, most), most))
-
-
 def main() -> int:
     # A service manager and a terminal signal all processes; the front says when it is time.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    _room_for_connections()
+    if sys.stderr is not None:
+        faulthandler.enable()
+        faulthandler.register(TRACE_SIGNAL)
+    room_for_connections()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_main(socket.socket(fileno=int(sys.argv[1]))))
     return 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from target.workers.channel import Channel, Received, pair
+from target.workers.front import Worker
 from tests.support.initiator import Initiator, Outcome
 from tests.support.lund import wait_until
 from tests.target.cli.conftest import DaemonProcess, Lun
@@ -30,9 +34,10 @@ class Front(Lun):
         host, _, port = self.json("iscsi", "portal", "show")[0]["address"].rpartition(":")
         return host, int(port)
 
-    def http(self, method: str, url: str) -> httpx.Response:
+    def http(self, method: str, url: str, body: str = "") -> httpx.Response:
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.daemon.socket)), timeout=LIMIT_S) as client:
-            return client.request(method, f"http://lund{url}")
+            headers = {"content-type": "application/json"} if body else {}
+            return client.request(method, f"http://lund{url}", content=body, headers=headers)
 
     def events(self, kind: str, subject: str = "") -> list[dict[str, Any]]:
         found = self("--json", "events").splitlines()
@@ -84,13 +89,25 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
     config.write_text('workers = "volumes"\n')
     started: list[DaemonProcess] = []
 
-    def start() -> Front:
-        started.append(DaemonProcess(tmp_path / "state", "--config", str(config)))
+    def start(**more: str) -> Front:
+        started.append(DaemonProcess(tmp_path / "state", "--config", str(config), **more))
         return Front(started[-1])
 
     yield start
     assert started[-1].stop() == 0
     assert left_over(tmp_path / "state") == []
+
+
+async def deaf() -> tuple[Worker, socket.socket]:
+    """A worker whose process takes nothing."""
+    ours, theirs = pair()
+    process = await asyncio.create_subprocess_exec("true")
+    await process.wait()
+
+    async def nothing(received: Received) -> None:
+        raise AssertionError(received)
+
+    return Worker("vol0", process, Channel(ours, nothing)), theirs
 
 
 def left_over(directory: Path) -> list[int]:

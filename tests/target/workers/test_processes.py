@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import struct
 import threading
 from pathlib import Path
 
 import pytest
 
 from tests.support.initiator import Initiator, Outcome
+from tests.support.scsi_host import reserve_in, reserve_out, reserve_out_list
+from tests.target.cli.conftest import DaemonProcess
 from tests.target.workers.conftest import BLOCK, Front, Launch, eventually, good, left_over, login
 
 SECTORS = 8 << 11
+REGISTER, RESERVE, READ_KEYS = 0, 1, 0
+WRITE_EXCLUSIVE, APTPL = 1, 0x01
+CONFLICT = 0x18
 
 
 class Writer:
@@ -145,6 +152,89 @@ def test_a_killed_front_takes_its_workers_along_and_the_next_one_has_every_byte(
     assert worker not in left_over(directory)
     for volume, block in data.items():
         assert good(again.login(volume).read(5, 1)) == block
+
+
+@pytest.mark.timeout(400)
+def test_the_next_front_waits_for_workers_whatever_process_has_the_number_of_the_dead_one(launch: Launch) -> None:
+    front = launch()
+    front.add("vol0")
+    good(front.login("vol0").write(5, b"5" * BLOCK))
+    # It stays a zombie until somebody asks for its status; the number in the file is one of a process that lives.
+    front.daemon.process.kill()
+    os.waitid(os.P_PID, front.daemon.process.pid, os.WEXITED | os.WNOWAIT)
+    (front.daemon.directory / "lund.pid").write_text(f"{os.getpid()}\n")
+    assert good(launch().login("vol0").read(5, 1)) == b"5" * BLOCK
+    front.daemon.process.wait()
+
+
+@pytest.mark.timeout(400)
+def test_reservations_with_aptpl_outlive_a_killed_worker(launch: Launch) -> None:
+    front = launch()
+    front.add("vol0")
+    ids = (b"\x80\0\0\0\0\1", b"\x80\0\0\0\0\2")
+    holder, other = (front.login("vol0", isid=isid) for isid in ids)
+    good(holder.command(reserve_out(REGISTER), write=reserve_out_list(0, 7, APTPL)))
+    good(other.command(reserve_out(REGISTER), write=reserve_out_list(0, 8, APTPL)))
+    good(holder.command(reserve_out(RESERVE, WRITE_EXCLUSIVE), write=reserve_out_list(7)))
+    first = front.kill("vol0")
+    eventually(lambda: front.pid("vol0") != first, "vol0 has another process")
+    holder, other = (front.login("vol0", isid=isid) for isid in ids)
+    assert other.write(0, bytes(BLOCK)).status == CONFLICT
+    good(holder.write(0, b"h" * BLOCK))
+    keys = good(other.command(reserve_in(READ_KEYS), read=4096))[8:]
+    assert sorted(struct.unpack(">QQ", keys)) == [7, 8]
+    good(holder.command(reserve_out(REGISTER), write=reserve_out_list(7, 0, APTPL)))
+    second = front.kill("vol0")
+    eventually(lambda: front.pid("vol0") != second, "vol0 has another process")
+    other = front.login("vol0", isid=ids[1])
+    good(other.write(0, bytes(BLOCK)))
+    assert good(other.command(reserve_in(READ_KEYS), read=4096))[8:] == struct.pack(">Q", 8)
+
+
+HELD_BACK = """
+import pathlib, sys, time
+while "slow" in sys.orig_argv and not pathlib.Path({release!r}).exists():
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.timeout(400)
+def test_a_volume_that_takes_long_to_start_does_not_keep_the_others_hosts_out(launch: Launch, tmp_path: Path) -> None:
+    front = launch()
+    for volume in ("vol0", "slow"):
+        front.add(volume)
+    good(front.login("slow").write(5, b"s" * BLOCK))
+    assert front.daemon.stop() == 0
+    release = tmp_path / "release"
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text(HELD_BACK.format(release=str(release)))
+    path = f"{tmp_path / 'path'}:{Path(__file__).resolve().parents[3]}"
+    assert launch(PYTHONPATH=path).daemon.stop() == 0  # nor does a stop wait for it
+    front = launch(PYTHONPATH=path)
+    good(front.login("vol0").read(0, 1))
+    assert front.state("slow") == "offline"
+    release.touch()
+    eventually(lambda: front.state("slow") == "online", "it has been started")
+    assert good(front.login("slow").read(5, 1)) == b"s" * BLOCK
+
+
+@pytest.mark.timeout(400)
+def test_workers_run_from_the_source_tree_that_their_front_runs_from(tmp_path: Path) -> None:
+    """Not from another one that happens to be installed."""
+    root, tree, marker = Path(__file__).resolve().parents[3], tmp_path / "tree", tmp_path / "marker"
+    for package in ("wafl", "cloner", "target"):
+        shutil.copytree(root / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with (tree / "target" / "workers" / "asgi.py").open("a") as source:
+        source.write(f"\n\nopen({str(marker)!r}, 'a').write(f'{{__import__(\"os\").getpid()}}\\n')\n")
+    config = tmp_path / "lund.toml"
+    config.write_text('workers = "volumes"\n')
+    daemon = DaemonProcess(tmp_path / "state", "--config", str(config), tree=tree)
+    try:
+        front = Front(daemon)
+        front.add("vol0")
+        assert {daemon.process.pid, front.pid("vol0")} == set(map(int, marker.read_text().split()))
+    finally:
+        assert daemon.stop() == 0
 
 
 @pytest.mark.timeout(400)
