@@ -3,7 +3,7 @@
 A message is a model of `target.workers.messages` as JSON in one packet (SOCK_SEQPACKET), at most PACKET_BYTES long.
 What is longer (a request's body, the settings) goes beside it as a file in memory, whose descriptor the packet carries;
 so does the socket of a host.  So the pair holds little whatever is said, and neither side ever waits in a send: what
-the kernel does not take at once is queued here, up to QUEUE_LIMIT messages.
+the kernel does not take at once is queued here, up to QUEUE_LIMIT messages and QUEUE_BYTES beside them.
 
 Messages arrive in the order in which they were sent, and `handle` is awaited for one before the next: who is told of
 new settings and then gets a login knows the settings by then.  An end that meets what it does not understand closes.
@@ -34,6 +34,8 @@ PAYLOAD_BYTES = 64 << 20
 QUEUE_LIMIT = 1024
 """Messages that the other side has not taken; beyond that it is sick, and nothing more is said to it.  Also those that
 have come and wait here; beyond that no more are received."""
+QUEUE_BYTES = 2 * PAYLOAD_BYTES
+"""What may be beside those messages, either way."""
 READ_AT_ONCE = 64
 DESCRIPTORS = 2
 """With one packet: the payload, and a host's connection."""
@@ -55,6 +57,7 @@ class Received:
 @dataclass(slots=True)
 class _Outgoing:
     packet: bytes
+    payload_bytes: int
     descriptors: list[int] = field(default_factory=list)
 
     def close(self) -> None:
@@ -71,7 +74,9 @@ class Channel:
         self._socket = ours
         self._handle = handle
         self._out: deque[_Outgoing] = deque()
+        self._out_bytes = 0
         self._arrived: asyncio.Queue[Received] = asyncio.Queue()
+        self._arrived_bytes = 0
         self._answers: dict[int, asyncio.Future[Received]] = {}
         self._last_id = 0
         self._paused = False
@@ -90,12 +95,12 @@ class Channel:
         """Raises ChannelClosed, Refused (the other side takes nothing), OSError.  The caller closes the connection."""
         if self.closed.done():
             raise ChannelClosed
-        if len(self._out) >= QUEUE_LIMIT:
-            raise Refused("worker-busy", f"the other process has not taken the last {QUEUE_LIMIT} messages")
         message.payload = bool(payload)
-        outgoing = _Outgoing(message.model_dump_json().encode())
+        outgoing = _Outgoing(message.model_dump_json().encode(), len(payload))
         if len(outgoing.packet) > PACKET_BYTES or len(payload) > PAYLOAD_BYTES:
             raise Refused("too-large", f"a message of {len(outgoing.packet)} and {len(payload)} bytes is too large")
+        if len(self._out) >= QUEUE_LIMIT or self._out_bytes + len(payload) > QUEUE_BYTES:
+            raise Refused("worker-busy", f"the other process has not taken the last {len(self._out)} messages")
         try:
             if payload:
                 outgoing.descriptors.append(_in_memory(payload))
@@ -105,6 +110,7 @@ class Channel:
             outgoing.close()
             raise
         self._out.append(outgoing)
+        self._out_bytes += len(payload)
         if len(self._out) == 1:
             self._flush()
 
@@ -119,6 +125,7 @@ class Channel:
             except OSError as error:
                 self.close(f"sending failed: {error}")
                 return
+            self._out_bytes -= first.payload_bytes
             self._out.popleft().close()
         self._loop.remove_writer(self._socket.fileno())
 
@@ -144,6 +151,8 @@ class Channel:
                 received = self._receive()
             except (BlockingIOError, InterruptedError):
                 return
+            except ConnectionResetError:
+                received = None  # killed, with something unread
             except (OSError, ValidationError, ValueError) as error:
                 self.close(f"not understood: {error}")
                 return
@@ -151,7 +160,8 @@ class Channel:
                 self.close("")
                 return
             self._arrived.put_nowait(received)
-            if self._arrived.qsize() >= QUEUE_LIMIT:
+            self._arrived_bytes += len(received.payload)
+            if self._arrived.qsize() >= QUEUE_LIMIT or self._arrived_bytes >= QUEUE_BYTES:
                 self._paused = True
                 self._loop.remove_reader(self._socket.fileno())
                 return
@@ -172,13 +182,17 @@ class Channel:
                 if not descriptors:
                     raise ValueError("a payload is missing")
                 received.payload = _contents(descriptors.pop(0))
+            if descriptors and received.message.kind != "login":
+                raise ValueError("a connection came with a message that has none")
             if descriptors:
-                received.connection = socket.socket(fileno=descriptors.pop(0))
+                received.connection = socket.socket(fileno=descriptors[0])
+                descriptors.pop(0)
             return received
 
     async def _work(self) -> None:
         while True:
             received = await self._arrived.get()
+            self._arrived_bytes -= len(received.payload)
             if self._paused and self._arrived.empty():
                 self._paused = False
                 self._loop.add_reader(self._socket.fileno(), self._readable)

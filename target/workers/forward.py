@@ -11,6 +11,7 @@ that is offline.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from urllib.parse import parse_qs
@@ -42,6 +43,8 @@ class Forward:
     def __init__(self, app: App, workers: Workers) -> None:
         self.app = app
         self.workers = workers
+        self._serials = asyncio.Lock()
+        """Held from looking for a serial number until it has been given: two volumes may be asked for the same one."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,7 +81,10 @@ class Forward:
         worker = self._worker_of(method, path, named, body)
         if worker is None:
             return await self._made(scope, receive) if MADE.fullmatch(path) and method != "GET" else receive
-        await self._check(worker, method, path, body)
+        if method == "PATCH" and path.startswith("/v1/luns/") and (serial := _field(body, "serial")):
+            async with self._serials:
+                await self._check_serial(worker, serial)
+                return await _ask(worker, scope, body)
         response = await _ask(worker, scope, body)
         if method == "DELETE" and path == f"/v1/volumes/{worker.volume}" and response.status_code < 400:
             await self.workers.retire(worker.volume)
@@ -117,12 +123,10 @@ class Forward:
         status, kind, body = await whole_answer(self.app, scope, receive)
         return Response(body, status, media_type=kind or None)
 
-    async def _check(self, worker: Worker, method: str, path: str, body: bytes) -> None:
+    async def _check_serial(self, worker: Worker, serial: str) -> None:
         """Hosts may know LUNs by their serial numbers: no two volumes have the same."""
-        if method != "PATCH" or not path.startswith("/v1/luns/") or not (serial := _field(body, "serial")):
-            return
-        for volume, (answer, luns) in (await self.workers.gather("/v1/luns")).items():
-            for lun in json.loads(luns) if volume != worker.volume and answer.status < 400 else []:
+        for volume, luns in (await self.workers.gather_all("/v1/luns")).items():
+            for lun in json.loads(luns) if volume != worker.volume else []:
                 if lun["serial"] == serial:
                     raise Refused("name-taken", f"LUN {lun['path']} has serial number {serial} already")
 

@@ -98,11 +98,12 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
     assert left_over(tmp_path / "state") == []
 
 
-async def deaf() -> tuple[Worker, socket.socket]:
-    """A worker whose process takes nothing."""
+async def deaf(*program: str) -> tuple[Worker, socket.socket]:
+    """A worker whose process takes nothing; without a program it has ended."""
     ours, theirs = pair()
-    process = await asyncio.create_subprocess_exec("true")
-    await process.wait()
+    process = await asyncio.create_subprocess_exec(*program or ("true",))
+    if not program:
+        await process.wait()
 
     async def nothing(received: Received) -> None:
         raise AssertionError(received)

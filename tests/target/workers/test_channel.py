@@ -244,3 +244,49 @@ def test_a_host_for_whom_no_descriptor_is_left_is_the_only_one_who_suffers(run: 
         await ends.until(lambda: len(ends.heard) == 2)
 
     both(run, scene)
+
+
+@each_loop
+@pytest.mark.parametrize(
+    ("packet", "connection"),
+    [(b'{"kind": "login", "host": "h", "port": 1, "group": 1}', False), (b'{"kind": "ping", "id": 1}', True)],
+    ids=["no connection", "no login"],
+)
+def test_a_descriptor_that_is_no_host_s_closes_the_channel_and_is_closed(
+    run: Any, packet: bytes, connection: bool
+) -> None:
+    async def scene(ends: Ends) -> None:
+        with open("/dev/null", "rb") as file, socket.socket() as host:
+            socket.send_fds(ends.a._socket, [packet], [host.fileno() if connection else file.fileno()])
+        await asyncio.wait_for(asyncio.wait([ends.b.closed]), LIMIT_S)
+        assert ends.heard == []
+
+    both(run, scene)
+
+
+@each_loop
+def test_what_waits_beside_the_messages_is_limited_on_either_side(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_module, "QUEUE_BYTES", 10_000)
+
+    async def scene(ends: Ends) -> None:
+        busy = asyncio.Event()
+        payload = bytes(4_000)
+
+        async def hold(received: Received) -> None:
+            await busy.wait()
+
+        ends.answer = hold
+        sent = 0
+        with contextlib.suppress(Refused):
+            while sent < 100_000:
+                ends.a.send(SettingsNow(), payload)
+                sent += 1
+        assert sent < 100_000
+        assert ends.a.waiting == 2
+        await ends.until(lambda: ends.b._paused)
+        assert ends.b._arrived.qsize() <= 3
+        busy.set()
+        await ends.until(lambda: len(ends.heard) == sent)
+        assert ends.a._out_bytes == ends.b._arrived_bytes == 0
+
+    both(run, scene)

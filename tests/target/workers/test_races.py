@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import resource
 import signal
 import socket
+import subprocess
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from target.config import Config
+from target.daemon import Daemon
+from target.management.api import Receive, Scope, Send
+from target.management.models import VolumeCreate
+from target.management.names import PortalAddress
+from target.management.refusal import Refused
 from target.management.store import set_setting
+from target.stack import DESCRIPTORS, OTHER_DESCRIPTORS
 from target.workers import channel as channel_module
-from target.workers.channel import Channel, Received, pair
+from target.workers import process
+from target.workers.asgi import body_once, whole_answer
+from target.workers.channel import Channel, ChannelClosed, pair
 from target.workers.front import HOSTS_WAITING, Worker, Workers
+from target.workers.messages import Ping, SettingsNow
 from target.workers.settings import SharedStore
-from tests.target.workers.conftest import BLOCK, Front, Launch, eventually, good
+from tests.target.cli.conftest import environment
+from tests.target.workers.conftest import BLOCK, Front, Launch, deaf, eventually, good
 
 
 def workers_of(front: Front) -> list[int]:
@@ -82,18 +98,47 @@ def test_a_request_means_the_same_to_the_front_and_to_the_worker(launch: Launch)
     assert raw_status(front, "GET /metrics?%ff") == 200
     assert [each["state"] for each in front.json("vol", "show")] == ["online", "online"]
     assert len(front.json("show")) == 2
+    # Said twice, the last one counts, for both.
+    twice = front.http("GET", "/v1/luns?volume=vol0&volume=vol1")
+    assert [each["path"] for each in twice.json()] == ["/vol/vol1/lun0"]
+    unmapped = "/v1/maps?path=/vol/vol0/lun0&path=/vol/vol1/lun0&igroup=hosts"
+    assert front.http("DELETE", unmapped).status_code < 300
+    assert [each["path"] for each in front.json("igroup", "show")[0]["maps"]] == ["/vol/vol0/lun0"]
 
 
-async def deaf() -> tuple[Worker, socket.socket]:
-    """A worker whose process takes nothing."""
-    ours, theirs = pair()
-    process = await asyncio.create_subprocess_exec("true")
-    await process.wait()
+@pytest.mark.timeout(400)
+def test_two_volumes_that_are_given_the_same_serial_number_at_once_do_not_both_get_it(launch: Launch) -> None:
+    front = launch()
+    for volume in ("vol0", "vol1"):
+        front.add(volume)
+        front("offline", f"/vol/{volume}/lun0")
+    for number in range(10):
+        wanted = json.dumps({"serial": f"SAME-{number}"})
+        with ThreadPoolExecutor(2) as threads:
+            given = threads.map(
+                lambda volume: front.http("PATCH", f"/v1/luns/{volume}/lun0", wanted).status_code,  # noqa: B023
+                ("vol0", "vol1"),
+            )
+            assert sorted(given) == [200, 409]
+        assert len({each["serial"] for each in front.json("show")}) == 2
 
-    async def nothing(received: Received) -> None:
-        raise AssertionError(received)
 
-    return Worker("vol0", process, Channel(ours, nothing)), theirs
+@pytest.mark.timeout(400)
+def test_front_and_workers_have_descriptors_for_all_their_hosts_if_the_machine_allows_it(launch: Launch) -> None:
+    front = launch(shell="ulimit -S -n 512")
+    front.add("vol0")
+    for pid in (front.daemon.process.pid, front.pid("vol0")):
+        limit, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        assert limit == min(DESCRIPTORS, most) > 512
+
+
+def test_connections_leave_descriptors_for_everything_else() -> None:
+    asked = "from target.stack import portal_config; from target.config import Config; "
+    asked += "print(portal_config(Config()).connections_max)"
+    for limit, connections in ((300, 150), (1024, 512), (2048, 2048 - OTHER_DESCRIPTORS)):
+        command = ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", sys.executable, "-c", asked]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+        assert int(done.stdout) == connections
 
 
 def test_hosts_of_a_worker_that_takes_nothing_do_not_use_up_the_front_s_descriptors() -> None:
@@ -132,3 +177,121 @@ def test_a_worker_that_cannot_be_told_the_settings_is_given_up(tmp_path: Path, m
         store.close()
 
     asyncio.run(scene())
+
+
+def test_a_worker_that_cannot_be_told_what_became_of_its_change_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for the answer for ever, with the host that wants it."""
+    monkeypatch.setattr(channel_module, "QUEUE_LIMIT", 2)
+
+    async def scene() -> None:
+        store = SharedStore(tmp_path / "admin.db")
+        store.open()
+        workers = Workers(store)
+        worker, theirs = await deaf()
+        with contextlib.suppress(Refused):
+            while True:
+                worker.channel.send(Ping())
+        assert not worker.channel.closed.done()
+        await workers._change(worker, 1, b"[]")
+        assert worker.channel.closed.done()
+        theirs.close()
+        store.close()
+
+    asyncio.run(scene())
+
+
+def test_nobody_is_sent_to_a_worker_that_is_about_to_end(tmp_path: Path) -> None:
+    async def scene() -> None:
+        workers = Workers(SharedStore(tmp_path / "admin.db"))
+        worker, theirs = await deaf()
+        worker.ready = True
+        workers._all["vol0"] = worker
+        assert workers.of("vol0") is worker
+        retired = asyncio.ensure_future(workers.retire("vol0"))
+        await asyncio.sleep(0)
+        assert workers.of("vol0") is None
+        assert workers.serving == []
+        assert not retired.done()
+        worker.gone.set()
+        await retired
+        worker.channel.close()
+        theirs.close()
+
+    asyncio.run(scene())
+
+
+def test_a_front_that_stops_does_not_wait_for_a_worker_that_is_being_started(tmp_path: Path) -> None:
+    async def scene() -> None:
+        workers = Workers(SharedStore(tmp_path / "admin.db"))
+        worker, theirs = await deaf("sleep", "1000")
+        workers._all["vol0"] = worker
+        workers._run(workers._watch(worker))
+        await workers.stop()
+        assert worker.process.returncode == -signal.SIGKILL
+        theirs.close()
+
+    asyncio.run(scene())
+
+
+@pytest.mark.timeout(400)
+def test_a_front_that_stops_while_a_worker_is_being_started_leaves_none(tmp_path: Path) -> None:
+    async def scene() -> None:
+        config = Config.model_validate({"workers": "volumes"})
+        daemon = Daemon(tmp_path, [(PortalAddress("127.0.0.1", 0), 1)], tmp_path / "lund.sock", config)
+        await daemon.start()
+        workers = daemon.workers
+        assert workers is not None
+        spawn, stops, spawned = workers._spawn, [], []
+
+        async def late(volume: str) -> Worker:
+            """The stop comes when the process is there and nobody knows it yet."""
+            spawned.append(await spawn(volume))
+            stops.append(asyncio.ensure_future(workers.stop()))
+            while not workers._stopping:
+                await asyncio.sleep(0)
+            return spawned[-1]
+
+        workers._spawn = late  # type: ignore[method-assign]
+        with pytest.raises(Refused, match="shutting-down"):
+            await daemon.services.volumes.create(VolumeCreate(name="vol0", size_bytes=64 << 20))
+        await asyncio.gather(*stops)
+        assert [each.process.returncode for each in spawned] == [0]
+        await daemon.stop()
+
+    asyncio.run(scene())
+
+
+async def starlette_s_way(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 500, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": b"sorry"})
+    raise LookupError
+
+
+async def without_a_word(scope: Scope, receive: Receive, send: Send) -> None:
+    raise LookupError
+
+
+def test_an_application_that_fails_has_answered_or_has_not() -> None:
+    scope: Scope = {"type": "http"}
+    answer = asyncio.run(whole_answer(starlette_s_way, scope, body_once(b"")))
+    assert answer == (500, "text/plain", b"sorry")
+    with pytest.raises(LookupError):
+        asyncio.run(whole_answer(without_a_word, scope, body_once(b"")))
+
+
+def test_settings_that_cannot_be_read_end_a_worker(caplog: pytest.LogCaptureFixture) -> None:
+    """It would go on with the old ones."""
+
+    async def scene() -> None:
+        ours, theirs = pair()
+        worker = process.Worker(theirs)
+        front = Channel(ours, None)  # type: ignore[arg-type]
+        with pytest.raises(ChannelClosed):
+            await front.call(SettingsNow(), b"no database")
+        await asyncio.wait_for(worker.live(), 60)
+        front.close()
+
+    asyncio.run(scene())
+    assert "the settings cannot be read" in caplog.text

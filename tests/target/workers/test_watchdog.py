@@ -95,12 +95,27 @@ def test_who_never_answers_hangs() -> None:
     watched(scene, _none)
 
 
-def test_who_answers_once_and_never_again_hangs() -> None:
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Each time that is waited for something, and how long at most."""
+    found: list[float] = []
+    wait = asyncio.wait
+
+    async def counted(*arguments: Any, **more: Any) -> Any:
+        found.append(more["timeout"])
+        return await wait(*arguments, **more)
+
+    monkeypatch.setattr(asyncio, "wait", counted)
+    return found
+
+
+def test_who_answers_once_and_never_again_hangs(looks: list[float]) -> None:
     answered: list[int] = []
 
     async def once(channel: Channel, received: Received) -> None:
         if not answered:
             answered.append(received.message.id)
+            looks.clear()
             await _answers(channel, received)
 
     async def scene(here: Channel, there: Channel) -> None:
@@ -108,6 +123,7 @@ def test_who_answers_once_and_never_again_hangs() -> None:
 
     watched(scene, once)
     assert answered
+    assert LOOKS < len(looks) < LOOKS_AT_START
 
 
 def test_who_is_gone_does_not_hang() -> None:
@@ -144,16 +160,8 @@ def test_a_front_that_was_held_up_itself_kills_nobody() -> None:
     watched(scene, counted)
 
 
-def test_a_worker_that_has_much_to_start_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_has_much_to_start_has_more_time(looks: list[float]) -> None:
     """Its first answer is looked for more often than any later one."""
-    looks: list[float] = []
-    wait = asyncio.wait
-
-    async def counted(*arguments: Any, **more: Any) -> Any:
-        looks.append(more["timeout"])
-        return await wait(*arguments, **more)
-
-    monkeypatch.setattr(asyncio, "wait", counted)
 
     async def scene(here: Channel, there: Channel) -> None:
         await until_hung(here, SHORT_S)
