@@ -24,7 +24,7 @@ from tests.support.crash_device import CrashDevice, CrashState, Leftover, Memory
 from tests.support.offline_reader import Unreadable, differences
 from tests.support.volume_model import ModelVolume
 from tests.support.volumes import EPOCH, MIB, errors, pattern, problems
-from wafl import BLOCK_BYTES, Lun, NoSpace, Step, Volume, WaflError, place_write
+from wafl import BLOCK_BYTES, Lun, NoSpace, PlacedWrite, Step, Volume, WaflError, place_write, write_several
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,6 +40,16 @@ class Mark:
     durable: int
     model: ModelVolume | None
     """None: made in the middle of a guest's write because space was short; it may hold any part of that write."""
+
+
+@dataclass(slots=True)
+class OnItsWay:
+    """A long write, of which a part is on the device."""
+
+    name: str
+    offset: int
+    data: bytes
+    placed: PlacedWrite
 
 
 def noting_relief(method: Callable[P, T]) -> Callable[P, T]:
@@ -60,6 +70,7 @@ class History:
     volume: Volume = field(init=False)
     model: ModelVolume = field(default_factory=ModelVolume)
     marks: list[Mark] = field(default_factory=list)
+    under_way: list[OnItsWay] = field(default_factory=list)
     skip_sync: Callable[[int], bool] = lambda number: False
     """Sabotage: the number-th sync within a consistency point is left out."""
 
@@ -109,6 +120,39 @@ class History:
             placed.add(data[half:])
             placed.install()
         self.model.luns[name].write(offset, data)
+
+    def begin_write(self, name: str, offset: int, length: int) -> OnItsWay | None:
+        """None: there is no room for one."""
+        placed = place_write(self.volume.lun(name), offset, length)
+        if placed is None:
+            return None
+        self._seed += 1
+        return OnItsWay(name, offset, pattern(self._seed, length), placed)
+
+    def more_of(self, write: OnItsWay, blocks: int) -> None:
+        at = write.placed.taken
+        write.placed.add(write.data[at : at + blocks * BLOCK_BYTES])
+
+    @noting_relief
+    def end_write(self, write: OnItsWay) -> None:
+        """The rest comes, and it happens."""
+        write.placed.add(write.data[write.placed.taken :])
+        try:
+            write.placed.install()
+        finally:
+            write.placed.drop()
+        self.model.luns[write.name].write(write.offset, write.data)
+
+    @noting_relief
+    def write_together(self, name: str, places: list[tuple[int, int]]) -> None:
+        """Each (offset, length), none over another."""
+        writes = []
+        for offset, length in places:
+            self._seed += 1
+            writes.append((offset, pattern(self._seed, length)))
+        assert write_several(self.volume.lun(name), writes)
+        for offset, data in writes:
+            self.model.luns[name].write(offset, data)
 
     @noting_relief
     def unmap(self, name: str, offset: int, length: int) -> None:

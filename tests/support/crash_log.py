@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from crc32c import crc32c
 
 from tests.support.crash_device import CrashDevice, CrashState, Leftover, MemoryDevice
-from tests.support.crash_history import History, Mark, go_on
+from tests.support.crash_history import History, Mark, OnItsWay, go_on
 from tests.support.offline_reader import Unreadable, differences
 from tests.support.volume_model import ModelVolume
 from tests.support.volumes import EPOCH, errors, pattern, problems
@@ -50,11 +50,17 @@ class LoggedHistory(History):
     """generation -> changes that its consistency point has wholly, and those it may have a part of too."""
     flush_syncs: bool = True
     """Sabotage: a flush returns without a sync."""
+    batched: bool = False
+    """As the daemon has it: records reach the log together, before anything is acknowledged."""
+    pushes: bool = True
+    """Sabotage: with `batched`, it is acknowledged before."""
 
     def __post_init__(self) -> None:
         self.device = CrashDevice(self.size_bytes)
         Volume.format(self.device, name="crash", now=EPOCH, log_bytes=self.log_bytes)
         self.volume = Volume.mount(self.device)
+        if self.batched:
+            self.volume.batch_log()
         self.marks.append(Mark(self.volume.generation, 0, self.device.journal.position, self.model.copy()))
         self.frozen[self.volume.generation] = (0, 0)
         self._seed = 0
@@ -68,6 +74,8 @@ class LoggedHistory(History):
         """One change that the log has."""
         before = self._seq
         done = action()
+        if self.pushes:
+            self.volume.push_log()
         self.changes.append(Change(redo(), before, self._seq, self.device.journal.position))
         return done
 
@@ -102,6 +110,19 @@ class LoggedHistory(History):
             return lambda model: model.luns[name].write(offset, data)
 
         self._logged(lambda: History.write(self, name, offset, length), redo)
+
+    def end_write(self, write: OnItsWay) -> None:
+        self._logged(lambda: History.end_write(self, write),
+                     lambda: lambda model: model.luns[write.name].write(write.offset, write.data))  # fmt: skip
+
+    def write_together(self, name: str, places: list[tuple[int, int]]) -> None:
+        first = self._seed + 1
+
+        def redo(model: ModelVolume) -> None:
+            for seed, (offset, length) in enumerate(places, first):
+                model.luns[name].write(offset, pattern(seed, length))
+
+        self._logged(lambda: History.write_together(self, name, places), lambda: redo)
 
     def unmap(self, name: str, offset: int, length: int) -> None:
         self._logged(lambda: History.unmap(self, name, offset, length),

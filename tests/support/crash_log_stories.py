@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from tests.support.crash_log import LoggedHistory
 from tests.support.crash_share_stories import SHARE_STORIES
+from tests.support.crash_write_stories import WRITE_STORIES
 from tests.support.volumes import MIB
 from wafl import BLOCK_BYTES
 
@@ -128,5 +129,5 @@ def a_nearly_full_volume(history: LoggedHistory) -> None:
 
 LOG_STORIES: list[LogStory] = [
     writes_and_flushes, the_log_wraps, administration, a_clone_under_guests, guests_during_consistency_points,
-    a_nearly_full_volume, *SHARE_STORIES,
+    a_nearly_full_volume, *SHARE_STORIES, *WRITE_STORIES,
 ]  # fmt: skip

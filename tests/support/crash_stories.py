@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from tests.support.crash_history import History
 from tests.support.crash_share_stories import SHARE_STORIES
+from tests.support.crash_write_stories import WRITE_STORIES
 from tests.support.volumes import MIB
 from wafl import BLOCK_BYTES, NoSpace
 
@@ -142,6 +143,7 @@ STORIES: list[Story] = [
     restores,
     a_nearly_full_volume,
     *SHARE_STORIES,
+    *WRITE_STORIES,
 ]
 
 
@@ -185,8 +187,35 @@ def _guest(history: History, rng: random.Random) -> None:
         history.unmap(name, at * BLOCK_BYTES, length)
     elif rng.random() < 0.25:
         _share(history, rng, name, at)
+    elif rng.random() < 0.3:
+        _long_writes(history, rng, name, at, length)
+    elif rng.random() < 0.1:
+        _together(history, rng, name, blocks)
     else:
         _fits(lambda: history.write(name, at * BLOCK_BYTES, length))
+
+
+def _long_writes(history: History, rng: random.Random, name: str, at: int, length: int) -> None:
+    """One more, more of one, or one to its end."""
+    under_way = history.under_way
+    if len(under_way) < 2 and (write := history.begin_write(name, at * BLOCK_BYTES, length)) is not None:
+        under_way.append(write)
+    elif under_way and rng.random() < 0.5:
+        history.more_of(under_way[0], 7)
+    elif under_way:
+        write = under_way.pop(0)
+        lun = next((lun for lun in history.volume.luns() if lun is write.placed.lun), None)
+        if lun is None or lun.size_bytes < write.offset + len(write.data) or rng.random() < 0.2:
+            write.placed.drop()
+        else:
+            write.name = lun.name
+            _fits(lambda: history.end_write(write))
+
+
+def _together(history: History, rng: random.Random, name: str, blocks: int) -> None:
+    if history.volume.space().available > 100 * BLOCK_BYTES:  # or some of them may be done without the others
+        places = sorted(rng.sample(range(blocks), min(blocks, 9)))
+        history.write_together(name, [(at * BLOCK_BYTES, BLOCK_BYTES) for at in places])
 
 
 def _share(history: History, rng: random.Random, name: str, at: int) -> None:

@@ -16,7 +16,8 @@ from tests.support.volumes import MIB
 
 AT_RANDOM = "at_random"
 LOG_AT_RANDOM = "log at_random"
-LOG_STORY_NAMES = {f"log {tell.__name__}": tell for tell in LOG_STORIES}
+LOG_STORY_NAMES = {f"{kind} {tell.__name__}": tell for kind in ("log", "batched log") for tell in LOG_STORIES}
+"""Records written one by one, and those of each command together, as the daemon has it."""
 FAULTS_SHOWN = 5
 """Of one trial: where one crash goes wrong, its neighbours mostly do too."""
 
@@ -39,10 +40,10 @@ def told(story: str, seed: int) -> History:
         history = History()
         at_random(history, random.Random(seed))
     elif story == LOG_AT_RANDOM:
-        history = LoggedHistory(size_bytes=6 * MIB)
+        history = LoggedHistory(size_bytes=6 * MIB, batched=seed % 2 == 1)
         at_random(history, random.Random(seed))
     elif story in LOG_STORY_NAMES:
-        logged = history = LoggedHistory()
+        logged = history = LoggedHistory(batched=story.startswith("batched"))
         LOG_STORY_NAMES[story](logged)
     else:
         history = History()

@@ -17,6 +17,7 @@ from tests.support.crash_log import LoggedHistory
 from tests.support.crash_log_stories import LOG_STORIES, LogStory, guests_during_consistency_points, writes_and_flushes
 from tests.support.crash_stories import at_random
 from tests.support.crash_trial import judge
+from tests.support.crash_write_stories import WRITE_STORIES, long_writes
 from tests.support.volumes import EPOCH, MIB, Workshop, checkpoint, pattern, problems
 from wafl import (
     BLOCK_BYTES,
@@ -53,14 +54,14 @@ def first_fault(history: LoggedHistory) -> str | None:
 
 @pytest.mark.parametrize("tell", LOG_STORIES, ids=lambda tell: tell.__name__)
 def test_a_kill_loses_nothing_acknowledged_and_a_power_cut_nothing_flushed(tell: LogStory) -> None:
-    history = LoggedHistory()
+    history = LoggedHistory(batched=tell in WRITE_STORIES)
     tell(history)
     assert faults(history) == []
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_random_history_loses_nothing_either(seed: int) -> None:
-    history = LoggedHistory(size_bytes=6 * MIB)
+    history = LoggedHistory(size_bytes=6 * MIB, batched=seed % 2 == 1)
     rng = random.Random(seed)
     at_random(history, rng)
     assert faults(history, seed=seed) == []
@@ -93,6 +94,20 @@ def test_the_harness_catches_a_flush_that_does_not_sync() -> None:
     history = LoggedHistory(flush_syncs=False)
     writes_and_flushes(history)
     assert "is lost" in (first_fault(history) or "")
+
+
+def test_the_harness_catches_an_answer_before_its_record() -> None:
+    history = LoggedHistory(batched=True, pushes=False)
+    writes_and_flushes(history)
+    assert "is lost" in (first_fault(history) or "")
+
+
+def test_the_harness_catches_a_long_write_that_is_recorded_before_its_data() -> None:
+    """Its data reaches the disk only after the next sync."""
+    history = LoggedHistory(batched=True)
+    history.device.slow = lambda offset, data: len(data) >= 15 * BLOCK_BYTES
+    long_writes(history)
+    assert first_fault(history)
 
 
 def test_the_harness_catches_a_replay_that_trusts_torn_data(monkeypatch: pytest.MonkeyPatch) -> None:
