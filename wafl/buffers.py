@@ -176,7 +176,7 @@ class Core:
         self.cool: Callable[[], None] = lambda: None
         """Set by the volume: empties all read and write maps, so that their buffers may be evicted."""
         self.cold: int | None = None
-        """Offset on the device of what the disk was last asked to read ahead; None: nothing since it was waited for."""
+        """The last byte of the device that the disk was asked to read; None: nothing since it was waited for."""
         self.one_writer = Lock()
         """Threads that write for clones hold it.  A file has one writer at a time; who waits in the kernel spins."""
         self.syncs = 0
@@ -385,7 +385,7 @@ class Core:
     def prefetch(self, offset: int, length: int) -> None:
         """The disk begins to read what a `nowait` call did not find."""
         self.device.prefetch(offset, length)
-        self.cold = offset
+        self.cold = offset + length - 1
 
     def load(self, parent: Buffer | Inode, slot: int, level: int, nowait: bool = False) -> Buffer | None:
         """Read and verify the child block at `slot`; None if `nowait` and the disk would have to be waited for."""

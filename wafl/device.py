@@ -32,6 +32,8 @@ class Device(Protocol):
     """What a volume asks of its device.  Offsets and lengths are bytes."""
 
     size_bytes: int
+    read_ahead_bytes: int
+    """How far the kernel reads on by itself behind whoever reads in order; 0: that is not known."""
 
     def pread(self, offset: int, view: memoryview | bytearray) -> None:
         """Fill `view`; waits for the disk."""
@@ -68,6 +70,8 @@ class FileDevice:
         self._fd = fd
         self._is_file = is_file
         self.size_bytes = size_bytes
+        status = os.fstat(fd)
+        self.read_ahead_bytes = kernel_reads_ahead(status.st_dev if is_file else status.st_rdev)
         self._nowait = os.RWF_NOWAIT
         self._may_allocate = is_file
 
@@ -205,3 +209,15 @@ class FileDevice:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def kernel_reads_ahead(disk: int) -> int:
+    """How many bytes, of a file on this disk (or of the disk itself) that is opened now; 0: it does not tell."""
+    place = f"/sys/dev/block/{os.major(disk)}:{os.minor(disk)}"
+    for queue in (f"{place}/queue", f"{place}/../queue"):  # the second for a partition
+        try:
+            with open(f"{queue}/read_ahead_kb") as file:
+                return int(file.read()) << 10
+        except (OSError, ValueError):
+            continue
+    return 0

@@ -147,6 +147,7 @@ class MemoryDevice:
     def __init__(self, image: bytearray, *, read_only: bool = False) -> None:
         self.image = image
         self.size_bytes = len(image)
+        self.read_ahead_bytes = 0
         self.read_only = read_only
         self.cold = False
         """Nothing can be read without waiting for the disk."""

@@ -1,4 +1,5 @@
-"""A device whose reads take a while: what is not in memory comes after `prefetch`, once somebody has waited."""
+"""A device whose reads take a while: what is not in memory comes after `prefetch`, once somebody has waited.  With
+`read_ahead_bytes` a read that does not wait begins too, and that much behind it, as Linux does it."""
 
 from __future__ import annotations
 
@@ -22,6 +23,8 @@ class SleepyDevice(MemoryDevice):
 
     def pread_nowait(self, offset: int, view: Any) -> bool:
         if not self.pages(offset, len(view)) <= self.here:
+            if self.read_ahead_bytes:
+                self.coming |= self.pages(offset, len(view) + self.read_ahead_bytes)
             return False
         super().pread(offset, view)
         return True

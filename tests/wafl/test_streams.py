@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -14,6 +15,7 @@ from wafl.streams import MOST, STREAMS
 
 SIZE = 16 * MIB
 PIECE = 64 << 10
+KERNEL_BYTES = 2 * MIB
 
 
 def cold(workshop: Workshop, kind: str) -> Lun:
@@ -33,6 +35,8 @@ def cold(workshop: Workshop, kind: str) -> Lun:
         Random(1).shuffle(places)
         for at in places:
             lun.write(at, pattern(at + 1, BLOCK_BYTES))
+    elif kind == "jump":
+        lun.write(SIZE // 2 + 7 * BLOCK_BYTES, pattern(1, BLOCK_BYTES))
     checkpoint(volume)
     lun = workshop.mount(SleepyDevice(bytearray(volume.device.image))).lun(lun.name)  # type: ignore[attr-defined]
     for index in range(SIZE // MIB):
@@ -56,10 +60,12 @@ def read(lun: Lun, at: int, length: int = PIECE) -> int:
     raise AssertionError("never here")
 
 
+@pytest.mark.parametrize("kernel_bytes", [0, KERNEL_BYTES])
 @pytest.mark.parametrize("kind", ["plain", "half", "aged"])
-def test_a_stream_hardly_waits(workshop: Workshop, kind: str) -> None:
+def test_a_stream_hardly_waits(workshop: Workshop, kind: str, kernel_bytes: int) -> None:
     """Each wait brings all that was asked for; by one read at a time, or by eight."""
     lun = cold(workshop, kind)
+    device_of(lun).read_ahead_bytes = kernel_bytes
     waits = sum(read(lun, at) for at in range(0, SIZE // 2, PIECE))
     assert waits < SIZE // 2 // PIECE // 4
     assert len(device_of(lun).asked) <= (SIZE // 2 // BLOCK_BYTES + MOST) * 3 // 2, "with what lies between"
@@ -82,6 +88,47 @@ def test_several_streams_go_side_by_side(workshop: Workshop) -> None:
     assert waits < SIZE // PIECE // 2
 
 
+def places_of(lun: Lun) -> list[int]:
+    """Where each block of the LUN lies."""
+    return [int(vbn) for index in range(SIZE // MIB) for vbn in lun.read_map(index).vbns]  # type: ignore[union-attr]
+
+
+def asked_ahead(lun: Lun) -> set[int]:
+    """Blocks of the volume that were asked for before somebody read them, while all of the LUN is read in order."""
+    device, places = device_of(lun), places_of(lun)
+    ahead: set[int] = set()
+    for at in range(0, SIZE, PIECE):
+        begun = len(device.asked)
+        read(lun, at)
+        ahead |= set(device.asked[begun:]) - set(places[at // BLOCK_BYTES : (at + PIECE) // BLOCK_BYTES])
+    return ahead
+
+
+def test_what_lies_side_by_side_is_left_to_a_kernel_that_reads_far_ahead(workshop: Workshop) -> None:
+    lun = cold(workshop, "plain")
+    places = places_of(lun)
+    assert places == list(range(places[0], places[0] + len(places)))
+    device_of(lun).read_ahead_bytes = KERNEL_BYTES
+    assert not asked_ahead(lun)
+
+
+def test_a_kernel_that_reads_but_a_little_ahead_is_helped(workshop: Workshop) -> None:
+    lun = cold(workshop, "plain")
+    device_of(lun).read_ahead_bytes = 128 << 10
+    assert len(asked_ahead(lun)) > SIZE // BLOCK_BYTES // 2
+
+
+def test_where_the_kernel_would_read_the_wrong_blocks_the_right_ones_are_asked_for(workshop: Workshop) -> None:
+    lun = cold(workshop, "jump")
+    places = places_of(lun)
+    jumps = {here for before, here in pairwise(places) if here != before + 1}
+    assert 2 <= len(jumps) < 8
+    device_of(lun).read_ahead_bytes = KERNEL_BYTES
+    ahead = asked_ahead(lun)
+    assert jumps <= ahead
+    assert len(ahead) <= len(jumps) * POINTERS, "no further than to the border of a level-1 block"
+
+
 def test_reads_anywhere_ask_for_nothing_more(workshop: Workshop) -> None:
     lun = cold(workshop, "plain")
     places = [place * 3 * MIB // 2 for place in range(SIZE * 2 // 3 // MIB)]
@@ -102,9 +149,11 @@ def test_it_is_never_further_ahead_than_it_may_be_nor_beyond_the_end(workshop: W
     assert furthest == SIZE // BLOCK_BYTES - 1
 
 
-def test_what_is_in_memory_is_not_asked_for(workshop: Workshop) -> None:
+@pytest.mark.parametrize("kernel_bytes", [0, KERNEL_BYTES])
+def test_what_is_in_memory_is_not_asked_for(workshop: Workshop, kernel_bytes: int) -> None:
     lun = cold(workshop, "plain")
     device = device_of(lun)
+    device.read_ahead_bytes = kernel_bytes
     for at in range(0, 4 * PIECE, PIECE):
         read(lun, at)
     device.here |= set(range(device.size_bytes // BLOCK_BYTES))
