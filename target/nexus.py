@@ -155,7 +155,6 @@ class Nexus(ITNexus):
         super().__init__(initiator, isid, device.name, tpgt)
         self.tokens = device.tokens
         self.management_addresses = device.management_addresses
-        self.set_target_ports(device.target_ports)
         self.device = device
         self._on_close = on_close
         self.on_abort: Aborted | None = None
@@ -167,6 +166,7 @@ class Nexus(ITNexus):
         self._long_writable: dict[int, LongWrites] = {}
         """Those of them that take a long WRITE as it comes."""
         self._closed = False
+        self.set_target_ports(device.target_ports)
 
     def before_answers(self) -> None:
         self.device.before_answers()
@@ -339,7 +339,7 @@ class Nexus(ITNexus):
         self._writable.pop(field, None)
         self._write_several.pop(field, None)
         self._long_writable.pop(field, None)
-        if self.itls.get(field) is not itl:
+        if itl.attentions or self.itls.get(field) is not itl:
             return
         shift, size, store = lu.shift, lu.blocks << lu.shift, lu.store
         if itl.open_for(Access.READ):
@@ -350,6 +350,10 @@ class Nexus(ITNexus):
                 self._write_several[field] = store.plain_writes
             if hasattr(store, "begin_write") and hasattr(store, "end_write"):
                 self._long_writable[field] = (store.begin_write, store.end_write)
+
+    def itls_changed(self) -> None:
+        for each in (self._readable, self._writable, self._write_several, self._long_writable):
+            each.clear()
 
     # --- every command ------------------------------------------------------------------------------------------
 

@@ -174,8 +174,8 @@ class Maps:
 
 def map_path(core: Core, entry: LunMap) -> str:
     """The mapped LUN's path as it is now, or as the map remembers it."""
-    unit = core.units.get(entry.volume)
-    lun = serving.lun_by_uuid(unit, entry.lun_uuid) if unit is not None else None
+    served = core.served.get(entry.volume)
+    lun = served.lun(entry.lun_uuid) if served is not None else None
     return f"/vol/{entry.volume}/{lun.name if lun is not None else entry.lun_name}"
 
 

@@ -41,14 +41,14 @@ class Directory:
         """An empty list of addresses: the portal fills in those it listens on."""
         state = self.core.state
         folded = initiator.lower()
-        return [(self.core.target_name(name), []) for name in state.volumes if state.view(folded, name)]
+        return [(self.core.target_name(name), []) for name in state.volumes if state.sees(folded, name)]
 
     def open_nexus(self, initiator: str, isid: bytes, target: str, tpgt: int) -> Nexus:
         volume = self._volume(target)
         folded = initiator.lower()
         if volume is None:
             raise LoginRefused(INITIATOR_ERROR, NOT_FOUND, f"there is no target {target}")
-        if not self.core.state.view(folded, volume):
+        if not self.core.state.sees(folded, volume):
             raise LoginRefused(INITIATOR_ERROR, AUTHORIZATION_FAILURE, f"nothing of {target} is mapped to {initiator}")
         redirect = self.core.state.redirects.get(volume)
         if redirect is not None:

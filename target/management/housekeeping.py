@@ -76,5 +76,5 @@ class Housekeeping:
             return
         self._seen[unit.name] = seen
         space = unit.volume.space()
-        self.watch.look(unit, space)
+        await self.watch.look(unit, space)
         await self.autodeletion.look(unit, space)

@@ -251,7 +251,9 @@ class Luns:
             try:
                 if self.core.state.knows_lun(uuid):
                     # Settings first: a crash in between leaves an unmapped LUN, not a map to nothing.
+                    before = self.core.state
                     await self.core.store.change(functools.partial(_forget, uuid=uuid))
+                    serving.tell_maps(self.core, before)  # it may have hidden another one from somebody
                 unit.volume.destroy_lun(lun.name)
             except BaseException:
                 serving.serve_lun(self.core, unit, lun)

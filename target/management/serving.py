@@ -1,18 +1,21 @@
 """What hosts see of the volumes: one target device a volume, one logical unit a LUN, and telling sessions of changes.
 
 A LogicalUnit is kept for as long as its LUN is known, also while the volume is offline: sessions stay, and
-their commands are answered NOT READY until it is back.  Everything here is immediate and awaits nothing.
+their commands are answered NOT READY until it is back.  Everything here is immediate and awaits nothing, but for a unit
+attention on all LUNs of a volume.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from target.iscsi.ports import Nexus
 from target.lun_store import LunStore
 from target.management.lun_values import LunPlatform
+from target.management.names import ANY_INITIATOR
 from target.management.state import AdminState
 from target.nexus import LogicalUnit, TargetDevice, open_nexuses_of
 from target.nexus import Nexus as OpenNexus
@@ -38,6 +41,11 @@ class Served:
     device: TargetDevice
     luns: dict[str, LogicalUnit] = field(default_factory=dict)
     """By the LUN's UUID."""
+
+    def lun(self, uuid: str) -> Lun | None:
+        """None: it is not served, or its volume is offline."""
+        known = self.luns.get(uuid)
+        return known.store.lun if known is not None and isinstance(known.store, LunStore) else None
 
 
 class GoneStore:
@@ -105,7 +113,8 @@ def commands_of(served: Mapping[str, Served]) -> int:
 def serve_lun(core: Core, unit: Unit, lun: Lun) -> None:
     """A LUN is there: new, or back after its volume was offline."""
     if _enlist(core, unit, lun):
-        refresh(core, unit.name)
+        names = (entry.igroup for entry in core.state.maps_of(str(lun.uuid)))
+        refresh(core, unit.name, {each for name in names for each in core.state.igroups[name].initiators})
 
 
 def serve_new(core: Core, unit: Unit, luns: list[Lun]) -> None:
@@ -128,8 +137,9 @@ def _enlist(core: Core, unit: Unit, lun: Lun) -> bool:
 
 def withdraw_lun(core: Core, unit: Unit, lun: Lun) -> None:
     """Before a LUN is destroyed: no session finds it any more."""
-    core.served[unit.name].luns.pop(str(lun.uuid), None)
-    refresh(core, unit.name)
+    logical_unit = core.served[unit.name].luns.pop(str(lun.uuid), None)
+    if logical_unit is not None:
+        refresh(core, unit.name, {nexus.initiator for nexus in open_nexuses_of(logical_unit)})
 
 
 def suspend(core: Core, unit: Unit) -> None:
@@ -155,18 +165,23 @@ def lun_map(core: Core, volume: str, initiator: str) -> Mapping[int, LogicalUnit
     return {lun_id: luns[uuid] for lun_id, uuid in core.state.view(initiator, volume).items() if uuid in luns}
 
 
-def refresh(core: Core, volume: str) -> None:
-    """Give every session of the volume's target the map it has now; hosts whose map differs get 3F/0E."""
-    served = core.served[volume]
-    if served.device.nexuses:
-        served.device.refresh(lambda initiator: lun_map(core, volume, initiator))
+def refresh(core: Core, volume: str, initiators: Set[str]) -> None:
+    """Give these initiators' sessions with the volume's target the map they have now (`*`: everybody's); hosts whose
+    map differs get 3F/0E.  Other sessions are not looked at: each has a thousand LUNs, perhaps."""
+    views: dict[tuple[str, ...], Mapping[int, LogicalUnit]] = {}
+    for nexus in list(core.served[volume].device.nexuses):
+        if nexus.initiator in initiators or ANY_INITIATOR in initiators:
+            igroups = tuple(core.state.igroups_by_initiator.get(nexus.initiator, ()))
+            if igroups not in views:
+                views[igroups] = lun_map(core, volume, nexus.initiator)
+            nexus.set_map(views[igroups])
 
 
 def tell_maps(core: Core, before: AdminState) -> None:
     """Igroups or maps changed."""
-    if before.maps != core.state.maps or before.igroups != core.state.igroups:
+    if initiators := core.state.whose_views_differ(before):
         for volume in core.served:
-            refresh(core, volume)
+            refresh(core, volume, initiators)
 
 
 def open_nexus(core: Core, volume: str, initiator: str, isid: bytes, tpgt: int) -> Nexus:
@@ -252,18 +267,16 @@ def tell_switch(core: Core, unit: Unit, lun: Lun, name: str, value: bool) -> Non
         logical_unit.switch(name, value)
 
 
-def tell_threshold(core: Core, unit: Unit) -> None:
-    """38/07 on every LUN whose writes may find no room."""
+async def tell_threshold(core: Core, unit: Unit) -> None:
+    """38/07 on every LUN whose writes may find no room.  Others are served in between: hundreds of sessions may see a
+    thousand of them."""
     for lun in unit.volume.luns():
         if not lun.reserved and (logical_unit := _logical_unit(core, unit, lun)) is not None:
             logical_unit.threshold_reached()
+            await asyncio.sleep(0)
 
 
 # -- questions ---------------------------------------------------------------------------------------------
-
-
-def lun_by_uuid(unit: Unit, uuid: str) -> Lun | None:
-    return next((lun for lun in unit.volume.luns() if str(lun.uuid) == uuid), None)
 
 
 def sessions_of(core: Core, unit: Unit, lun: Lun) -> list[str]:

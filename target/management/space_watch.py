@@ -37,7 +37,7 @@ class SpaceWatch:
         self._levels: dict[str, int] = {}
         """Volume -> the threshold that it is above."""
 
-    def look(self, unit: Unit, space: Space) -> None:
+    async def look(self, unit: Unit, space: Space) -> None:
         levels = self.core.state.policies_of(unit.name).thresholds
         percent = percent_full(space)
         before = self._levels.get(unit.name, 0)
@@ -45,7 +45,7 @@ class SpaceWatch:
         now = self._levels[unit.name] = level_of(levels, percent, before)
         if now > before:
             self._emit(unit, space, percent, now, "above", Severity.ERROR if now == levels[-1] else Severity.WARNING)
-            serving.tell_threshold(self.core, unit)
+            await serving.tell_threshold(self.core, unit)
         elif now < before:
             left = min(level for level in levels if level > now)
             self._emit(unit, space, percent, left, "below", Severity.NOTICE)

@@ -168,6 +168,26 @@ class AdminState:
         for igroup in self.igroups_by_initiator.get(initiator, ()):
             yield from (m for m in self.maps_by_igroup.get(igroup, ()) if m.volume == volume)
 
+    def whose_views_differ(self, before: AdminState) -> set[str]:
+        """Initiators that may see something else than `before`; `*` stands for everybody."""
+        if self.maps == before.maps and self.igroups == before.igroups:
+            return set()
+        found: set[str] = set()
+        for name in {entry.igroup for entry in set(self.maps) ^ set(before.maps)}:
+            for each in (self.igroups, before.igroups):
+                found.update(each[name].initiators if name in each else ())
+        for name in self.igroups.keys() | before.igroups.keys():
+            now, then = (
+                set(each[name].initiators) if name in each else set() for each in (self.igroups, before.igroups)
+            )
+            found |= now ^ then
+        return found
+
+    def sees(self, initiator: str, volume: str) -> bool:
+        """Anything at all of the volume's target."""
+        names = (initiator, ANY_INITIATOR)
+        return any(True for name in names for _ in self._maps_through(name, volume))
+
     def view(self, initiator: str, volume: str) -> dict[int, str]:
         """LUN id -> LUN UUID, as `initiator` sees the volume's target."""
         seen = {m.lun_id: m.lun_uuid for m in self._maps_through(initiator, volume)}

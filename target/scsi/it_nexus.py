@@ -78,28 +78,29 @@ class ITNexus:
     def itl_changed(self, itl: ITLNexus) -> None:
         """Something that decides about the fast path changed."""
 
+    def itls_changed(self) -> None:
+        """The same for all of them, each of which has a unit attention pending now."""
+
     def announce(self, lun: int, attention: Asc) -> None:
         """A unit attention that the initiator may be told of before it asks."""
 
     def set_map(self, lun_map: Mapping[int, LogicalUnit]) -> bool:
         """Make this the inventory.  True if it differs from before: then the logical units that stay get 3F/0E."""
-        wanted = {lun_field(lun): (lun, lu) for lun, lu in lun_map.items()}
-        gone = [f for f, itl in self.itls.items() if f not in wanted or wanted[f][1] is not itl.lu]
+        gone = [field for field, itl in self.itls.items() if lun_map.get(itl.lun) is not itl.lu]
         for field in gone:
             self._drop(field)
         stay = list(self.itls.values())
-        new = [field for field in wanted if field not in self.itls]
-        for field in new:
-            self._add(field, *wanted[field])
-        if gone or new:
-            for itl in stay:
-                itl.establish(Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
-            self.announce(stay[0].lun if stay else 0, Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
-        return bool(gone or new)
-
-    def _add(self, field: int, lun: int, lu: LogicalUnit) -> None:
-        self.itls[field] = itl = ITLNexus(self, lun, lu)
-        self.itl_changed(itl)
+        new = sorted(lun_map.keys() - {itl.lun for itl in stay}) if len(lun_map) > len(stay) else []
+        for lun in new:
+            # Its first unit attention keeps it off the fast path.
+            self.itls[lun_field(lun)] = ITLNexus(self, lun, lun_map[lun])
+        if not gone and not new:
+            return False
+        for itl in stay:
+            itl.pend(Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
+        self.itls_changed()
+        self.announce(stay[0].lun if stay else 0, Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
+        return True
 
     def _drop(self, field: int) -> None:
         itl = self.itls.pop(field)
@@ -111,8 +112,9 @@ class ITNexus:
         INQUIRY says of the ports (3F/03)."""
         self.target_ports = tuple(sorted({*ports, self.target_port}))
         for itl in self.itls.values():
-            itl.establish(Asc.ASYMMETRIC_ACCESS_STATE_CHANGED)
-            itl.establish(Asc.INQUIRY_DATA_HAS_CHANGED)
+            itl.pend(Asc.ASYMMETRIC_ACCESS_STATE_CHANGED)
+            itl.pend(Asc.INQUIRY_DATA_HAS_CHANGED)
+        self.itls_changed()
 
     def luns_reported(self) -> None:
         """REPORT LUNS was answered: 3F/0E has nothing more to say on any logical unit (SPC-4 6.33)."""

@@ -217,12 +217,16 @@ class ITLNexus:
                 operation.cancel()
 
     def establish(self, attention: Asc) -> None:
+        self.pend(attention)
+        self.changed()
+
+    def pend(self, attention: Asc) -> None:
+        """As `establish`; that it has changed is the caller's to say."""
         if attention in RESETS:
             # After a reset the host reads everything anew; what was pending says nothing more (SAM-5 5.14.4).
             self.attentions = [attention]
         elif attention not in self.attentions and len(self.attentions) < MAX_UNIT_ATTENTIONS:
             self.attentions.append(attention)
-        self.changed()
 
     def clear(self, attention: Asc) -> None:
         if attention in self.attentions:
