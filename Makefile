@@ -21,7 +21,7 @@ BENCH_READY = $(VENV)/.ready-to-bench
 BENCH_TOOLS = $(addprefix build/bench/,lean_client libiscsi_client bare_target)
 BENCH_CFLAGS = -O2 -std=gnu11 -Wall -Wextra -Wconversion
 
-.PHONY: help run test score crash fuzz demo bench bench-tools bench-guard bench-clone bench-flush bench-memory bench-rollout bench-scale bench-workers \
+.PHONY: help run test score crash fuzz demo bench bench-tools bench-guard bench-clone bench-flush bench-luns bench-memory bench-rollout bench-scale bench-workers \
         lint unit debian clean
 .DEFAULT_GOAL := help
 
@@ -37,6 +37,7 @@ help:
 	@echo 'make bench-guard   the hot path counted in instructions: no measurement of time, the same on every machine'
 	@echo 'make bench-clone   what a lazy clone costs hosts, and its speed beside cp and QEMU; BENCH_ARGS="--only copy …"'
 	@echo 'make bench-flush   writes and flushes beside tgt, with and without the log; BENCH_ARGS="--rounds N …"'
+	@echo 'make bench-luns    what 999 LUNs and 200 sessions cost that nobody uses; BENCH_ARGS="--rounds N …"'
 	@echo 'make bench-memory  what lund keeps in memory over an hour of mixed load; BENCH_ARGS="--minutes N …"'
 	@echo 'make bench-workers  two volumes on one process and on two; BENCH_ARGS="--rounds N …"'
 	@echo 'make bench-rollout  a golden image rolled out as 10, 100 and 250 LUNs; BENCH_ARGS="--rounds N …"'
@@ -112,6 +113,9 @@ bench-guard: $(TEST_READY)
 
 bench-flush: debian $(RUN_READY)
 	@exec $(BIN)/python scripts/bench_flush.py $(BENCH_ARGS)
+
+bench-luns: bench-tools $(RUN_READY)
+	@exec $(BIN)/python -m scripts.bench.many_luns $(BENCH_ARGS)
 
 bench-memory: bench-tools $(BENCH_READY)
 	@exec $(BIN)/python -m scripts.bench.memory $(BENCH_ARGS)

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from scripts.bench import fio, memory, plot, report
+from scripts.bench import fio, many_luns, memory, plot, report
 from scripts.bench.aims import AIMS
 from scripts.bench.works import C_LOOP, LUND, TGT, WORKS, chosen
+from scripts.bench_scale import daemon
 from tests.conftest import unavailable
 from tests.support.netns import stop_group
 
@@ -127,6 +128,32 @@ def test_a_target_without_digests_is_not_measured_as_one_with(client: Client) ->
     refused = client("--digests", "--commands", 1, check=False)
     assert refused["exit"] == 1
     assert "no digests" in refused["said"]
+
+
+def test_commands_reach_every_lun_that_they_are_meant_for(built: Path, tmp_path: Path) -> None:
+    """On both sides of LUN 256, where flat addressing begins (SAM-5 4.7.7)."""
+    first, luns = 254, 4
+    many_luns.build(tmp_path / "vol0.img", SIZE, luns + 1)
+    with daemon(tmp_path) as lund:
+        lund.start()
+        lund.ask("POST", "/volumes", {"name": "vol0", "path": str(tmp_path / "vol0.img"), "adopt": True})
+        lund.ask("POST", "/igroups", {"name": "everyone", "initiators": ["*"]})
+        disk, *small = lund.ask("GET", "/luns")
+        for number, lun in ((0, disk), *enumerate(small, first)):
+            lund.ask("POST", "/maps", {"path": lun["path"], "igroup": "everyone", "lun_id": number})
+        site = many_luns.Site(many_luns.ONE, lund, luns, SIZE)
+        site.enter()
+        argv = [built / "lean_client", "--port", site.port, "--target", site.target, "--lun", first, "--luns", luns,
+                "--size", many_luns.SMALL_BYTES, "--read-percent", 0, "--depth", 8,
+                "--commands", luns * many_luns.SMALL_BYTES // 4096]  # fmt: skip
+        done = subprocess.run(list(map(str, argv)), capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        assert done.returncode == 0, done.stderr
+        with site.log_in("asks") as host:
+            assert host.report_luns() == 1 + luns
+        written = [lun["stats"]["write_bytes"] for lun in lund.ask("GET", "/luns")]
+    # Beside the last of so many commands others are under way.
+    assert written[0] == 0
+    assert all(many_luns.SMALL_BYTES <= each < many_luns.SMALL_BYTES + 8 * 4096 for each in written[1:])
 
 
 # --- works and report

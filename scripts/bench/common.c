@@ -39,6 +39,7 @@ static const struct option LONG[] = {
     {"warmup", required_argument, 0, 'w'},   {"size", required_argument, 0, 'z'},
     {"seed", required_argument, 0, 'x'},     {"pid", required_argument, 0, 'P'},
     {"limit", required_argument, 0, 'm'},    {"initiator", required_argument, 0, 'i'},
+    {"luns", required_argument, 0, 'L'},
     {0, 0, 0, 0},
 };
 
@@ -63,14 +64,15 @@ static double duration(const char *text)
 void parse(int argc, char **argv, struct options *o)
 {
     int key;
-    *o = (struct options){.address = "127.0.0.1", .initiator = "iqn.2026-01.test.host:bench", .port = 3260, .read_percent = 100, .bytes = 4096, .depth = 1,
+    *o = (struct options){.address = "127.0.0.1", .initiator = "iqn.2026-01.test.host:bench", .port = 3260, .read_percent = 100, .bytes = 4096, .depth = 1, .luns = 1,
                           .sessions = 1, .stride = 1, .seconds = 3, .size = 64u << 20, .seed = 1};
     while ((key = getopt_long(argc, argv, "", LONG, NULL)) != -1) {
         switch (key) {
         case 'a': o->address = optarg; break;
         case 'p': o->port = (int)number(optarg, 1, 65535); break;
         case 't': o->target = optarg; break;
-        case 'l': o->lun = (int)number(optarg, 0, 255); break;
+        case 'l': o->lun = (int)number(optarg, 0, MOST_LUNS - 1); break;
+        case 'L': o->luns = (unsigned)number(optarg, 1, MOST_LUNS); break;
         case 'r': o->read_percent = (unsigned)number(optarg, 0, 100); break;
         case 'q': o->sequential = true; break;
         case 'f': o->flush = true; break;
@@ -94,7 +96,9 @@ void parse(int argc, char **argv, struct options *o)
         fail("the initiator's name is too long");
     if (optind != argc || !o->target || o->bytes % SECTOR || o->size < o->bytes)
         fail("--target is needed, whole sectors, and a size of one command at least");
-    if (o->size / o->bytes > 1u << 26 || o->sessions > o->size / o->bytes)
+    if ((unsigned)o->lun + o->luns > MOST_LUNS)
+        fail("there are %d LUNs at most", MOST_LUNS);
+    if (o->size / o->bytes > (1u << 26) / o->luns || o->sessions > o->size / o->bytes)
         fail("the size does not suit the length of the commands");
 }
 
@@ -111,7 +115,7 @@ static uint64_t next_random(uint64_t *state)
 
 void work_begin(struct work *work, const struct options *options)
 {
-    *work = (struct work){.options = options, .places = options->size / options->bytes};
+    *work = (struct work){.options = options, .places = options->size / options->bytes * options->luns};
     work->random = options->seed * 0x9E3779B97F4A7C15u | 1;
     work->next = calloc(options->sessions, sizeof *work->next);
     work->order = malloc(work->places * sizeof *work->order);

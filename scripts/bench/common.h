@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { SECTOR = 512 };
+enum { SECTOR = 512, MOST_LUNS = 1 << 14 };
 
 struct options {
     const char *address;
@@ -14,6 +14,7 @@ struct options {
     const char *initiator; /* each session appends its number */
     int port;
     int lun;
+    unsigned luns;         /* so many from `lun` on, each of `size` bytes: commands go to all (the lean client only) */
     unsigned read_percent; /* 100 reads, 0 writes, between: a mix */
     bool sequential;
     bool flush;            /* SYNCHRONIZE CACHE after each write */
@@ -50,7 +51,7 @@ struct work {
 };
 
 void work_begin(struct work *work, const struct options *options);
-uint64_t work_place(struct work *work, unsigned session); /* in units of options.bytes */
+uint64_t work_place(struct work *work, unsigned session); /* in units of options.bytes, over all LUNs */
 bool work_reads(struct work *work);
 
 /* --- what is measured */

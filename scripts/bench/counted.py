@@ -26,7 +26,7 @@ from typing import Protocol
 
 from scripts.bench.bare_target import Bare
 from target.lun_store import LunStore
-from target.nexus import LogicalUnit, Nexus, TargetDevice
+from target.nexus import LogicalUnit, Nexus, TargetDevice, lun_field
 from tests.support.initiator import Initiator, Link, make_host
 from tests.support.manual_platform import ManualPlatform
 from tests.support.memory_target import TARGET, MemoryDirectory
@@ -49,6 +49,8 @@ class Work:
     """Commands that arrive together."""
     write: bool
     digests: bool = False
+    luns: int = 1
+    """Each command goes to another one of them."""
 
 
 WORKS = {
@@ -62,6 +64,8 @@ WORKS = {
     "write-256k": Work(256 << 10, 4, True),
     "read-1m": Work(MIB, 4, False),
     "write-1m": Work(MIB, 4, True),
+    "read-4k-luns": Work(4096, 32, False, luns=1024),
+    "write-4k-luns": Work(4096, 32, True, luns=1024),
 }
 NOISE = os.urandom(MIB)
 
@@ -88,30 +92,35 @@ def r2ts(out: memoryview) -> list[bytes]:
 class LundSide:
     """The real thing from the connection down to the file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, luns: int = 1) -> None:
         device = FileDevice.open(path, create_bytes=VOLUME_BYTES)
         Volume.format(device, name="vol0")
         self.volume = Volume.mount(device)
-        self.lun = self.volume.create_lun("disk", LUN_BYTES)
-        for at in range(0, LUN_BYTES, MIB):
-            self.lun.write(at, NOISE)
+        size = LUN_BYTES // luns
+        made = [self.volume.create_lun(f"disk{number}", size) for number in range(luns)]
+        for lun in made:
+            for at in range(0, size, MIB):
+                lun.write(at, NOISE[:size])
         checkpoint(self.volume)
-        for at in range(0, LUN_BYTES, MIB):
-            self.lun.write(at, NOISE[:4096])  # the first write to a MiB costs more than those that follow
+        for lun in made:
+            for at in range(0, size, MIB):
+                lun.write(at, NOISE[:4096])  # the first write to a MiB costs more than those that follow
         target = TargetDevice(TARGET)
         target.before_answers = self.volume.push_log
         self.volume.batch_log()
-        unit = LogicalUnit(LunStore(self.lun, VolumeService(self.volume)), ManualPlatform())
+        service = VolumeService(self.volume)
+        units = {number: LogicalUnit(LunStore(lun, service), ManualPlatform()) for number, lun in enumerate(made)}
 
         class Directory(MemoryDirectory):
             def open_nexus(self, initiator: str, isid: bytes, target_name: str, tpgt: int) -> Nexus:
-                return target.open_nexus(initiator, isid, {0: unit})
+                return target.open_nexus(initiator, isid, units)
 
         link = Link(make_host(Directory({TARGET: None})))  # type: ignore[dict-item]
         initiator = Initiator(link)
         initiator.login()
-        while initiator.command(bytes(6)).status:
-            pass  # unit attentions
+        for number in units:
+            while initiator.command(bytes(6), lun=lun_field(number)).status:
+                pass  # unit attentions
         self.core = link.core
         self.cmd_sn = initiator.cmd_sn
 
@@ -140,7 +149,9 @@ class LundSide:
 
 
 class BareSide:
-    def __init__(self, path: Path) -> None:
+    """To it all LUNs are one file."""
+
+    def __init__(self, path: Path, luns: int = 1) -> None:
         path.write_bytes(NOISE * (LUN_BYTES // MIB))
         self.bare = Bare(socket.socket(), os.open(path, os.O_RDWR))
         self.cmd_sn = self.bare.exp_cmd_sn
@@ -173,6 +184,7 @@ class Player:
 
     def __init__(self, work: Work, side: Side) -> None:
         self.work, self.side, self.place = work, side, 0
+        self.size = LUN_BYTES // work.luns
 
     def _command(self, tag: int) -> bytes:
         work = self.work
@@ -180,8 +192,9 @@ class Player:
         # a stride that meets every place before it comes to one again
         self.place = (self.place + 7919 * work.bytes) % LUN_BYTES
         flags, code = (0xA1, WRITE) if work.write else (0xC1, READ)
-        header = command(0x01, flags, given, bytes(8), tag, work.bytes, self.side.cmd_sn, 1, code, 0,
-                         self.place // 512, work.bytes // 512)  # fmt: skip
+        lun, offset = divmod(self.place, self.size)
+        header = command(0x01, flags, given, lun_field(lun).to_bytes(8, "big"), tag, work.bytes, self.side.cmd_sn, 1,
+                         code, 0, offset // 512, work.bytes // 512)  # fmt: skip
         self.side.cmd_sn += 1
         return header + NOISE[:given]
 
@@ -202,7 +215,7 @@ class Player:
 
 @contextmanager
 def player(work: Work, side: str, directory: Path) -> Iterator[Player]:
-    playing = Player(work, SIDES[side](directory / f"{side}.img"))
+    playing = Player(work, SIDES[side](directory / f"{side}.img", work.luns))
     gc.collect()
     gc.freeze()
     yield playing
@@ -210,7 +223,7 @@ def player(work: Work, side: str, directory: Path) -> Iterator[Player]:
 
 def times(work: Work, directory: Path, seconds: float) -> dict[str, float]:
     """Median µs of processor time for a command."""
-    players = {side: Player(work, SIDES[side](directory / f"{side}.img")) for side in SIDES}
+    players = {side: Player(work, SIDES[side](directory / f"{side}.img", work.luns)) for side in SIDES}
     gc.collect()
     gc.freeze()
     found: dict[str, list[float]] = {side: [] for side in SIDES}

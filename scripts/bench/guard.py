@@ -57,13 +57,16 @@ def main() -> int:
     if shutil.which("valgrind") is None:
         console.print("bench-guard needs valgrind")
         return 1
-    first = next(iter(LIMITS))
-    runs = [(side, work, BATCHES) for work in LIMITS for side in SIDES] + [(side, first, 0) for side in SIDES]
-    count("bare", first, 0)  # compiles what has to be compiled
+    # By the number of LUNs, a work of which nothing is done: what there is without commands.
+    idle = {WORKS[work].luns: work for work in reversed(LIMITS)}
+    runs = [(side, work, BATCHES) for work in LIMITS for side in SIDES]
+    runs += [(side, work, 0) for work in idle.values() for side in SIDES]
+    count("bare", next(iter(LIMITS)), 0)  # compiles what has to be compiled
     with ThreadPoolExecutor(options.jobs) as pool:
         counts = dict(zip(runs, pool.map(lambda run: count(*run), runs), strict=True))
     costs = {
-        (side, work): (counts[side, work, BATCHES] - counts[side, first, 0]) / (BATCHES * WORKS[work].batch)
+        (side, work): (counts[side, work, BATCHES] - counts[side, idle[WORKS[work].luns], 0])
+        / (BATCHES * WORKS[work].batch)
         for side, work, batches in runs
         if batches
     }

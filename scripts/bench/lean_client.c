@@ -245,7 +245,7 @@ static void seal_header(uint8_t *header)
 
 static void prepare_lane(struct lane *lane, unsigned number, uint8_t *data)
 {
-    lane->header[9] = (uint8_t)options.lun;
+    put_lun(lane->header, (unsigned)options.lun);
     put32(lane->header + 16, number);
     uint32_t digest = crc32c(0, data, immediate_bytes);
     memcpy(lane->digest, &digest, DIGEST);
@@ -279,7 +279,10 @@ static void begin(struct session *s, unsigned number, bool flush)
         put32(header + 20, 0);
         cdb[0] = SYNCHRONIZE_CACHE_10;
     } else {
-        uint64_t lba = work_place(&work, s->number) * (options.bytes / SECTOR);
+        uint64_t place = work_place(&work, s->number), places = options.size / options.bytes;
+        uint64_t lba = place % places * (options.bytes / SECTOR);
+        if (options.luns > 1)
+            put_lun(header, (unsigned)options.lun + (unsigned)(place / places));
         lane->reading = work_reads(&work);
         header[1] = lane->reading ? READ_FLAGS : WRITE_FLAGS;
         put32(header + 20, options.bytes);
@@ -335,7 +338,7 @@ static void answer_r2t(struct session *s)
         out[0] = DATA_OUT;
         out[1] = part == length ? FINAL : 0;
         put24(out + 5, part);
-        out[9] = (uint8_t)options.lun;
+        memcpy(out + 8, lane->header + 8, 2);         /* the LUN */
         memcpy(out + 16, header + 16, 8);             /* both tags */
         put32(out + 28, s->exp_stat_sn);
         put32(out + 36, data_sn++);
@@ -478,14 +481,14 @@ static void receive(struct session *s, int flags)
 /* --- life */
 
 /* Unit attentions are reported once each. */
-static void get_ready(struct session *s)
+static void get_ready(struct session *s, unsigned lun)
 {
     uint8_t header[BHS + DIGEST], body[4096 + 8];
     for (int turn = 0; turn < 10; turn++) {
         memset(header, 0, BHS);
         header[0] = COMMAND;
         header[1] = PLAIN_FLAGS;
-        header[9] = (uint8_t)options.lun;
+        put_lun(header, lun);
         put32(header + 24, s->cmd_sn++);
         put32(header + 28, s->exp_stat_sn);
         seal_header(header);
@@ -500,7 +503,7 @@ static void get_ready(struct session *s)
         if (!header[3])
             return;
     }
-    fail("the LUN is not ready");
+    fail("LUN %u is not ready", lun);
 }
 
 static void open_session(struct session *s, unsigned number)
@@ -509,7 +512,8 @@ static void open_session(struct session *s, unsigned number)
     s->fd = connect_to();
     log_in(s);
     bhs = BHS + (options.digests ? DIGEST : 0);
-    get_ready(s);
+    for (unsigned i = 0; i < options.luns; i++)
+        get_ready(s, (unsigned)options.lun + i);
     s->lanes = calloc(options.depth, sizeof *s->lanes);
     s->ready = calloc(options.depth, sizeof *s->ready);
     s->vectors = calloc(VECTORS, sizeof *s->vectors);

@@ -133,8 +133,8 @@ static void run(struct session *sessions)
 int main(int argc, char **argv)
 {
     parse(argc, argv, &options);
-    if (options.limit)
-        fail("--limit is the lean client's");
+    if (options.limit || options.luns > 1)
+        fail("--limit and --luns are the lean client's");
     struct session *sessions = calloc(options.sessions, sizeof *sessions);
     if (!sessions)
         fail("no memory");

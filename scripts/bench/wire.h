@@ -43,6 +43,13 @@ static inline void put24(uint8_t *at, uint32_t value)
     at[2] = (uint8_t)value;
 }
 
+/* Peripheral addressing below 256, flat above (SAM-5 4.7.7). */
+static inline void put_lun(uint8_t *header, unsigned lun)
+{
+    header[8] = (uint8_t)(lun < 256 ? 0 : 0x40 | lun >> 8);
+    header[9] = (uint8_t)lun;
+}
+
 static inline size_t padded(size_t length)
 {
     return (length + 3) & ~(size_t)3;

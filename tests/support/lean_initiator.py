@@ -37,9 +37,11 @@ KEYS = {
 }
 # RFC 7143 11: opcodes as they come on the wire
 LOGIN, COMMAND, NOP_OUT = 0x43, 0x01, 0x40
-NOP_IN, RESPONSE, LOGIN_RESPONSE = 0x20, 0x21, 0x23
+NOP_IN, RESPONSE, LOGIN_RESPONSE, DATA_IN, ASYNC = 0x20, 0x21, 0x23, 0x25, 0x32
 NO_TAG = 0xFFFFFFFF
-TEST_UNIT_READY, WRITE_10, SYNCHRONIZE_CACHE_10 = 0x00, 0x2A, 0x35
+TEST_UNIT_READY, WRITE_10, SYNCHRONIZE_CACHE_10, REPORT_LUNS = 0x00, 0x2A, 0x35, 0xA0
+REPORT_LUNS_BYTES = 0x40000
+"""Of 32,767 LUNs; its low byte is 0, so that the length of a WRITE stands where it belongs."""
 _COMMAND = struct.Struct(">BBxxxBHxBxxxxxxIIIIBBIxHx6x")
 """opcode, flags, DataSegmentLength (1 + 2 bytes), LUN, ITT, EDTL, CmdSN, ExpStatSN; CDB: code, 0, LBA, blocks."""
 
@@ -57,18 +59,24 @@ class Times:
 
 
 class LeanInitiator:
-    def __init__(self, address: tuple[str, int], target: str, lun: int) -> None:
+    def __init__(self, address: tuple[str, int], target: str, lun: int, *, initiator: str = NAME) -> None:
         self._lun = lun
         self._socket = socket.create_connection(address)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._received = bytearray()
         self._cmd_sn = self._max_cmd_sn = 1
         self._exp_stat_sn = 0
-        self._log_in({"InitiatorName": NAME, "TargetName": target, **KEYS})
-        self._get_ready()
+        self._log_in({"InitiatorName": initiator, "TargetName": target, **KEYS})
+        self.get_ready()
 
     def close(self) -> None:
         self._socket.close()
+
+    def __enter__(self) -> LeanInitiator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # --- PDUs
 
@@ -135,10 +143,10 @@ class LeanInitiator:
                 reply = struct.pack(">BBxxI8sI4sII16x", NOP_OUT, 0x80, 0, header[8:16], NO_TAG, header[20:24],
                                     self._cmd_sn, self._exp_stat_sn)  # fmt: skip
                 self._send(reply)
-            elif header[0] != NOP_IN:
+            elif header[0] not in (NOP_IN, ASYNC):
                 raise TargetError(f"an unexpected PDU: {header.hex()}")
 
-    def _get_ready(self) -> None:
+    def get_ready(self) -> None:
         """Unit attentions are reported once each."""
         for _ in range(10):
             self._send(self._command(0, TEST_UNIT_READY))
@@ -146,6 +154,25 @@ class LeanInitiator:
             if status == 0:
                 return
         raise TargetError(f"not ready: {sense.hex()}")
+
+    def report_luns(self) -> int:
+        """How many there are."""
+        header = _COMMAND.pack(
+            COMMAND, 0xC1, 0, 0, self._lun, 0, REPORT_LUNS_BYTES, self._cmd_sn, self._exp_stat_sn,
+            REPORT_LUNS, 0, 0, REPORT_LUNS_BYTES >> 8,
+        )  # fmt: skip
+        self._cmd_sn = self._cmd_sn + 1 & NO_TAG
+        self._send(header)
+        found = b""
+        while True:
+            answer, data = self._pdu()
+            self._take_numbers(answer)
+            if answer[0] == DATA_IN:
+                found += data
+                if answer[1] & 1:
+                    return int.from_bytes(found[:4], "big") // 8
+            elif answer[0] not in (NOP_IN, ASYNC):
+                raise TargetError(f"an unexpected PDU: {answer.hex()}")
 
     # --- measuring
 
