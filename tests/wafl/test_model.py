@@ -54,9 +54,6 @@ class OnItsWay:
         at = self.placed.taken
         self.placed.add(memoryview(self.data)[at : at + min(blocks * BLOCK, self.missing)])
 
-    def whole(self) -> bool:
-        return not self.missing
-
 
 class WritingMachine(VolumeMachine):
     device: SleepyDevice
@@ -136,8 +133,10 @@ class WritingMachine(VolumeMachine):
     @precondition(has_some_on_their_way)
     @rule(pick=picks)
     def the_rest_comes_and_it_happens(self, pick: int) -> None:
-        write = self.on_their_way.pop(pick % len(self.on_their_way))
-        while not write.whole():
+        self.happen(self.on_their_way.pop(pick % len(self.on_their_way)))
+
+    def happen(self, write: OnItsWay) -> None:
+        while write.missing:
             write.add(16)
         model = self.model_of(write.lun)
         try:
@@ -151,6 +150,39 @@ class WritingMachine(VolumeMachine):
                 model.write(write.offset, write.data)
         finally:
             write.placed.drop()
+
+    @precondition(lambda self: self.has_luns())
+    @rule(
+        pick=picks, fraction=fractions, blocks=st.sampled_from([2, 30, 100]), here=st.integers(0, 100),
+        meanwhile=st.sampled_from(["nothing", "consistency point", "write", "unmap", "forget", "fill", "snapshot"]),
+    )  # fmt: skip
+    def something_happens_before_it(self, pick: int, fraction: float, blocks: int, here: int, meanwhile: str) -> None:
+        before = len(self.on_their_way)
+        self.begin_a_long_write(pick, fraction, blocks, here)
+        if len(self.on_their_way) == before:
+            return
+        write = self.on_their_way[-1]
+        model = self.model_of(write.lun)
+        assert model is not None
+        half = len(write.data) // 2
+        if meanwhile == "consistency point":
+            self.checkpoint()
+        elif meanwhile == "forget":
+            self.memory_is_needed_for_something_else(dirty=False)
+        elif meanwhile == "write":
+            self.seed += 1
+            data = pattern(self.seed, half)
+            if self.attempt_on(write.lun, lambda: write.lun.write(write.offset, data)):
+                model.write(write.offset, data)
+        elif meanwhile == "unmap":
+            if self.attempt_on(write.lun, lambda: write.lun.unmap(write.offset, half)):
+                model.unmap(write.offset, half)
+        elif meanwhile == "fill" and self.has_backed():
+            self.fill(pick, 0, 256, 0, placed=True)
+        elif meanwhile == "snapshot":
+            self.take_snapshot("s4")
+        self.on_their_way.remove(write)
+        self.happen(write)
 
     @precondition(has_some_on_their_way)
     @rule(pick=picks)
