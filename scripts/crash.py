@@ -5,7 +5,8 @@
    reordered or torn; each different image is mounted, compared with the model, checked, and used further.
 2. harness: the tests of the harness itself, with orders that are wrong on purpose.
 3. model: the Hypothesis state machine with many more examples.
-4. hosts: Linux hosts under User-Mode Linux, with `lund` killed under fio, and cut from power under ext4.
+4. hosts: Linux hosts under User-Mode Linux, with `lund` killed under fio, and cut from power under ext4; raw initiators
+   on two volumes, with `lund` or a worker killed, or cut from power, at a Data-Out of a long WRITE.
 
 The seed is printed; `--seed` gives the same run again (the moments at which a process is killed are the same by the
 clock, not by the instruction).
@@ -37,7 +38,9 @@ RANDOM_POINTS = 60
 """Places to crash in one random story: more stories find more than more places."""
 REPORT_S = 60.0
 """Without a terminal: a line this often."""
-HOST_TESTS = ("tests/real/test_daemon_crash.py", "tests/real/test_power_cut.py")
+HOST_TESTS = (
+    "tests/real/test_daemon_crash.py", "tests/real/test_power_cut.py", "tests/target/workers/test_long_write_kills.py",
+)  # fmt: skip
 MODEL_TESTS = ("tests/wafl/test_model.py",)
 CRASH_TESTS = ("tests/wafl/test_crash.py", "tests/wafl/test_nvlog.py")
 

@@ -29,13 +29,14 @@ STOP_LIMIT_S = 60
 
 class DaemonProcess:
     def __init__(
-        self, directory: Path, *arguments: str, tree: Path | None = None, shell: str = "", **environ: str
-    ) -> None:
+        self, directory: Path, *arguments: str, tree: Path | None = None, shell: str = "",
+        module: str = "target.daemon", **environ: str,
+    ) -> None:  # fmt: skip
         """`tree`: the source tree that it runs from, without one having been installed.  `shell`: done before it."""
         self.directory = directory
         self.socket = directory / "lund.sock"
         self.log = directory.with_suffix(".log")
-        argv = [sys.executable, "-m", "target.daemon", "--state", str(directory), "--listen", "127.0.0.1:0", *arguments]
+        argv = [sys.executable, "-m", module, "--state", str(directory), "--listen", "127.0.0.1:0", *arguments]
         if shell:
             argv = ["sh", "-c", f'{shell}; exec "$@"', "sh", *argv]
         # The daemon says when it is ready through the notification socket, as it does to systemd.
