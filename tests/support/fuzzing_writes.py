@@ -215,6 +215,14 @@ class Game:
             wire += self.begin(moves)
         self.send(wire)
 
+    def early(self, moves: Moves) -> None:
+        """A command, and its unsolicited data if it has any, before the one whose turn it is."""
+        first, second = self.begin(moves), self.begin(moves)
+        self.send(second)
+        for _ in range(moves.byte() % 4):
+            self.data_out(moves)
+        self.send(first)
+
     def read(self, moves: Moves) -> None:
         control, lba, blocks = moves.byte(), moves.byte(), moves.byte()
         command = Command(control & 1, lba % 80 * BLOCK, bytes((1 + blocks % 16) * BLOCK), write=False)
@@ -373,7 +381,7 @@ class Game:
 
 MOVE: tuple[Callable[[Game, Moves], None], ...] = (
     Game.data_out, Game.write, Game.data_out, Game.write_together, Game.read, Game.task_management, Game.flush,
-    Game.disk, Game.end_session, Game.administer, Game.data_out, Game.write, Game.disk, Game.data_out, Game.read,
+    Game.disk, Game.end_session, Game.administer, Game.data_out, Game.early, Game.disk, Game.data_out, Game.read,
     Game.anything,
 )  # fmt: skip
 
@@ -397,7 +405,7 @@ def writes(data: bytes) -> None:
 
 # -- the corpus
 
-DATA, WRITE, TOGETHER, READ, TASKS, FLUSH, DISK, SESSION, ADMIN, ANY = 0, 1, 3, 4, 5, 6, 7, 8, 9, 15
+DATA, WRITE, TOGETHER, READ, TASKS, FLUSH, DISK, SESSION, ADMIN, EARLY, ANY = 0, 1, 3, 4, 5, 6, 7, 8, 9, 11, 15
 LONG = bytes((WRITE, 1, 3, 31))
 """Of 32 blocks to LUN 1."""
 
@@ -420,6 +428,7 @@ def writes_seeds() -> Iterator[bytes]:
             start + bytes((TOGETHER, 5)) + bytes((16, 1, 0, 16, 2, 0, 16, 9, 0, 16, 10, 1, 16, 12, 1, 16, 5, 0)) + look
         )
         yield start + bytes((DISK, 4)) + LONG + rest + bytes((DISK, 0)) * 3 + look + bytes((DISK, 0)) * 3
+        yield start + bytes((EARLY, 49, 3, 31, 49, 20, 31, 1, 16, 0, 0)) + rest + look
         for wrong in (1, 2, 4, 8, 16, 32, 64, 128):
             yield start + LONG + data_out(8) + data_out(8, 0, wrong) + rest + look
         for function in (1, 2, 4, 5, 6, 7, 11):

@@ -18,7 +18,7 @@ import pytest
 from target.iscsi.constants import NO_TAG, Opcode
 from tests.support.initiator import WRITE_10, Initiator, cdb_10
 from tests.target.cli.conftest import DaemonProcess
-from tests.target.workers.conftest import Front, eventually, good, login
+from tests.target.workers.conftest import LIMIT_S, Front, eventually, good, login
 from wafl import FileDevice, check
 
 KILLS = int(os.environ.get("LAZYLUN_KILLS", "2"))
@@ -51,6 +51,7 @@ class Host:
 
     def log_in(self, front: Front) -> None:
         self.session = login(*front.way_to(self.volume))
+        self.session.link.socket.settimeout(LIMIT_S)  # type: ignore[attr-defined]
 
     def place(self) -> tuple[int, int]:
         blocks = self.rng.choice((64, 100, 256))
