@@ -43,6 +43,10 @@ COUNT_TRIES = 4
 PRESSURE_CHECK_S = 0.25
 READER_LOOK_S = 0.01
 """On a full volume a consistency point waits for the readers that hold back freed blocks: how often it looks."""
+SLICE_REST_S = 0.001
+"""Between two slices of a consistency point that nobody waits for the loop sleeps.  Else it is at work for milliseconds
+without a pause, and a host's process that the scheduler has put behind it on the same processor waits for all of them,
+whatever the loop would do for it in between."""
 HERE_BYTES = 2048
 """A sync of no more than so many bytes of records, those of 32 blocks one by one or of two long writes, ..."""
 HERE_S = 0.0005
@@ -301,6 +305,9 @@ class VolumeService:
             self.volume.core.check_writable()
             if self.volume.dirty:
                 await self._read_counts()
+                if not self._hurried():
+                    await asyncio.sleep(SLICE_REST_S)
+                    await self._read_counts()
                 await self._run(self.volume.checkpoint())
         except BaseException as error:
             self._report(error)
@@ -316,7 +323,7 @@ class VolumeService:
         assert self._syncs is not None
         for step in checkpoint:
             if step is Step.SLICE:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0 if self._hurried() else SLICE_REST_S)
                 continue
             try:
                 await self._syncs.wait()
@@ -324,6 +331,10 @@ class VolumeService:
                 if checkpoint.done:
                     raise
                 checkpoint.throw(error)
+
+    def _hurried(self) -> bool:
+        """Somebody waits for the consistency point being written, or for space, or the next one is due already."""
+        return bool(self._current) or self._stopping or self._pressed() or self._due()
 
     def _report(self, error: BaseException) -> None:
         self.volume.fail(error)

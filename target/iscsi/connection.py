@@ -151,17 +151,17 @@ class Connection:
             self.blocked = True
             return
         while not self.blocked and self._direct is None:
-            before = (self.phase, self.rx.end - self.rx.start)
-            if self.phase is Phase.FULL_FEATURE:
+            phase, before = self.phase, self.rx.end - self.rx.start
+            if self.full_feature:
                 hotpath.run(self)
-            elif self.phase is Phase.LOGIN:
+            elif phase is Phase.LOGIN:
                 self._take_login()
             else:
                 self.rx.start = self.rx.end
             if self.waiting and not self._pump():
                 self.blocked = True
             left = self.rx.end - self.rx.start
-            if not left or (self.phase, left) == before:
+            if not left or (left == before and self.phase is phase):
                 break
         self._prepare_receive()
 

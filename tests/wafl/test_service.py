@@ -13,7 +13,7 @@ import pytest
 from tests.support.crash_device import MemoryDevice
 from tests.support.volumes import EPOCH, MIB, pattern, problems
 from wafl import NameTaken, Volume, VolumeFailed, VolumeService
-from wafl.service import RECLAIM_BURST_S, RECLAIM_REST
+from wafl.service import RECLAIM_BURST_S, RECLAIM_REST, SLICE_REST_S
 
 
 class GatedDevice(MemoryDevice):
@@ -361,5 +361,38 @@ def test_reclaim_rests_so_that_guests_have_most_of_the_loop(monkeypatch: pytest.
             assert len(rests) > 2
             assert rests == [pytest.approx(expected)] * len(rests)
             rests.clear()
+
+    run(story)
+
+
+def test_a_consistency_point_rests_between_its_slices_unless_it_is_wanted_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn of the loop is no rest: a host that waits for the loop's processor gets it only when the loop sleeps."""
+    rests: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(seconds: float) -> None:
+        rests.append(seconds)
+        await sleep(0)
+
+    async def story(service: VolumeService, device: GatedDevice) -> None:
+        for task in service._tasks:
+            task.cancel()  # it has consistency points of its own to begin
+        lun = service.volume.create_lun("a", MIB)
+        monkeypatch.setattr(asyncio, "sleep", note)
+        for why in ("nothing", "a waiter", "the next is due", "space", "the end"):
+            expected = SLICE_REST_S if why == "nothing" else 0
+            lun.write(0, pattern(1, MIB))
+            if why == "a waiter":
+                service._next.append(lambda error: None)
+            monkeypatch.setattr(service, "_due", lambda why=why: why == "the next is due")
+            monkeypatch.setattr(service, "_pressed", lambda why=why: why == "space")
+            monkeypatch.setattr(service, "_stopping", why == "the end")
+            before = service.volume.generation
+            await service._checkpoint()
+            assert service.volume.generation == before + 1
+            assert len(rests) > 3, why
+            assert rests == [expected] * len(rests), why
+            rests.clear()
+        monkeypatch.undo()
 
     run(story)
