@@ -182,7 +182,7 @@ class Core:
         self.syncs = 0
         """Since the last data run began."""
         self._run_blocks = DATA_RUN_BLOCKS
-        self._eager = False
+        self.eager = False
         """Hosts have what they write synced almost at once."""
         self._prepared = bytearray(allocator.blocks // PIECE_BLOCKS + 1)
         """Pieces of the device that this mount has preallocated."""
@@ -242,8 +242,8 @@ class Core:
         allocator = self.allocator
         left = allocator.end - allocator.next
         used = self._run_blocks - left
-        if not self._eager and left > EAGER_BLOCKS and self.syncs >= EAGER_SYNCS and used <= EAGER_WRITES * self.syncs:
-            self._eager = True
+        if not self.eager and left > EAGER_BLOCKS and self.syncs >= EAGER_SYNCS and used <= EAGER_WRITES * self.syncs:
+            self.eager = True
             allocator.give_back_run()
 
     def new_run(self, reserved: int = 0) -> None:
@@ -251,10 +251,10 @@ class Core:
         pieces, each once: a write into one is then a quarter cheaper than into a hole."""
         allocator = self.allocator
         if allocator.end:  # a run that a freeze has cut short says nothing about hosts
-            self._eager = self.syncs * EAGER_WRITES >= self._run_blocks
-        allocator.refill(reserved, EAGER_BLOCKS if self._eager else DATA_RUN_BLOCKS)
+            self.eager = self.syncs * EAGER_WRITES >= self._run_blocks
+        allocator.refill(reserved, EAGER_BLOCKS if self.eager else DATA_RUN_BLOCKS)
         self.syncs, self._run_blocks = 0, allocator.end - allocator.next
-        if self._eager and self._run_blocks >= EAGER_BLOCKS // 4:
+        if self.eager and self._run_blocks >= EAGER_BLOCKS // 4:
             self._write_out(allocator.next, self._run_blocks)
             return
         for offset, length in self.unprepared(allocator.next, allocator.end):

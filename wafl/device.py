@@ -13,6 +13,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from wafl.errors import InvalidSize, NotAVolume, VolumeLocked
@@ -59,6 +60,9 @@ class Device(Protocol):
 
     def preallocate(self, offset: int, length: int) -> None:
         """A hint that the range will be written soon: a file may allocate it in one piece."""
+
+    def begin_write_back(self, offset: int) -> None:
+        """A hint that what was written to the block at `offset` will have to be durable soon."""
 
     def close(self) -> None: ...
 
@@ -204,6 +208,11 @@ class FileDevice:
             os.posix_fallocate(self._fd, offset, length)
         except OSError:
             self._may_allocate = False  # a hint only: the write itself reports what is wrong
+
+    def begin_write_back(self, offset: int) -> None:
+        # The kernel begins to write what is dirty in the range, then drops the whole pages of it: one byte has none.
+        with suppress(OSError):  # a hint only
+            os.posix_fadvise(self._fd, offset, 1, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -103,6 +103,11 @@ class Log:
         return self.written + len(self._pending) - self.synced
 
     @property
+    def one_unsynced(self) -> bool:
+        """Nothing but a write of one block has to become durable."""
+        return self.unsynced_bytes == _ONE_BYTES
+
+    @property
     def nearly_full(self) -> bool:
         """Whether the next change may find no room in the current half."""
         return self._limit - self.at < CHANGE_BYTES

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -44,9 +45,9 @@ PRESSURE_CHECK_S = 0.25
 READER_LOOK_S = 0.01
 """On a full volume a consistency point waits for the readers that hold back freed blocks: how often it looks."""
 SLICE_REST_S = 0.001
-"""Between two slices of a consistency point that nobody waits for the loop sleeps.  Else it is at work for milliseconds
-without a pause, and a host's process that the scheduler has put behind it on the same processor waits for all of them,
-whatever the loop would do for it in between."""
+"""Between two slices that a consistency point writes the loop sleeps, if nobody waits for it.  Else it is at work for
+milliseconds without a pause, and a host's process that the scheduler has put behind it on the same processor waits for
+all of them, whatever the loop would do for it in between."""
 HERE_BYTES = 2048
 """A sync of no more than so many bytes of records, those of 32 blocks one by one or of two long writes, ..."""
 HERE_S = 0.0005
@@ -92,9 +93,11 @@ class VolumeService:
         """Call on the loop that is to drive the volume."""
         self._syncs = GroupSync(self.volume.push_log, self.volume.sync, f"sync-{self.volume.name}")
         self._reads = GroupSync(self._take_cold, self._read_cold, f"read-{self.volume.name}")
-        self._last_start = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        self._last_start = loop.time()
         if self.volume.read_only:
             return
+        self.volume.on_flush_ahead = partial(loop.call_soon, self.volume.begin_write_back)
         self._tasks = [
             asyncio.create_task(self._drive(), name=f"checkpoints-{self.volume.name}"),
             asyncio.create_task(self._reclaim(), name=f"reclaim-{self.volume.name}"),
@@ -105,6 +108,7 @@ class VolumeService:
     async def stop(self) -> None:
         """A last consistency point if one is needed; the volume stays mounted (close it afterwards)."""
         self._stopping = True
+        self.volume.on_flush_ahead = lambda: None
         self._wake.set()
         for task in self._tasks[1:]:
             task.cancel()
@@ -321,10 +325,13 @@ class VolumeService:
 
     async def _run(self, checkpoint: Checkpoint) -> None:
         assert self._syncs is not None
+        written = False
         for step in checkpoint:
             if step is Step.SLICE:
-                await asyncio.sleep(0 if self._hurried() else SLICE_REST_S)
+                # What was freed is wanted soon: its pages are in memory.
+                await asyncio.sleep(0 if written or self._hurried() else SLICE_REST_S)
                 continue
+            written = True
             try:
                 await self._syncs.wait()
             except OSError as error:

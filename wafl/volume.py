@@ -26,6 +26,7 @@ from wafl.errors import CorruptVolume, DamagedRecord, LunBusy
 from wafl.filesystem import FileSystem, check_lun_size
 from wafl.format import (
     BLOCK_BYTES,
+    BLOCK_SHIFT,
     TAIL_BLOCKS,
     Geometry,
     Incompat,
@@ -74,6 +75,8 @@ class Volume:
         self._sync_error: OSError | None = None
         self.sync_s = 0.0
         """What a sync takes of late, on an average that forgets, and to which none counts for more than SLOW_SYNC_S."""
+        self.on_flush_ahead: Callable[[], object] = lambda: None
+        """Set by the driver: `begin_write_back` is worth calling once the answer is out."""
         self._clock = clock
         blocks = self.geometry.blocks
         fsinfo = superblock.fsinfo
@@ -287,8 +290,19 @@ class Volume:
 
     def push_log(self) -> None:
         """What was done so far survives a crash of the daemon.  Raises VolumeFailed, from then on at every call."""
-        if self.core.log is not None:
-            self.core.log.push()
+        log = self.core.log
+        if log is not None:
+            log.push()
+            if self.core.eager and log.one_unsynced:
+                self.on_flush_ahead()
+
+    def begin_write_back(self) -> None:
+        """A host is about to flush the one block that it has written, as it always does: the disk begins with it, and
+        with its record, so that the flush waits for less."""
+        log, last = self.core.log, self.core.allocator.next - 1
+        if log is not None and log.one_unsynced and last > 0:
+            self.device.begin_write_back(last << BLOCK_SHIFT)
+            self.nvlog.begin_write_back()
 
     def reclaim(self, *, nowait: bool = False) -> Generator[Step, None, None]:
         """Slices of background work: freed trees, deleted snapshots.  Ends when nothing is left, or when only a

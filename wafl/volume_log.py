@@ -43,6 +43,8 @@ class VolumeLog:
         self._seq: int = fsinfo["log_seq"] if fsinfo else 0
         """While no log is open."""
         self._place = LogPlace.NONE
+        self._area: tuple[Device, int] | None = None
+        """Where the log that is open begins."""
         self.replayed = 0
         """Records that this mount has found and made part of the volume."""
 
@@ -63,6 +65,13 @@ class VolumeLog:
         """The separate device's part of a sync."""
         if self._separate is not None:
             self._separate.sync()
+
+    def begin_write_back(self) -> None:
+        """Of the last record."""
+        log = self._volume.core.log
+        if log is not None and self._area is not None:
+            device, base = self._area
+            device.begin_write_back((base + log.at - 1) & ~(BLOCK_BYTES - 1))
 
     def close(self) -> None:
         self._volume.core.log = None
@@ -113,6 +122,8 @@ class VolumeLog:
         # device that holds the records of its first life.
         self._epoch, self._seq = int.from_bytes(os.urandom(8)), seq
         volume.commit_now()
+
+        self._area = device, base
 
         def write(offset: int, data: bytes) -> None:
             device.pwrite(base + offset, (data,))

@@ -191,6 +191,9 @@ class MemoryDevice:
     def prefetch(self, offset: int, length: int) -> None:
         pass
 
+    def begin_write_back(self, offset: int) -> None:
+        """It decides by itself what a crash leaves of what was not synced."""
+
     def grow(self, size_bytes: int) -> None:
         if size_bytes > self.size_bytes:
             self.image.extend(bytes(size_bytes - self.size_bytes))
