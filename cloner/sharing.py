@@ -11,13 +11,15 @@ from contextlib import suppress
 
 from cloner.copying import copy_level_one, make_room
 from cloner.steps import Filling, Turn, Work, sync_now_and_then
-from wafl import BLOCK_BYTES, LEVEL_ONE_BYTES, POINTERS, BackingLost, CorruptVolume, NoSpace
+from wafl import BLOCK_BYTES, LEVEL_ONE_BYTES, PIECEMEAL, POINTERS, BackingLost, CorruptVolume, NoSpace
 
-RANGES_A_TURN = 16
-"""Level-1 ranges between two turns: one or two milliseconds, mostly of looking at pointers."""
-RANGES_BESIDE_GUESTS = 4
-RANGE_COST_BYTES = LEVEL_ONE_BYTES // 8
-"""What a range counts for whose turn it is: sharing takes about an eighth of the time of copying."""
+UPTAKE_A_TURN = 64
+"""Pointer blocks taken up between two turns, or a quarter as many level-1 ranges adopted block by block: one or two
+milliseconds, mostly of looking at pointers."""
+UPTAKE_BESIDE_GUESTS = 16
+COST_BYTES = LEVEL_ONE_BYTES // 32
+"""What each counts for whose turn it is: sharing a range block by block takes about an eighth of the time of copying
+it."""
 
 
 def share_level_one(work: Work, index: int) -> Filling:
@@ -25,11 +27,11 @@ def share_level_one(work: Work, index: int) -> Filling:
     work.progress.shares = True
     found = False
     while True:
-        ranges = RANGES_A_TURN if work.chunk_blocks() > POINTERS else RANGES_BESIDE_GUESTS
-        yield Turn(0, ranges * RANGE_COST_BYTES)
+        most = UPTAKE_A_TURN if work.chunk_blocks() > POINTERS else UPTAKE_BESIDE_GUESTS
+        yield Turn(0, most * COST_BYTES)
         work.check_wanted()
         try:
-            found |= _share(work, index, ranges)
+            found |= _share(work, index, most)
             break
         except NoSpace:
             if work.lun.reserved:
@@ -40,17 +42,17 @@ def share_level_one(work: Work, index: int) -> Filling:
     return found or rest
 
 
-def _share(work: Work, index: int, ranges: int) -> bool:
+def _share(work: Work, index: int, most: int) -> bool:
     """Whether anything was missing and is there now.  Raises NoSpace."""
     lun, found = work.lun, False
     at: int | None = index
     with suppress(CorruptVolume, BackingLost, OSError):
-        for _ in range(ranges):
-            if at is None:
-                break
-            if lun.adopt(at):
+        while at is not None and most > 0:
+            cost = lun.adopt(at, most)
+            if cost:
                 found = True
                 work.unsynced.filled_bytes += BLOCK_BYTES  # the pointers to what is shared
+            most -= cost or PIECEMEAL
             at = lun.next_missing(at + 1)
     work.progress.still_missing(lun.missing_blocks())
     return found

@@ -4,6 +4,7 @@ This package knows no SCSI, no network and nothing of clone jobs.  These names a
 package imports them from here and nothing from the modules.
 """
 
+from wafl.adopt import PIECEMEAL
 from wafl.ahead import read_is_ready, ready_extents, unmap_is_ready, write_is_ready
 from wafl.atomic import write_atomic
 from wafl.check import Finding, Severity, check
@@ -58,6 +59,7 @@ __all__ = [
     "MAX_LUNS",
     "MAX_SNAPSHOTS",
     "MAX_STRETCHES",
+    "PIECEMEAL",
     "POINTERS",
     "Backing",
     "BackingLost",

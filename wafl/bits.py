@@ -11,6 +11,9 @@ Vbns = npt.NDArray[np.uint64]
 COUNT_BYTES = 1 << 20
 """Bytes counted at once: the counts take as much memory again."""
 
+MANY, DENSE = 1024, 8
+"""So many bits that are so near to each other, on average, are set by the piece."""
+
 _HEAD = [0xFF & (0xFF << k) for k in range(8)]
 _TAIL = [0xFF >> (8 - k) if k else 0 for k in range(8)]
 _MASK = np.array([1 << k for k in range(8)], dtype=np.uint8)
@@ -42,6 +45,13 @@ def clear_range(bits: Bits, start: int, end: int) -> None:
 
 def set_each(bits: Bits, vbns: Vbns) -> None:
     """Set the bit of each vbn (several may share a byte)."""
+    if len(vbns) >= MANY:
+        first, end = int(vbns.min()) >> 3, (int(vbns.max()) >> 3) + 1
+        if (end - first) << 3 <= DENSE * len(vbns):
+            these = np.zeros((end - first) << 3, np.bool_)
+            these[(vbns - np.uint64(first << 3)).astype(np.intp)] = True
+            bits[first:end] |= np.packbits(these, bitorder="little")
+            return
     np.bitwise_or.at(bits, (vbns >> 3).astype(np.intp), _MASK[(vbns & 7).astype(np.intp)])
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from crc32c import crc32c
 
-from wafl.adopt import adopt
+from wafl.adopt import UPTAKE_BLOCKS, adopt
 from wafl.ahead import write_is_ready
 from wafl.buffers import Buffer, PointerMap
 from wafl.checksums import of_blocks
@@ -459,12 +459,13 @@ class Lun(Scan):
             self.files.touch_lun(self)
         return filled
 
-    def adopt(self, index: int) -> bool:
-        """Make what level-1 `index` misses, or a whole subtree over it, the LUN's own by pointer; whether anything
-        was adopted. What then is still missing has to be copied. Never logged. Raises NoSpace (at once),
-        ReadOnlyVolume, VolumeFailed, CorruptVolume, BackingLost, OSError."""
+    def adopt(self, index: int, most: int = UPTAKE_BLOCKS) -> int:
+        """Make what level-1 `index` misses, or whole subtrees from there on, the LUN's own by pointer; what it cost, in
+        pointer blocks, of which it is to take up `most`; 0: nothing was adopted. What then is still missing has to be
+        copied. Never logged. Raises NoSpace (at once), ReadOnlyVolume, VolumeFailed, CorruptVolume, BackingLost,
+        OSError."""
         self.core.check_writable()
-        return not self.destroyed and adopt(self, index)
+        return adopt(self, index, most) if not self.destroyed else 0
 
     def filled(self, blocks: int) -> None:
         """So many of its holes have been filled with what the backing has."""

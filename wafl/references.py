@@ -301,16 +301,19 @@ class References:
         blocks, first, times = np.unique(vbns, return_index=True, return_counts=True)
         rows: dict[int, Row] = {}
         most = len(vbns)
+        # Most have no counts in their rows, and get one pointer.
+        asked = np.flatnonzero((self._flags[(blocks >> COUNT_SHIFT).astype(np.intp)] != 0) | (times >= MAX_COUNT))
         at = 0
-        for row, here in by_row(blocks):
+        for row, here in by_row(blocks[asked]):
+            which = asked[at : at + len(here)]
             counts = self._row(row)
             if counts is None:
                 full = np.ones(len(here), np.bool_)
             else:
                 rows[row] = counts
-                full = counts[(here & SLOT_MASK).astype(np.intp)] + times[at : at + len(here)] >= MAX_COUNT
+                full = counts[(here & SLOT_MASK).astype(np.intp)] + times[which] >= MAX_COUNT
             if full.any():
-                most = min(most, int(first[at : at + len(here)][full].min()))
+                most = min(most, int(first[which][full].min()))
             at += len(here)
         if most < len(vbns):
             blocks, times = np.unique(vbns[:most], return_counts=True)
@@ -322,14 +325,15 @@ class References:
         active = are_set(allocator.active, blocks)
         allocator.activate(blocks[~active])
         more = times - ~active
+        blocks, more = blocks[more > 0], more[more > 0]
         at = 0
         for row, here in by_row(blocks):
             extra = more[at : at + len(here)]
-            if extra.any():
-                counts = rows[row]
-                self._changing(row, counts)
-                counts[(here & SLOT_MASK).astype(np.intp)] += extra.astype(np.uint16)
-                self._book(int(extra.sum()))
+            counts = rows[row] if row in rows else self._row(row)
+            assert counts is not None
+            self._changing(row, counts)
+            counts[(here & SLOT_MASK).astype(np.intp)] += extra.astype(np.uint16)
+            self._book(int(extra.sum()))
             at += len(here)
 
     # --- pointer blocks --------------------------------------------------------------------------------------------

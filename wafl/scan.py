@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from wafl.buffers import Buffer, Vector
 from wafl.errors import CorruptVolume, WaflError
 from wafl.fill import runs_of
 from wafl.format import BLOCK_SHIFT, FIRST_DATA_VBN, HOLE, LEVEL_ONE_BYTES, POINTERS, ZERO
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 
 SCAN_STEP = 64
 """Level-1 buffers that one `next_missing` compares before it lets others run."""
+COMPARISON = 16
+"""What a comparison counts as, beside a look at the upper levels of the trees."""
 
 EXTENTS_AHEAD = 16
 
-POINTERS_AHEAD = 128
-"""Level-1 blocks that are read ahead of a scan, half of them at a time."""
+POINTERS_AHEAD = 256
+"""Level-1 blocks that are read ahead of a scan, half of them at a time: twice what `adopt` takes up in a call."""
 
 RECOUNT_LOOKS = 1 << 16
 """Level-1 buffers that a recount compares at most: 64 GiB of what is missing."""
@@ -104,18 +107,19 @@ class Scan(View):
 
     def next_missing(self, index: int) -> int | None:
         """The next level-1 index from `index` on where something may be missing, or None.  Whole subtrees that
-        cannot miss anything are passed over; after SCAN_STEP comparisons the index reached is returned unseen.  So is
-        one whose pointers cannot be read: `plan_fill` says why.  Raises BackingLost."""
+        cannot miss anything are passed over; after SCAN_STEP comparisons, or as much work, the index reached is
+        returned unseen.  So is one whose pointers cannot be read: `plan_fill` says why.  Raises BackingLost."""
         if self.backing is None:
             return None
         start, end = index, self.level_one_count
-        looks = 0
+        left = SCAN_STEP * COMPARISON
         with suppress(CorruptVolume, OSError):
-            while index < end and looks < SCAN_STEP:
+            while index < end and left > 0:
+                left -= 1
                 span = self._plain_span(index)
                 if not span:
                     self._read_pointers_ahead(index)
-                    looks += 1
+                    left -= COMPARISON - 1
                     if len(missing_slots(self, index)):
                         break
                     span = 1
@@ -174,19 +178,28 @@ class Scan(View):
         span = reach - index % reach
         return span if state == ZERO else min(span, self.below().empty_span(index))
 
-
     def _same_span(self, index: int) -> int:
-        """Level-1 indexes from `index` on that are below one and the same pointer block on both sides; 0: compare."""
+        """Level-1 indexes from `index` on that are below one and the same pointer block on both sides, or beside that
+        one below others of which the upper levels tell that nothing is missing; 0: compare."""
         below = self.below()
         if below.backing is not None:
             return 0
         levels = min(self.inode.height, below.inode.height)
-        own, theirs = path_to(self.core, self.inode, index, levels), path_to(self.core, below.inode, index, levels)
-        for level, mine, other in zip(range(levels, 0, -1), own, theirs, strict=False):
-            if mine == other and mine >= FIRST_DATA_VBN:
+        own, others = path_to(self.core, self.inode, index, levels), path_to(self.core, below.inode, index, levels)
+        for level, (mine, slot), (theirs, other) in zip(range(levels, 0, -1), own, others, strict=False):
+            if mine.vbns[slot] == theirs.vbns[other] >= FIRST_DATA_VBN:
+                alike = 1
+                if isinstance(mine, Buffer) and isinstance(theirs, Buffer):
+                    alike = _nothing_missing(mine.vector()[slot:], theirs.vector()[slot:])
                 reach = 1 << 8 * (level - 1)
-                return reach - index % reach
+                return alike * reach - index % reach
         return 0
+
+
+def _nothing_missing(mine: Vector, theirs: Vector) -> int:
+    """Of how many slots, from the first, it is plain without looking below."""
+    plain = (theirs < FIRST_DATA_VBN) | (mine == theirs) | (mine == ZERO)
+    return len(plain) if plain.all() else int(plain.argmin())
 
 
 def missing_slots(lun: Scan, index: int) -> Slots:

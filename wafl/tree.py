@@ -112,16 +112,16 @@ def _data_slots(node: Buffer | Inode) -> list[int]:
     return slots
 
 
-def path_to(core: Core, inode: Inode, index: int, levels: int) -> Iterator[int]:
-    """The pointers on the way down to level-1 `index`, from that to its block of level `levels` on; a mark ends it."""
+def path_to(core: Core, inode: Inode, index: int, levels: int) -> Iterator[tuple[Buffer | Inode, int]]:
+    """(node, slot) of the pointers on the way down to level-1 `index`, from that to its block of level `levels` on; a
+    mark ends it."""
     level = inode.height
     parent: Buffer | Inode = inode
     slot = 0 if not index >> 8 * (level - 1) else -1
     while level and slot >= 0:
-        vbn = parent.vbns[slot]
         if level <= levels:
-            yield vbn
-        if vbn < FIRST_DATA_VBN or level == 1:
+            yield parent, slot
+        if parent.vbns[slot] < FIRST_DATA_VBN or level == 1:
             return
         node = parent.children.get(slot) or core.load(parent, slot, level)
         assert node is not None

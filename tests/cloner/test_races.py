@@ -46,6 +46,7 @@ SEEDS = int(os.environ.get("LAZYLUN_RACE_SEEDS", "50"))
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloner.sharing.UPTAKE_BESIDE_GUESTS", 1)
     monkeypatch.setattr("cloner.job.POINTERS", CHUNK_BLOCKS)
     monkeypatch.setattr("cloner.job.RANGES", 1)
 
@@ -64,8 +65,8 @@ async def clone(scene: Scene, options: CloneOptions = DEFAULTS) -> JobState | No
     return running.state
 
 
-def turns_of_a_clone(options: CloneOptions = DEFAULTS) -> int:
-    scene = Scene()
+def turns_of_a_clone(options: CloneOptions = DEFAULTS, *, parent_gone: bool = False) -> int:
+    scene = Scene(parent_gone=parent_gone)
     state, turns = tick_loop.run(clone(scene, options))
     assert state is JobState.COMPLETED
     scene.workshop.finish()
@@ -83,12 +84,12 @@ def check(scene: Scene, name: str, state: JobState | None, where: str) -> None:
     scene.workshop.finish()
 
 
-def before_every_step(name: str, steps_of_clone: Callable[[Scene], Steps]) -> None:
+def before_every_step(name: str, steps_of_clone: Callable[[Scene], Steps], *, parent_gone: bool = False) -> None:
     """The act, before each step of a clone in turn."""
-    act, counted = ACTS[name], Scene()
+    act, counted = ACTS[name], Scene(parent_gone=parent_gone)
     total = len(drive(counted.volume, steps_of_clone(counted)))
     for wanted in range(total):
-        scene = Scene()
+        scene = Scene(parent_gone=parent_gone)
         state: JobState | None = JobState.COMPLETED
         try:
             drive(scene.volume, steps_of_clone(scene), lambda n, step, s=scene, w=wanted: act(s) if n == w else None)  # type: ignore[misc]
@@ -104,13 +105,17 @@ def test_whatever_happens_before_any_step_the_guests_data_wins(name: str, chunk_
     before_every_step(name, lambda scene: steps_of(scene.volume, scene.clone, chunk_blocks)[0])
 
 
-@pytest.mark.parametrize("options", [DEFAULTS, SHARE], ids=["copy", "share"])
+@pytest.mark.parametrize(
+    ("options", "parent_gone"), [(DEFAULTS, False), (SHARE, False), (SHARE, True)], ids=["copy", "share", "take up"]
+)
 @pytest.mark.parametrize("name", ACTS)
-def test_whatever_happens_before_any_turn_of_the_loop_the_guests_data_wins(name: str, options: CloneOptions) -> None:
-    total = turns_of_a_clone(options)
+def test_whatever_happens_before_any_turn_of_the_loop_the_guests_data_wins(
+    name: str, options: CloneOptions, *, parent_gone: bool
+) -> None:
+    total = turns_of_a_clone(options, parent_gone=parent_gone)
     assert total > (20 if options.share else 60)
     for wanted in range(2, total):
-        scene = Scene()
+        scene = Scene(parent_gone=parent_gone)
 
         def act(turn: int, scene: Scene = scene, wanted: int = wanted) -> None:
             if turn == wanted:

@@ -10,7 +10,7 @@ import pytest
 from cloner import ENDED, CloneManager, CloneOptions, JobState
 from cloner.progress import Progress
 from cloner.room import guest_reserve_bytes
-from cloner.sharing import RANGES_A_TURN, share_level_one
+from cloner.sharing import UPTAKE_BESIDE_GUESTS, share_level_one
 from cloner.steps import BeginCommit, Commit, Step, Unsynced, Work, clone_steps
 from cloner.turns import Share
 from tests.cloner.test_manager import daemon
@@ -18,7 +18,7 @@ from tests.cloner.test_review import Daemon, HeldTime, paused, until
 from tests.support.clones import Family, add_clone, drive, make_family, read_all, steps_of
 from tests.support.volume_model import ModelLun
 from tests.support.volumes import MIB, Workshop, checkpoint, pattern, reclaim, take_snapshot
-from wafl import BLOCK_BYTES, NoSpace, Volume
+from wafl import BLOCK_BYTES, PIECEMEAL, NoSpace, SpaceHeld, Volume
 
 SHARE = CloneOptions(share=True)
 
@@ -172,7 +172,7 @@ def sparse(workshop: Workshop) -> Volume:
     for offset in range(0, 64 * MIB, MIB):
         golden.write(offset, pattern(offset, BLOCK_BYTES))
     take_snapshot(volume, "base")
-    volume.destroy_lun("golden")  # else whole trees would be adopted at once
+    volume.destroy_lun("golden")
     volume.reclaim_now()
     return volume
 
@@ -185,6 +185,9 @@ def test_pointers_to_what_is_shared_are_limited_while_no_consistency_point_has_t
         volume, lun, Progress(BLOCK_BYTES), lambda: 0.0, lambda: 256, share_level_one, unsynced=unsynced,
         unsynced_limit=lambda: 8 * BLOCK_BYTES,
     )  # fmt: skip
+    for offset in range(0, 64 * MIB, MIB):  # so that each range has to be adopted by itself
+        lun.write(offset + BLOCK_BYTES, pattern(1, BLOCK_BYTES))
+    checkpoint(volume)
 
     def look(number: int, step: Step) -> None:
         nonlocal most
@@ -194,7 +197,7 @@ def test_pointers_to_what_is_shared_are_limited_while_no_consistency_point_has_t
 
     drive(volume, clone_steps(work), look)
     assert lun.backing is None
-    assert most <= 8 + RANGES_A_TURN + 8
+    assert most <= 8 + UPTAKE_BESIDE_GUESTS // PIECEMEAL + 8
 
 
 def test_jobs_that_share_pay_for_their_turns_as_one_that_copies_does(

@@ -55,9 +55,15 @@ def test_blocks_that_only_the_snapshot_holds_are_adopted_too(workshop: Workshop)
     assert family.reads_right()
 
 
+@pytest.mark.parametrize("parent_gone", [False, True])
 @pytest.mark.parametrize("name", ACTS)
-def test_whatever_happens_before_any_step_the_guests_data_wins(name: str) -> None:
-    before_every_step(name, lambda scene: steps_of(scene.volume, scene.clone, share=True)[0])
+def test_whatever_happens_before_any_step_the_guests_data_wins(
+    name: str, monkeypatch: pytest.MonkeyPatch, *, parent_gone: bool
+) -> None:
+    monkeypatch.setattr("cloner.sharing.UPTAKE_BESIDE_GUESTS", 1)
+    before_every_step(
+        name, lambda scene: steps_of(scene.volume, scene.clone, share=True)[0], parent_gone=parent_gone
+    )
 
 
 def test_many_clones_of_one_snapshot_share_its_blocks(workshop: Workshop) -> None:
@@ -87,10 +93,10 @@ def test_what_has_too_many_pointers_already_is_copied(workshop: Workshop, monkey
 
 def test_ranges_behind_one_that_must_be_copied_are_shared(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also by a job that copies several ranges at once."""
-    monkeypatch.setattr("cloner.sharing.RANGES_A_TURN", 1)
+    monkeypatch.setattr("cloner.sharing.UPTAKE_A_TURN", 1)
     family = make_family(workshop)
     adopt = family.clone.adopt
-    family.clone.adopt = lambda index: index > 0 and adopt(index)  # type: ignore[method-assign]
+    family.clone.adopt = lambda index, most: index > 0 and adopt(index, most)  # type: ignore[method-assign]
     steps, progress = steps_of(family.volume, family.clone, 3 * POINTERS, share=True)
     drive(family.volume, steps)
     first = [block for block in GOLDEN_BLOCKS if block < POINTERS]

@@ -183,7 +183,48 @@ def adopted_clones(history: History) -> None:
     history.checkpoint()
 
 
+def clones_of_what_only_snapshots_have(history: History) -> None:
+    """The parent was overwritten in part, unmapped, destroyed: clones take up what the snapshot has of it."""
+    history.create("golden", 3 * MIB)
+    for offset in range(0, 3 * MIB, MIB):
+        history.write("golden", offset, 20 * BLOCK_BYTES)
+    history.checkpoint(snapshot="base")
+    history.write("golden", 3 * BLOCK_BYTES, 5 * BLOCK_BYTES)
+    history.unmap("golden", MIB, MIB)
+    history.reclaim()
+    history.create_backed("one", "base", "golden")
+    history.create_backed("two", "base", "golden")
+    history.write("two", 2 * MIB, BLOCK_BYTES)
+    history.checkpoint()
+    history.adopt("one")
+    history.checkpoint(lambda: history.adopt("two"))
+    history.write("one", MIB, 3 * BLOCK_BYTES)
+    history.write("golden", 2 * MIB, BLOCK_BYTES)
+    history.checkpoint()
+    history.detach("one")
+    history.detach("two")
+    history.checkpoint()
+    history.destroy("golden")
+    history.reclaim()
+    history.create_backed("three", "base", "golden")
+    history.destroy("one")
+    history.checkpoint(lambda: history.adopt("three"))
+    history.reclaim()
+    history.checkpoint()
+    history.detach("three")
+    history.checkpoint()
+    history.delete_snapshot("base")
+    history.reclaim()
+    history.checkpoint()
+    history.write("three", 0, 3 * MIB)
+    history.checkpoint()
+    history.destroy("two")
+    history.reclaim()
+    history.checkpoint()
+
+
 SHARE_STORIES: list[ShareStory] = [
     shares_and_overwrites, a_pattern, shares_and_snapshots, a_clone_is_shared_from_and_into,
     shares_on_a_nearly_full_volume, adopted_clones,
+    clones_of_what_only_snapshots_have,
 ]  # fmt: skip

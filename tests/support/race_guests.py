@@ -18,7 +18,7 @@ from tests.support.crash_device import MemoryDevice
 from tests.support.manual_platform import ManualPlatform
 from tests.support.scsi_host import TARGET, Host, compare_and_write, sixteen, unmap, unmap_list, write_16
 from tests.support.volume_model import ModelLun
-from tests.support.volumes import MIB, Workshop, checkpoint, pattern, take_snapshot
+from tests.support.volumes import MIB, Workshop, checkpoint, pattern, reclaim, take_snapshot
 from wafl import BLOCK_BYTES, Lun, Volume, VolumeService
 
 LUN_BLOCKS = 300
@@ -30,7 +30,7 @@ WRITE_SAME_16, UNMAP_BIT = 0x93, 8
 
 
 @functools.cache
-def prepared() -> bytes:
+def prepared(parent_gone: bool) -> bytes:
     """The image: golden, its snapshot base, clone on top of it, a snapshot early of both, and a donor."""
     workshop = Workshop()
     volume = workshop.format(4 * MIB)
@@ -42,6 +42,9 @@ def prepared() -> bytes:
     donor = volume.create_lun("donor", 64 * BLOCK_BYTES)
     donor.write(0, pattern(4321, 32 * BLOCK_BYTES))
     take_snapshot(volume, "early")
+    if parent_gone:
+        volume.destroy_lun("golden")
+        reclaim(volume)
     checkpoint(volume)
     image = bytes(volume.device.image)  # type: ignore[attr-defined]
     workshop.finish()
@@ -58,9 +61,11 @@ class Scene:
     model: ModelLun = field(init=False)
     gone: bool = False
     """The clone has been destroyed."""
+    parent_gone: bool = False
+    """Only snapshots have what the clone misses."""
 
     def __post_init__(self) -> None:
-        self.volume = self.workshop.mount(MemoryDevice(bytearray(prepared())))
+        self.volume = self.workshop.mount(MemoryDevice(bytearray(prepared(self.parent_gone))))
         self.clone = self.volume.lun("clone")
         self.model = golden()
         service = VolumeService(self.volume)

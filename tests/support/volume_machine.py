@@ -477,7 +477,7 @@ class VolumeMachine(RuleBasedStateMachine):
         _, lun, _ = self.pick_backed(pick)
         index = lun.next_missing(start)
         if index is not None:
-            self.attempt(lambda: lun.adopt(index))
+            self.attempt(lambda: lun.adopt(index, 1 + pick % 3))
 
     @precondition(has_backed)
     @rule(pick=picks, whole=st.booleans(), by_pointer=st.booleans())

@@ -68,8 +68,10 @@ def test_a_tree_that_has_not_changed_is_adopted_by_its_root(volume: Volume) -> N
 def test_below_what_has_changed_the_rest_is_adopted_in_the_largest_pieces(volume: Volume) -> None:
     volume.lun("golden").write(300 * MIB + 5 * BLOCK, pattern(9, BLOCK))
     clone = volume.create_lun("clone", backing=("s", "golden"))
+    clone.write(300 * MIB, pattern(8, BLOCK))
     assert adopt_all(clone) == 2  # two level-2 blocks at once, and the blocks of the level-1 buffer that has changed
-    assert volume.files.references.total == 2 + POINTERS - 1  # one block is in the snapshot alone
+    assert volume.files.references.total == 2 + POINTERS - 2  # one block is in the snapshot alone, one the clone's own
+    clone.write(300 * MIB, pattern(300 * MIB, MIB)[:BLOCK])
     assert whole(clone)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support.volumes import MIB, Workshop, checkpoint, pattern, reclaim, take_snapshot
-from tests.wafl.test_adopted_trees import shared_clone
+from tests.wafl.test_adopted_trees import adopt_all, shared_clone
 from tests.wafl.test_scrub import counted_reads, data_vbn, spoil
 from wafl import BLOCK_BYTES, Scrub, Volume, scrub
 from wafl.bits import set_each
@@ -53,8 +53,7 @@ def test_a_block_that_is_adopted_from_a_snapshot_meanwhile_is_not_missed(volume:
     spoil(volume, bad)
 
     def adopt() -> None:
-        for index in range(2):
-            assert clone.adopt(index)
+        adopt_all(clone)
         checkpoint(volume)
         clone.detach()
         checkpoint(volume)
