@@ -6,6 +6,7 @@
     manager.status(service, "lun1")               # CloneStatus, also for a LUN that has no job (state None)
     manager.show(); manager.show(service)         # CloneStatus of every job, of one volume's jobs
     manager.estimate(service, "lun1")             # Estimate: blocks to copy, space needed and there, time
+    await manager.look_and_estimate(service, "lun1")    # the same, of what has been counted, and whether it has
     manager.set_options(service, "lun1", options) # while it runs: limit, priority, full speed, error policy
     manager.set_overall_limit(100_000_000); manager.set_running_jobs(4)
     await manager.wait(service, "lun1")           # CloneStatus once the job has ended

@@ -18,7 +18,9 @@ OWN_BLOCKS = 16
 @dataclass(frozen=True, slots=True)
 class Estimate:
     missing_blocks: int
-    """To be copied."""
+    """To be copied, or somewhat more than that."""
+    exact: bool
+    """They have just been counted; else guests may have overwritten or discarded some of them unseen."""
     needed_bytes: int
     """On the volume: the blocks and the pointers to them."""
     available_bytes: int
@@ -30,16 +32,20 @@ class Estimate:
     """At that rate."""
 
 
-def estimate(volume: Volume, lun: Lun, rate_bytes_s: float | None = None) -> Estimate:
-    """Reads about a thousand blocks at most, whatever the size of the LUN.  Raises CorruptVolume, BackingLost,
-    OSError."""
+def estimate(
+    volume: Volume, lun: Lun, rate_bytes_s: float | None = None, *, counted: bool = False
+) -> Estimate:
+    """Reads about a thousand blocks at most, whatever the size of the LUN.  `counted`: by `recount_missing`, a moment
+    ago.  Raises CorruptVolume, BackingLost, OSError."""
     missing = lun.missing_blocks()
     needed = (lun.fill_blocks_at_most() + OWN_BLOCKS) * BLOCK_BYTES if missing else 0
     available = available_for(volume, lun)
     # What a reserved LUN misses is kept back for it, whatever the volume's other room.
     fits = not missing or lun.reserved or needed <= available
     seconds = missing * BLOCK_BYTES / rate_bytes_s if rate_bytes_s else None
-    return Estimate(missing, needed, available, fits, rate_bytes_s, 0.0 if not missing else seconds)
+    if not missing:
+        counted, seconds = True, 0.0
+    return Estimate(missing, counted, needed, available, fits, rate_bytes_s, seconds)
 
 
 def fill_bytes(lun: Lun) -> int:

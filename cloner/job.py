@@ -359,7 +359,8 @@ class Job:
     async def _wait_for_room(self, step: WaitForRoom) -> None:
         self._leave_turn()
         self._shared.queue.leave(self.ticket)
-        self._move(JobState.PAUSED, f"the volume is full: goes on when {step.available_bytes >> 10} KiB are free")
+        wanted = -(-step.available_bytes >> 20)
+        self._move(JobState.PAUSED, f"the volume is full: goes on when {wanted} MiB are available")
         self._tell("paused", self.message)
         why, reserved = "there is room again", self.lun.reserved
         while available_bytes(self.service.volume) < step.available_bytes:

@@ -29,6 +29,8 @@ Remembered = tuple[CloneOptions, int | None]
 RUNNING_JOBS = 8
 """Jobs at work at once, unless somebody wants another number: more of them finish no sooner."""
 RUNNING_JOBS_MAX = 1000
+LOOKS = 1 << 12
+"""Level-1 buffers in which something is missing that an estimate compares unasked: some tenths of a second, 4 GiB."""
 READ_THREADS = 2 * READERS * GATE_CAPACITY
 
 
@@ -90,16 +92,27 @@ class CloneManager:
             raise DoesNotFit(lun.name, found.needed_bytes + promised, found.available_bytes)
 
     async def look_closer(self, service: VolumeService, lun_name: str) -> None:
-        """Before `check_start` and `estimate`: where a clone seems not to fit, what the LUN misses is counted, for it
-        may be less than was known.  Raises NoSuchLun, BackingLost, CorruptVolume, OSError."""
+        """Before `check_start`: where a clone seems not to fit, what the LUN misses is counted, for it may be less than
+        was known.  Raises NoSuchLun, BackingLost, CorruptVolume, OSError."""
         lun = service.volume.lun(lun_name)
-        if lun.backing is None or service.volume.read_only:
-            return
+        if not self._seems_to_fit(service, lun):
+            await _count(service, lun)
+
+    async def look_and_estimate(self, service: VolumeService, lun_name: str) -> Estimate:
+        """`estimate` of what has been counted, if that is no long work or the clone seems not to fit.  Raises
+        NoSuchLun, CorruptVolume, BackingLost, OSError."""
+        lun = service.volume.lun(lun_name)
+        counted = await _count(service, lun, LOOKS)
+        if not counted and not self._seems_to_fit(service, lun):
+            counted = await _count(service, lun)
+        return self.estimate(service, lun.name, counted=counted)
+
+    def _seems_to_fit(self, service: VolumeService, lun: Lun) -> bool:
         try:
             self._check_fits(service, lun)
         except DoesNotFit:
-            for _ in recount_missing(lun):
-                await asyncio.sleep(0)
+            return False
+        return True
 
     def start(
         self,
@@ -222,13 +235,14 @@ class CloneManager:
         self._drop_destroyed()
         return [job.status() for job in self._jobs.values() if service is None or job.service is service]
 
-    def estimate(self, service: VolumeService, lun_name: str) -> Estimate:
+    def estimate(self, service: VolumeService, lun_name: str, *, counted: bool = False) -> Estimate:
         """What the clone of a LUN would take, or what is left of it.  Raises NoSuchLun, CorruptVolume, BackingLost,
         OSError."""
         lun = service.volume.lun(lun_name)
         job = self._jobs.get(_key(lun))
         rate = job.rate_bytes_s() if job is not None else 0.0
-        return estimate(service.volume, lun, rate or self._shared.recent_rates.get(service.volume.uuid))
+        rate_or_last = rate or self._shared.recent_rates.get(service.volume.uuid)
+        return estimate(service.volume, lun, rate_or_last, counted=counted)
 
     # -- inside
 
@@ -256,6 +270,19 @@ class CloneManager:
         for key, job in list(self._jobs.items()):
             if not job.active and not _exists(job):
                 del self._jobs[key]
+
+
+async def _count(service: VolumeService, lun: Lun, *most: int) -> bool:
+    """What the LUN misses; whether that was counted to the end."""
+    if lun.backing is None or service.volume.read_only:
+        return False
+    counting = recount_missing(lun, *most)
+    while True:
+        try:
+            next(counting)
+        except StopIteration as end:
+            return bool(end.value)
+        await asyncio.sleep(0)
 
 
 def _key(lun: Lun) -> str:

@@ -6,7 +6,7 @@ that misses nothing in some range never misses anything there again: below the l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -216,23 +216,26 @@ def missing_slots(lun: Scan, index: int) -> Slots:
     return np.flatnonzero((holes & (backing >= FIRST_DATA_VBN))[:limit])
 
 
-def recount_missing(lun: Lun) -> Iterator[None]:
-    """Count again what a LUN misses, in slices: `missing_blocks` is too high by what guests have covered unseen.  Gives
-    up where that would be long.  Raises BackingLost."""
+def recount_missing(lun: Lun, most: int = RECOUNT_LOOKS) -> Generator[None, None, bool]:
+    """Count again what a LUN misses, in slices: `missing_blocks` is too high by what guests have covered unseen.
+    Returns whether all was counted: `missing_blocks` is then right, but for what guests covered meanwhile; it gives up
+    after `most` level-1 buffers in which something is missing, and where pointers cannot be read.  Raises
+    BackingLost."""
     inode, backing = lun.inode, lun.backing
-    index, count = lun.next_missing(0), 0
-    for _ in range(RECOUNT_LOOKS):
+    index, count, exact = lun.next_missing(0), 0, True
+    for _ in range(most):
         if index is None:
             # What is covered meanwhile may be counted, never the other way round.
             if count < lun.missing:
                 lun.missing = count
                 lun.files.touch_lun(lun)
-            return
+            return exact
         try:
             count += len(missing_slots(lun, index))
         except (CorruptVolume, OSError):
-            count += POINTERS
+            count, exact = count + POINTERS, False
         yield
         if lun.destroyed or lun.inode is not inode or lun.backing != backing:
-            return
+            return False
         index = lun.next_missing(index + 1)
+    return False

@@ -20,6 +20,7 @@ LIMIT = Column("Limit", lambda o: o["limit_bytes_s"], lambda v: f"{format_size(v
 LEFT = Column("Left", lambda o: o["remaining_s"], format_duration, right=True)
 STATE = Column("State", lambda o: o["state"] if o["queue_place"] is None else f"queued ({o['queue_place']} before it)")
 FULL_SPEED = Column("Full speed", lambda o: o["full_speed"], lambda v: "yes" if v else "no")
+SHARES = Column("Mode", lambda o: "share" if o["share"] else "copy")
 HOLDERS = Column("Held by", lambda o: _holders(o), lambda v: _some(v))
 COLUMNS = (text("Path", "path"), STATE, PERCENT, RATE, LEFT, text("Backing", "backing"), HOLDERS)
 DETAILS = (
@@ -27,9 +28,9 @@ DETAILS = (
     number("Copied", "copied_blocks"), number("Shared", "shared_blocks"), number("Skipped", "skipped_blocks"),
     number("Present before", "present_blocks"),
     number("Bad", "bad_blocks"), RATE, LIMIT, LEFT, text("Priority", "priority"), FULL_SPEED,
-    text("Policy", "policy"), text("Backing", "backing"), HOLDERS, text("Message", "message"),
+    text("Policy", "policy"), SHARES, text("Backing", "backing"), HOLDERS, text("Message", "message"),
 )  # fmt: skip
-JOBS = number("Running", "running")
+JOBS = number("Clones at once", "running")
 
 
 def _holders(job: Mapping[str, Any]) -> list[str]:

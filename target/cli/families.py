@@ -8,14 +8,15 @@ import click
 
 from target.cli.client import lun_url, segment
 from target.cli.clones import LEFT, RATE, clone
-from target.cli.output import Column, format_time, number, printable, size, text, yes
+from target.cli.output import Column, format_time, luns_text, number, printable, size, text, yes
 from target.cli.root import PATH, Context, command
 from target.cli.sizes import format_size
 from target.cli.snapshots import online_volumes
 
 ESTIMATE = (
     text("Backing", "backing"), number("Blocks to copy", "missing_blocks"), size("To copy", "missing_bytes"),
-    size("Needed", "needed_bytes"), size("Available", "available_bytes"), yes("Fits", "fits"), RATE,
+    yes("Exact", "exact", ("yes", "no, at most")), size("Needed", "needed_bytes"),
+    size("Available", "available_bytes"), yes("Fits", "fits"), RATE,
     Column("Time", lambda o: o["seconds"], LEFT.show),
 )  # fmt: skip
 ROWS = (
@@ -78,7 +79,7 @@ def _title(family: dict[str, Any]) -> str:
         head += "  on its way out"
     if not family["dependents"]:
         return f"{head}  free: nothing depends on it"
-    ways = [f"clone {len(family['clones_needed'])} LUNs, {format_size(family['missing_bytes'])} to copy"]
+    ways = [f"clone {luns_text(len(family['clones_needed']))}, {format_size(family['missing_bytes'])} to copy"]
     if family["snapshots_in_the_way"]:
         ways.append("delete " + ", ".join(map(printable, family["snapshots_in_the_way"])))
     return f"{head}  to free it: {'; '.join(ways)}"
@@ -87,6 +88,6 @@ def _title(family: dict[str, Any]) -> str:
 def _branch(each: dict[str, Any]) -> str:
     path = printable(each["path"])
     if each["kind"] == "snapshot":
-        return f"{path}  has {each['luns']} LUNs of it, until it goes"
+        return f"{path}  has {luns_text(each['luns'])} of it, until it goes"
     state = f", clone {each['clone']}" if each["clone"] != "none" else ""
     return f"{path}  {format_size(each['missing_bytes'])} to copy{state}"

@@ -77,6 +77,10 @@ def format_duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
+def luns_text(number: int) -> str:
+    return f"{number} LUN{'' if number == 1 else 's'}"
+
+
 class Output:
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json

@@ -9,7 +9,7 @@ import click
 
 from target.cli.client import segment
 from target.cli.clones import start_options
-from target.cli.output import Column, number, size, text, when
+from target.cli.output import Column, number, printable, size, text, when
 from target.cli.root import PATH, Context, command, main
 from target.cli.sizes import format_size
 
@@ -89,6 +89,9 @@ def delete(
         return
     ctx.out.done(waiting, f"snapshot {name} of volume {volume} goes when nothing depends on it any more; "
                           f"'lun snap usage {volume} {name}' says what it waits for")  # fmt: skip
+    for each in waiting["departure"]["waits_for"]:
+        if each["stuck"]:
+            ctx.out.note(f"{printable(each['path'])} {printable(each['why'])}")
 
 
 @command(snap, "rename")

@@ -26,7 +26,7 @@ from target.management.clone_models import CloneStart
 from target.management.clones import Clones, options_of
 from target.management.core import Core, Unit
 from target.management.events import Severity
-from target.management.families import SNAPSHOT, by_snapshot
+from target.management.families import SNAPSHOT, by_snapshot, luns_text
 from target.management.refusal import Refused, one_line
 from target.management.snapshots import Snapshots, delete_snapshot, holder_path
 from target.management.store import set_setting
@@ -122,7 +122,7 @@ class Departures:
         luns, snapshots = by_snapshot(holders)
         found = [self._wait(unit, name) for name in luns]
         for name, held in snapshots.items():
-            why = f"has {len(held)} LUNs of it as they were: 'lun snap delete {unit.name} {name}'"
+            why = f"has {luns_text(len(held))} of it from before: 'lun snap delete {unit.name} {name}'"
             found.append(models.DepartureWait(path=f"/vol/{unit.name}/{SNAPSHOT}{name}", stuck=True, why=why))
         return found
 
@@ -250,5 +250,6 @@ def _luns(unit: Unit, snapshot: SnapshotInfo) -> list[Lun]:
 
 
 def _counted(snapshot: SnapshotInfo, luns: list[Lun]) -> str:
-    inside = len(snapshot.busy_holders) - len(luns)
-    return f"{len(luns)} LUNs are cloned" + (f" and {inside} LUNs in later snapshots are gone" if inside > 0 else "")
+    later = list(by_snapshot(snapshot.busy_holders)[1])
+    cloned = f"{luns_text(len(luns))} {'is' if len(luns) == 1 else 'are'} cloned"
+    return cloned + (f", and later snapshots that have some of it are gone: {_some(later)}" if later else "")

@@ -28,12 +28,12 @@ class Families:
         if lun.backing is None:
             error = NotBacked(lun.name)
             raise Refused(error.name, str(error))
-        await self.core.clones.look_closer(unit.service, lun.name)
-        found = self.core.clones.estimate(unit.service, lun.name)
+        found = await self.core.clones.look_and_estimate(unit.service, lun.name)
         return models.CloneEstimate(
             path=str(path),
             backing=backing_path(unit, lun),
             missing_blocks=found.missing_blocks,
+            exact=found.exact,
             missing_bytes=found.missing_blocks * BLOCK_BYTES,
             needed_bytes=found.needed_bytes,
             available_bytes=found.available_bytes,
@@ -128,6 +128,10 @@ def by_snapshot(holders: list[str]) -> tuple[list[str], dict[str, list[str]]]:
         else:
             luns.append(holder)
     return luns, snapshots
+
+
+def luns_text(number: int) -> str:
+    return f"{number} LUN{'' if number == 1 else 's'}"
 
 
 def _held_up_by(name: str, dependents: dict[str, list[models.Dependent]]) -> list[str]:

@@ -35,6 +35,9 @@ class CloneEstimate(BaseModel):
     path: str
     backing: str = Field(description="Path of what the LUN reads through")
     missing_blocks: int = Field(description="Blocks of 4096 bytes to copy")
+    exact: bool = Field(
+        description="They have just been counted; else hosts may have written over or discarded some of them"
+    )
     missing_bytes: int
     needed_bytes: int = Field(description="What the volume will hold more: the blocks and the pointers to them")
     available_bytes: int = Field(description="What the volume has for it; guests keep the rest")

@@ -14,6 +14,7 @@ from tests.support.crash_device import MemoryDevice
 from tests.support.volumes import MIB, Workshop, checkpoint, pattern, take_snapshot
 from wafl import BLOCK_BYTES, Lun, Volume, recount_missing
 from wafl.scan import missing_slots
+from wafl.tree import level_one
 
 
 def taken_by_a_clone(family: Family) -> int:
@@ -118,13 +119,20 @@ def discarded_unseen(workshop: Workshop) -> Family:
     return family
 
 
-def test_what_guests_have_covered_unseen_is_counted_before_a_clone_is_refused(workshop: Workshop) -> None:
+@pytest.mark.parametrize("estimated", [False, True])
+def test_what_guests_have_covered_unseen_is_counted_before_a_clone_is_refused(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, *, estimated: bool
+) -> None:
     async def main() -> None:
         family = discarded_unseen(workshop)
         async with daemon(family) as d:
             assert family.clone.missing_blocks() == 700
             with pytest.raises(DoesNotFit):
                 d.manager.check_start(d.service, "clone")
+            if estimated:
+                monkeypatch.setattr("cloner.manager.LOOKS", 0)  # what does not fit is counted all the same
+                found = await d.manager.look_and_estimate(d.service, "clone")
+                assert (found.exact, found.missing_blocks, found.fits) == (True, 10, True)
             await d.manager.look_closer(d.service, "clone")
             assert family.clone.missing_blocks() == 10
             await d.run(["clone"])
@@ -152,6 +160,42 @@ def test_a_count_in_slices_is_never_too_low(workshop: Workshop) -> None:
     family.clone.missing = 256
     family.model.resize(MIB)
     assert family.reads_right()
+
+
+@pytest.mark.parametrize("looks", [1, 100])
+def test_an_estimate_counts_what_guests_have_covered_unseen_or_says_that_it_has_not(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    monkeypatch.setattr("cloner.manager.LOOKS", looks)
+
+    async def main() -> None:
+        family = make_family(workshop, blocks=list(range(700)))
+        volume = workshop.remount(family.volume)
+        clone = volume.lun("clone")
+        clone.unmap(3 * BLOCK_BYTES, BLOCK_BYTES)
+        clone.unmap(260 * BLOCK_BYTES, 10 * BLOCK_BYTES)
+        async with daemon(Family(volume, clone, family.model)) as d:
+            assert not d.manager.estimate(d.service, "clone").exact
+            found = await d.manager.look_and_estimate(d.service, "clone")
+            assert (found.exact, found.missing_blocks) == ((True, 689) if looks > 3 else (False, 700))
+            assert found.fits
+
+    asyncio.run(main())
+
+
+def test_where_pointers_cannot_be_read_an_estimate_is_not_exact(workshop: Workshop) -> None:
+    async def main() -> None:
+        family = make_family(workshop, blocks=list(range(700)))
+        leaf = level_one(family.volume.core, family.clone.below().inode, 1)
+        family.volume.close()
+        workshop.abandon(family.volume)
+        family.volume.device.image[leaf.vbn * BLOCK_BYTES + 9] ^= 1  # type: ignore[union-attr, attr-defined]
+        volume = workshop.mount(family.volume.device)  # type: ignore[arg-type]
+        async with daemon(Family(volume, volume.lun("clone"), family.model)) as d:
+            assert not (await d.manager.look_and_estimate(d.service, "clone")).exact
+        workshop.abandon(volume)
+
+    asyncio.run(main())
 
 
 class CountingDevice(MemoryDevice):

@@ -95,9 +95,9 @@ def test_a_tree_shows_chains_and_free_snapshots(lun: Lun, tmp_path: Path) -> Non
     assert "to free it: clone 2 LUNs, 2m to copy; delete s2, s3" in lines[0]
     assert [line.lstrip("│├─└ ") for line in lines[1:5]] == [
         f"{copy}  1m to copy",
-        f"/vol/{v}/.snapshot/s2  has 1 LUNs of it, until it goes",
+        f"/vol/{v}/.snapshot/s2  has 1 LUN of it, until it goes",
         f"{grandchild}  1m to copy",
-        f"/vol/{v}/.snapshot/s3  has 1 LUNs of it, until it goes",
+        f"/vol/{v}/.snapshot/s3  has 1 LUN of it, until it goes",
     ]
     assert lines[3].startswith("│   └── ")
     assert lines[-1].endswith("free: nothing depends on it")
@@ -149,6 +149,21 @@ def test_a_snapshot_goes_with_its_last_lun(lun: Lun, tmp_path: Path) -> None:
     lun("snap", "create", v, "free")
     assert lun.json("snap", "delete", "--detach", v, "free") is None
     assert lun("snap", "list", v) == ""
+
+
+def test_what_a_snapshot_on_its_way_out_waits_for_besides_its_clones_is_said_at_once(lun: Lun) -> None:
+    golden, v = lun.path("golden"), lun.volume
+    lun("create", "-s", "1m", golden)
+    lun("snap", "create", v, "s")
+    lun("clone", "create", lun.path("copy"), "-b", golden, "s")
+    lun("snap", "create", v, "later")
+    status, seen = lun.on_terminal("snap", "delete", "--detach", v, "s", columns=200)
+    assert status == 0
+    way_out = f"lun snap delete {v} later"
+    assert f"/vol/{v}/.snapshot/later has 1 LUN of it from before: '{way_out}'" in seen.splitlines()
+    lun(*way_out.split()[1:])
+    while lun("snap", "list", v):  # housekeeping looks once a second
+        pass
 
 
 def test_a_snapshot_on_its_way_out_goes_though_the_daemon_is_killed(tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ def test_a_later_snapshot_with_such_a_lun_is_waited_for(play: Play) -> None:
         await look(api)
         (wait,) = (await api.get(BASE))["departure"]["waits_for"]
         assert wait["path"] == "/vol/vol0/.snapshot/later"
-        assert wait["why"] == "has 1 LUNs of it as they were: 'lun snap delete vol0 later'"
+        assert wait["why"] == "has 1 LUN of it from before: 'lun snap delete vol0 later'"
         assert (await api.refused("DELETE", BASE)).name == "snapshot-busy"
         # the one in the way can be on its way out too
         assert await api.call("PUT", "/volumes/vol0/snapshots/later/departure") is None
