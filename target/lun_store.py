@@ -24,6 +24,7 @@ from wafl import (
     place_write,
     read_is_ready,
     ready_extents,
+    share_is_ready,
     unmap_is_ready,
     write_atomic,
     write_is_ready,
@@ -126,6 +127,9 @@ class LunStore:
             write_atomic(self.lun, offset, data)
         except (WaflError, OSError) as error:
             fail(offset, error)
+
+    def share_is_ready(self, offset: int, source: BlockStore, source_offset: int, length: int) -> bool:
+        return not isinstance(source, LunStore) or share_is_ready(self.lun, offset, source.lun, source_offset, length)
 
     def share(self, offset: int, source: BlockStore, source_offset: int, length: int) -> int:
         if not isinstance(source, LunStore):

@@ -5,7 +5,7 @@ package imports them from here and nothing from the modules.
 """
 
 from wafl.adopt import PIECEMEAL
-from wafl.ahead import read_is_ready, ready_extents, unmap_is_ready, write_is_ready
+from wafl.ahead import read_is_ready, ready_extents, share_is_ready, unmap_is_ready, write_is_ready
 from wafl.atomic import write_atomic
 from wafl.check import Finding, Severity, check
 from wafl.checkpoint import Checkpoint
@@ -117,6 +117,7 @@ __all__ = [
     "read_is_ready",
     "ready_extents",
     "recount_missing",
+    "share_is_ready",
     "unmap_is_ready",
     "write_atomic",
     "write_is_ready",

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 WALK_AHEAD, TRIM_AHEAD = 16, 64
 """Level-1 buffers that are read together by whoever walks over a LUN, or frees it."""
 
+RANGES_A_CALL = 16
+"""Level-1 ranges that one call that shares goes over: one to four milliseconds."""
+
 _BLOCK = memoryview(bytearray(BLOCK_BYTES))
 _FIRST, _LAST = _BLOCK[:1], _BLOCK[1:2]
 
@@ -53,6 +56,22 @@ def unmap_is_ready(lun: Lun, offset: int, length: int) -> bool:
         cut = next((level for level in range(1, MAX_HEIGHT + 1) if edge % POINTERS**level), None)
         if cut is not None:
             ready.append(_path_is_here(lun, edge, cut))
+    return all(ready)
+
+
+def share_is_ready(lun: Lun, offset: int, source: Lun, source_offset: int, length: int) -> bool:
+    """Whether one call of `Lun.share` does: it changes pointers of both, and the counts of what it shares."""
+    if source.files is not lun.files:
+        return True  # nothing can be shared
+    length = min(length, RANGES_A_CALL * LEVEL_ONE_BYTES)
+    ready = [write_is_ready(lun, offset, length), write_is_ready(source, source_offset, length)]
+    try:
+        first, last = source_offset // LEVEL_ONE_BYTES, (source_offset + length - 1) // LEVEL_ONE_BYTES
+        maps = [source.read_map(index, nowait=True) for index in range(first, last + 1)]
+        vbns = np.concatenate([np.empty(0, np.uint64), *(each.vector() for each in maps if each is not None)])
+        ready += [None not in maps, bool(lun.files.references.ready(vbns[vbns >= FIRST_DATA_VBN]).all())]
+    except (WaflError, OSError):
+        pass
     return all(ready)
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from crc32c import crc32c
 
+from wafl.ahead import RANGES_A_CALL
 from wafl.buffers import Buffer, PointerMap
 from wafl.checksums import Crcs
 from wafl.errors import BackingLost, CorruptVolume, InvalidSize, NoSpace
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from wafl.bits import Vbns
     from wafl.lun import Lun
 
-RANGES_A_CALL = 16
-"""Level-1 ranges that one call goes over: one to four milliseconds."""
 LOST_CRC = 0xFFFFFFFF
 """Beside the right checksum of a block it is a wrong one."""
 

@@ -85,6 +85,9 @@ class GoneStore:
     def unmap_is_ready(self, offset: int, length: int) -> bool:
         return True
 
+    def share_is_ready(self, offset: int, source: BlockStore, source_offset: int, length: int) -> bool:
+        return True
+
     def write_atomic(self, offset: int, data: memoryview) -> None:
         raise self._offline()
 

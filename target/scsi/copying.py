@@ -80,27 +80,47 @@ class Copier:
             raise condition
         if source.contents != self._contents[self.segments_done]:
             raise CheckCondition(SenseKey.ABORTED_COMMAND, Asc.COMMANDS_CLEARED_BY_DEVICE_SERVER)
-        done = self._share(segment)
-        if not done:
-            view = self._buffer[: self._unshared(segment)]
-            if view and not self._read(source, segment.source_offset + self._offset, view):
+        if segment.length:
+            done = self._move(segment)
+            if not done:
                 return COPY_WAIT_S
-            if view:
-                write(destination, segment.destination_offset + self._offset, view)
-            done = len(view)
-        self._offset += done
-        self.bytes_done += done
+            self._waits = 0
+            self._offset += done
+            self.bytes_done += done
         if self._offset == segment.length:
             self.segments_done += 1
             self._offset = 0
         return 0.0
 
-    def _share(self, segment: Segment) -> int:
-        """Bytes that need no copying, from where the segment has come to."""
+    def _move(self, segment: Segment) -> int:
+        """Bytes done, from where the segment has come to; 0: the disk has to read something first."""
+        source, destination = segment.source, segment.destination
         at, start = segment.source_offset + self._offset, segment.destination_offset + self._offset
-        length = (segment.length - self._offset) // SHARE_BYTES * SHARE_BYTES
-        if not length or (at | start) % SHARE_BYTES:
+        whole = self._whole(segment)
+        if whole:
+            if self._put_off(destination.store.share_is_ready(start, source.store, at, whole)):
+                return 0
+            if done := self._share(segment, whole):
+                return done
+        view = self._buffer[: self._unshared(segment)]
+        if not self._read(source, at, view) or self._put_off(is_ready(destination, start, view)):
             return 0
+        write(destination, start, view)
+        return len(view)
+
+    def _put_off(self, ready: bool) -> bool:
+        """Whether to wait for the disk; not for ever."""
+        self._waits += not ready
+        return not ready and self._waits < COPY_RETRIES
+
+    def _whole(self, segment: Segment) -> int:
+        """Bytes of whole blocks that lie alike in both, from where the segment has come to."""
+        at, start = segment.source_offset + self._offset, segment.destination_offset + self._offset
+        return 0 if (at | start) % SHARE_BYTES else (segment.length - self._offset) // SHARE_BYTES * SHARE_BYTES
+
+    def _share(self, segment: Segment, length: int) -> int:
+        """Bytes that need no copying."""
+        at, start = segment.source_offset + self._offset, segment.destination_offset + self._offset
         done = segment.destination.store.share(start, segment.source.store, at, length)
         if done:
             segment.destination.counters.writes += 1
@@ -115,14 +135,19 @@ class Copier:
 
     def _read(self, source: LogicalUnit, offset: int, view: memoryview) -> bool:
         if not source.store.read_into_nowait(offset, view):
-            self._waits += 1
-            if self._waits < COPY_RETRIES:
+            if self._put_off(ready=False):
                 return False
             source.store.read_into(offset, view)
-        self._waits = 0
         source.counters.reads += 1
         source.counters.read_bytes += len(view)
         return True
+
+
+def is_ready(destination: LogicalUnit, offset: int, data: memoryview) -> bool:
+    """Whether `write` would not have to wait for the disk."""
+    if destination.store.thin and data == ZEROS[: len(data)]:
+        return destination.store.unmap_is_ready(offset, len(data))
+    return destination.store.write_is_ready(offset, len(data))
 
 
 def write(destination: LogicalUnit, offset: int, data: memoryview) -> None:

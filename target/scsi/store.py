@@ -100,6 +100,9 @@ class BlockStore(Protocol):
     def unmap_is_ready(self, offset: int, length: int) -> bool:
         """The same of unmapping it."""
 
+    def share_is_ready(self, offset: int, source: BlockStore, source_offset: int, length: int) -> bool:
+        """The same of one call of `share`."""
+
     def write_atomic(self, offset: int, data: memoryview) -> None:
         """Like `write`, and after a crash either all of it is there or none.  Whole blocks of 4096 bytes, at most
         1 MiB.  Raises StoreError."""

@@ -102,6 +102,9 @@ class MemoryStore:
     def unmap_is_ready(self, offset: int, length: int) -> bool:
         return not self.cold
 
+    def share_is_ready(self, offset: int, source: BlockStore, source_offset: int, length: int) -> bool:
+        return not self.cold
+
     def write_atomic(self, offset: int, data: memoryview) -> None:
         assert not (offset | len(data)) % PIECE
         assert len(data) <= 1 << 20
