@@ -76,7 +76,8 @@ def test_a_started_clone_completes_and_says_so_once(workshop: Workshop) -> None:
             status = d.manager.status(d.service, "clone")
             assert (status.state, status.percent, status.requested) == (JobState.COMPLETED, 100.0, False)
             assert d.kinds() == ["started", "completed"]
-            assert d.events[-1].data["blocks_copied"] == len(GOLDEN_BLOCKS)
+            done = d.events[-1].data
+            assert (done["blocks_copied"], done["duration_s"]) == (len(GOLDEN_BLOCKS), round(d.time.now, 3))
             assert d.family.reads_right()
 
     asyncio.run(main())
@@ -168,6 +169,7 @@ def test_a_bandwidth_limit_is_kept(workshop: Workshop) -> None:
             rate = 10 * BLOCK_BYTES
             await d.run(["clone"], limit_bytes_s=rate)
             assert d.time.now >= (len(GOLDEN_BLOCKS) * BLOCK_BYTES) / rate - 1
+            assert d.events[-1].data["duration_s"] == round(d.time.now, 3)
 
     asyncio.run(main())
 
@@ -181,6 +183,22 @@ def test_the_limit_over_all_jobs_is_kept(workshop: Workshop) -> None:
             d.manager.set_overall_limit(rate)
             await d.run(["clone", "second"])
             assert d.time.now >= 1
+
+    asyncio.run(main())
+
+
+def test_the_limit_over_all_jobs_may_change_while_they_run(workshop: Workshop) -> None:
+    async def main() -> None:
+        family = make_family(workshop)
+        async with daemon(family) as d:
+            d.manager.set_overall_limit(1)
+            d.manager.start(d.service, "clone")
+            while not d.manager.status(d.service, "clone").copied_blocks:
+                await asyncio.sleep(0)
+            d.manager.set_overall_limit(50 * BLOCK_BYTES)
+            await d.manager.wait(d.service, "clone")
+            # At the first limit each block takes more than an hour.
+            assert d.time.now < 3600
 
     asyncio.run(main())
 
@@ -358,6 +376,10 @@ def test_a_full_volume_pauses_the_job_which_goes_on_when_there_is_room(workshop:
             await d.manager.wait(d.service, "clone")
             assert d.manager.status(d.service, "clone").state is JobState.COMPLETED
             assert d.kinds() == ["started", "paused", "resumed", "completed"]
+            (paused,) = (event for event in d.events if event.kind == "lun.clone.paused")
+            assert (paused.level, "the volume is full: goes on when" in paused.message) == ("warning", True)
+            (resumed,) = (event for event in d.events if event.kind == "lun.clone.resumed")
+            assert resumed.message.endswith("there is room again")
             assert family.reads_right()
 
     asyncio.run(main())

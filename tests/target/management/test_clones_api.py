@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -216,6 +217,29 @@ def test_a_clone_goes_on_while_its_lun_is_offline_or_unmapped(play: Play) -> Non
         assert (await api.get("/luns/vol0/copy"))["backing"] is None
 
     play(scene)
+
+
+def test_a_daemon_that_takes_a_volume_over_goes_on_with_its_clones(play: Play, tmp_path: Path) -> None:
+    """What was asked for is in the volume; with which limit, only the first daemon knew.  So is a stop."""
+
+    async def first(api: Api) -> None:
+        await litter(api, "copy", "stopped")
+        for name in ("copy", "stopped"):
+            await start(api, name, **SLOW)
+        await api.call("DELETE", "/clones/vol0/stopped")
+
+    async def second(api: Api) -> None:
+        assert await api.get("/volumes") == []
+        await api.post("/volumes", {"name": "vol0", "path": str(state / "volumes" / "vol0.img"), "adopt": True})
+        assert (await ended(api, "copy"))["state"] == "completed"
+        assert "lun.clone.restarted" in [event.kind for event in api.core.events.since(0)]
+        left = await api.get("/clones/vol0/stopped")
+        assert (left["state"], left["requested"]) == ("none", False)
+
+    state = tmp_path / "state"
+    play(first)
+    (state / "admin.db").unlink()
+    play(second)
 
 
 def test_commands_of_hosts_are_what_makes_clones_give_way(play: Play) -> None:

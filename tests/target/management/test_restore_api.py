@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +14,6 @@ import pytest
 from target.iscsi.ports import Nexus
 from tests.target.management.conftest import HOST, MIB, Api, Play
 from tests.target.management.test_access_api import ISID, attentions
-from wafl import NoSpace
 
 OLD, NEW = b"\x5a" * 65536, b"\xa5" * 65536
 RESTORE = "/volumes/vol0/snapshots/base/restore"
@@ -132,25 +135,48 @@ def test_a_running_clone_is_replaced_by_a_new_one_with_its_limit(play: Play) -> 
     play(scene)
 
 
-def test_a_restore_that_finds_no_room_leaves_the_clone_running(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+async def fill(api: Api) -> None:
+    """All that the volume has for hosts goes to a thin LUN."""
+    await api.lun("/vol/vol0/filler", 64 * MIB, reserved=False)
+    at = 0
+    for piece in (MIB, 65536, 4096):
+        while (await api.http.put(f"/v1/data/vol0/filler?offset={at}", content=b"\x77" * piece)).status_code == 204:
+            at += piece
+
+
+def test_a_restore_that_finds_no_room_leaves_the_clone_running(play: Play) -> None:
+    """The LUN is reserved, and was larger: all of it would have to be kept back."""
+
     async def scene(api: Api) -> None:
         await golden(api)
         await api.post("/luns", {"path": "/vol/vol0/copy", "backing": {"path": "/vol/vol0/.snapshot/base/lun0"}})
+        await api.call("PATCH", "/luns/vol0/copy", {"size_bytes": 8 * MIB})
         await api.post("/volumes/vol0/snapshots", {"name": "later"})
+        await api.call("PATCH", "/luns/vol0/copy", {"size_bytes": MIB, "force": True})
         await api.call("PUT", "/clones/vol0/copy", {"limit_bytes_s": 4096})
-        volume = api.core.units["vol0"].volume
-
-        def full(snapshot: str, lun: str | None = None) -> None:
-            raise NoSpace("the volume is full")
-
-        monkeypatch.setattr(volume, "restore", full)
+        await fill(api)
+        before = await read(api, "copy")
         refusal = await api.refused("POST", "/volumes/vol0/snapshots/later/restore", {"path": "/vol/vol0/copy"})
         assert (refusal.name, refusal.status) == ("no-space", 507)
+        assert "disable reservations, delete a snapshot or a LUN, or grow the volume" in refusal.body["message"]
         status = await api.get("/clones/vol0/copy")
         assert (status["state"] in ("created", "running"), status["requested"]) == (True, True)
         assert status["limit_bytes_s"] == 4096
+        assert await read(api, "copy") == before
+        assert (await api.get("/luns/vol0/copy"))["size_bytes"] == MIB
+        await api.call("DELETE", "/luns/vol0/filler")
+        await settled(api)
+        await api.post("/volumes/vol0/snapshots/later/restore", {"path": "/vol/vol0/copy"})
+        assert (await api.get("/luns/vol0/copy"))["size_bytes"] == 8 * MIB
 
     play(scene)
+
+
+async def settled(api: Api) -> None:
+    """Nothing waits to be given back."""
+    service = api.core.units["vol0"].service
+    while service.volume.reclaim_pending or service.volume.space().freeing:
+        await service.commit()
 
 
 @pytest.mark.parametrize(
@@ -179,20 +205,32 @@ def test_what_cannot_be_restored_is_refused_in_one_line(
     play(scene)
 
 
+@contextmanager
+def settings_cannot_be_written(api: Api) -> Iterator[None]:
+    """Another program is at work on admin.db."""
+    with closing(sqlite3.connect(api.core.store.path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        yield
+
+
 def test_a_volume_goes_back_with_its_luns_maps_and_sessions(play: Play) -> None:
     async def scene(api: Api) -> None:
         await api.volume()
-        for lun in ("lun0", "gone", "unmapped"):
+        await api.lun()
+        await write(api, OLD)
+        nexus = await session(api)
+        await api.post("/volumes/vol0/snapshots", {"name": "early"})
+        for lun in ("gone", "unmapped"):
             await api.lun(f"/vol/vol0/{lun}")
             await write(api, OLD, lun)
-        nexus = await session(api)
+        await api.post("/maps", {"path": "/vol/vol0/gone", "igroup": "hosts", "lun_id": 5})
         gone = await api.get("/luns/vol0/gone")
         await api.post("/volumes/vol0/snapshots", {"name": "base"})
-        for lun in ("gone", "unmapped"):
-            await api.call("DELETE", f"/luns/vol0/{lun}")
-        # As when the settings come from a copy that is older than the destruction.
-        row = ("vol0", gone["uuid"], "gone", "hosts", 5)
-        await api.core.store.change(lambda cursor: cursor.execute("INSERT INTO lun_map VALUES (?, ?, ?, ?, ?)", row))
+        with settings_cannot_be_written(api):  # so the map stays, as when lund is killed there
+            refusal = await api.refused("POST", "/volumes/vol0/snapshots/early/restore", {"force": True})
+        assert (refusal.name, refusal.status) == ("internal", 500)
+        assert [lun["name"] for lun in await api.get("/luns")] == ["lun0"]
+        await clone_ended(api)
         await api.call("PATCH", "/luns/vol0/lun0", {"path": "/vol/vol0/renamed"})
         await api.lun("/vol/vol0/young")
         await api.post("/maps", {"path": "/vol/vol0/young", "igroup": "hosts", "lun_id": 7})
@@ -303,29 +341,44 @@ def test_a_snapshot_of_a_clone_in_the_middle_can_be_restored_from(play: Play) ->
     play(scene)
 
 
-def test_what_a_crash_after_a_restore_left_of_luns_that_are_gone_is_forgotten_at_the_next_mount(play: Play) -> None:
-    lost = "00000000-0000-4000-8000-000000000001"
+def test_what_older_settings_say_of_luns_that_are_gone_is_forgotten_at_the_next_mount(
+    play: Play, tmp_path: Path
+) -> None:
+    """Brought back from a copy: maps and values of LUNs that have been destroyed since, here and on another volume."""
+    settings, copy = tmp_path / "state" / "admin.db", tmp_path / "copy.db"
+    uuids: dict[str, str] = {}
 
-    async def scene(api: Api) -> None:
-        await api.volume()
-        await api.volume("vol1")
-        await api.lun()
+    async def before(api: Api) -> None:
+        for volume in ("vol0", "vol1"):
+            await api.volume(volume)
         await api.igroup()
-        await api.post("/maps", {"path": LUN, "igroup": "hosts"})
+        for path in (LUN, "/vol/vol0/lost", "/vol/vol1/lost"):
+            uuids[path] = (await api.lun(path))["uuid"]
+            await api.call("PATCH", f"/luns/{path.removeprefix('/vol/')}", {"removable": True})
+        for lun_id, path in enumerate(uuids):
+            await api.post("/maps", {"path": path, "igroup": "hosts", "lun_id": lun_id})
+        await api.call("PATCH", "/volumes/vol1", {"online": False})
 
-        def leave(cursor: sqlite3.Cursor) -> None:
-            cursor.execute("INSERT INTO lun_map VALUES ('vol0', ?, 'lost', 'hosts', 7)", (lost,))
-            for volume, uuid in (("vol0", lost), ("vol1", lost + "1")):
-                cursor.execute("INSERT INTO lun_value VALUES (?, ?, 'removable', x'01')", (volume, uuid))
+    async def destroyed(api: Api) -> None:
+        await api.call("PATCH", "/volumes/vol1", {"online": True})
+        for path in ("vol0/lost", "vol1/lost"):
+            await api.call("DELETE", f"/luns/{path}", force=True)
 
-        await api.core.store.change(leave)
-        for online in (False, True):
-            await api.call("PATCH", "/volumes/vol0", {"online": online})
-        assert not api.core.state.knows_lun(lost)
-        # Another volume's are its own affair, and what is there keeps what it has.
-        assert api.core.state.knows_lun(lost + "1")
+    def known(api: Api) -> list[str]:
+        return [path for path, uuid in uuids.items() if api.core.state.knows_lun(uuid)]
+
+    async def after(api: Api) -> None:
+        # A volume that is offline is its own affair.
+        assert known(api) == [LUN, "/vol/vol1/lost"]
+        await api.call("PATCH", "/volumes/vol1", {"online": True})
+        assert known(api) == [LUN]
         assert [entry["lun_id"] for entry in (await api.get("/luns/vol0/lun0"))["maps"]] == [0]
         await api.lun("/vol/vol0/other")
-        await api.post("/maps", {"path": "/vol/vol0/other", "igroup": "hosts", "lun_id": 7})
+        await api.post("/maps", {"path": "/vol/vol0/other", "igroup": "hosts", "lun_id": 1})
 
-    play(scene)
+    play(before)
+    assert not list(settings.parent.glob("admin.db-*"))  # all of it is in one file
+    shutil.copyfile(settings, copy)
+    play(destroyed)
+    shutil.copyfile(copy, settings)
+    play(after)
