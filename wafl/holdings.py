@@ -7,16 +7,18 @@ between them: a live snapshot that is deleted meanwhile makes an answer cautious
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from wafl.bits import Bits, Vbns
-from wafl.format import BLOCK_BYTES, FIRST_DATA_VBN, MAP_BITS, POINTERS
+from wafl.errors import CorruptVolume
+from wafl.format import ACTIVE_MAP_INODE, BLOCK_BYTES, FIRST_DATA_VBN, INODE, MAP_BITS, POINTERS
 from wafl.inode import Inode
-from wafl.maps import read_row, tree_vbns
+from wafl.maps import read_row, tree_is_here, tree_vbns
 from wafl.snapshots import Snapshot
 from wafl.tree import level_one
 from wafl.types import Step
@@ -26,6 +28,18 @@ if TYPE_CHECKING:
 
 LOOKS = 32
 """Blocks looked at between two yields: under a millisecond when they are in memory."""
+
+ROWS_AHEAD = 4
+"""Maps of other snapshots that are read together: mostly the nearest settle a row."""
+
+Until = Callable[[Callable[[], bool]], Iterator[Step]]
+"""Rests until something is in memory, as the question tells, or has been asked for often enough."""
+
+
+def at_once(ready: Callable[[], bool]) -> Iterator[Step]:
+    """Whoever reads waits for the disk."""
+    return iter(())
+
 
 Pointers = npt.NDArray[np.uint64]
 T = TypeVar("T")
@@ -101,11 +115,16 @@ class Holdings:
 
     # --- what is held by nobody else -------------------------------------------------------------------------------
 
-    def rows(self, snapshot: Snapshot, without: Collection[Snapshot] = ()) -> Iterator[tuple[int, list[Inode]] | None]:
+    def rows(
+        self, snapshot: Snapshot, without: Collection[Snapshot] = (), until: Until = at_once
+    ) -> Iterator[tuple[int, list[Inode]] | Step]:
         """Each row that no other live snapshot's map (but for those `without`) shares as a whole, with one map for each
-        different block that others have there; None between two pieces of work."""
+        different block that others have there; a Step between two pieces of work."""
+        live = self._volume.snapshots_table.live
+        yield from until(lambda: self._maps_are_known([snapshot, *live.values()]))
         mine_inode = self.map_of(snapshot)
         for index in range(-(-snapshot.volume_blocks // (MAP_BITS * POINTERS))):
+            yield from until(partial(self._pointers_are_here, [mine_inode, *self.others(snapshot, without)], index))
             others = self.others(snapshot, without)
             mine = self.pointers(mine_inode, index)
             left = mine >= FIRST_DATA_VBN
@@ -116,7 +135,7 @@ class Holdings:
                 theirs.append(self.pointers(other, index))
                 left &= theirs[-1] != mine
                 if len(theirs) % LOOKS == 0:
-                    yield None
+                    yield Step.SLICE
             slots = np.flatnonzero(left)
             columns = np.array(theirs, np.uint64).reshape(len(theirs), POINTERS)[:, slots]
             for slot, column in zip(slots.tolist(), columns.T.tolist(), strict=True):
@@ -125,14 +144,35 @@ class Holdings:
                     if vbn >= FIRST_DATA_VBN:
                         different.setdefault(vbn, other)
                 yield index * POINTERS + slot, list(different.values())
-            yield None
+            yield Step.SLICE
 
-    def alone(self, snapshot: Snapshot, row: int, theirs: list[Inode]) -> Generator[Step, None, Bits]:
-        """Blocks of the row that the snapshot's map has and none of the maps `theirs`."""
+    def _maps_are_known(self, snapshots: Sequence[Snapshot]) -> bool:
+        """Their inodes; what is not in memory is being read, all of it."""
+        bits, number = np.empty(BLOCK_BYTES, dtype=np.uint8), ACTIVE_MAP_INODE // (BLOCK_BYTES // INODE.size)
+        return _all_here([
+            partial(read_row, self._core, each.ifile, number, bits, nowait=True)
+            for each in snapshots if each.map_inode is None
+        ])  # fmt: skip
+
+    def _pointers_are_here(self, maps: Sequence[Inode], index: int) -> bool:
+        """Those of the maps to their rows."""
+        return _all_here([partial(level_one, self._core, each, index, nowait=True) for each in maps])
+
+    def _row_is_here(self, maps: Sequence[Inode], row: int) -> bool:
         bits = np.empty(BLOCK_BYTES, dtype=np.uint8)
-        read_row(self._core, self.map_of(snapshot), row, bits)
+        return _all_here([partial(read_row, self._core, each, row, bits, nowait=True) for each in maps])
+
+    def alone(
+        self, snapshot: Snapshot, row: int, theirs: list[Inode], until: Until = at_once
+    ) -> Generator[Step, None, Bits]:
+        """Blocks of the row that the snapshot's map has and none of the maps `theirs`."""
+        bits, mine = np.empty(BLOCK_BYTES, dtype=np.uint8), self.map_of(snapshot)
+        yield from until(partial(self._row_is_here, [mine, *theirs[:ROWS_AHEAD]], row))
+        read_row(self._core, mine, row, bits)
         other_bits = np.empty(BLOCK_BYTES, dtype=np.uint8)
         for looked, other in enumerate(theirs, 1):
+            if looked > ROWS_AHEAD and looked % ROWS_AHEAD == 1:
+                yield from until(partial(self._row_is_here, theirs[looked - 1 : looked - 1 + ROWS_AHEAD], row))
             read_row(self._core, other, row, other_bits)
             bits &= ~other_bits
             if not bits.any():
@@ -143,12 +183,18 @@ class Holdings:
 
     # --- what must stay readable -----------------------------------------------------------------------------------
 
-    def prepare_spines(self) -> Generator[Step, None, None]:
+    def prepare_spines(self, until: Until = at_once) -> Generator[Step, None, None]:
         """`needed` has little to do after this."""
         for snapshot in list(self._volume.snapshots_table.deleting.values()):
             if snapshot.id not in self._spines.of:
+                yield from until(partial(self._spine_is_here, snapshot))
                 self._spines.add(snapshot.id, self.spine(snapshot))
                 yield Step.SLICE
+
+    def _spine_is_here(self, snapshot: Snapshot) -> bool:
+        return tree_is_here(self._core, snapshot.ifile) and self._maps_are_known([snapshot]) and (
+            tree_is_here(self._core, self.map_of(snapshot))
+        )
 
     def needed(self, but: Snapshot | None = None) -> Vbns:
         """The blocks of inode file and active map of every snapshot being deleted, sorted."""
@@ -185,12 +231,21 @@ class Holdings:
         for number, snapshot in enumerate(snapshots):
             # What several of them hold is counted with the last one.
             for found in self.rows(snapshot, snapshots[:number]):
-                if found is not None:
+                if not isinstance(found, Step):
                     row, theirs = found
                     bits = (yield from self.alone(snapshot, row, theirs)) & ~allocator.row(allocator.active, row)
                     total += int(np.bitwise_count(bits).sum(dtype=np.int64))
                 yield Step.SLICE
         return total
+
+
+def _all_here(looks: Sequence[Callable[[], object]]) -> bool:
+    """All of them are asked; what cannot be read is met by whoever needs it."""
+    try:
+        answers = [look() for look in looks]
+    except (CorruptVolume, OSError):
+        return True
+    return all(answer is not None and answer is not False for answer in answers)
 
 
 def finish(work: Generator[Step, None, T]) -> T:

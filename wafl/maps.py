@@ -135,3 +135,20 @@ def tree_vbns(core: Core, inode: Inode, leaf_level: int = 0) -> Vbns:
                     found.append(vbns[vbns >= FIRST_DATA_VBN])
         nodes = below
     return np.concatenate(found)
+
+
+def tree_is_here(core: Core, inode: Inode) -> bool:
+    """Whether the pointer blocks of a file are in memory; what is not is being read, a level at a time."""
+    nodes: list[Buffer | Inode] = [inode]
+    try:
+        for level in range(inode.height, 0, -1):
+            below = [
+                node.children.get(slot) or core.load(node, slot, level, nowait=True)
+                for node in nodes for slot, vbn in enumerate(node.vbns) if vbn >= FIRST_DATA_VBN
+            ]  # fmt: skip
+            nodes = [node for node in below if node is not None]
+            if len(nodes) < len(below):
+                return False
+    except (CorruptVolume, OSError):  # met by whoever needs it
+        pass
+    return True

@@ -16,7 +16,7 @@ list is good only while no snapshot comes; if one does, the pass is done again.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -101,18 +101,25 @@ class Reclaim:
         for _ in recount:
             yield Step.SLICE
 
+    def _until(self, ready: Callable[[], bool]) -> Iterator[Step]:
+        """The driver waits for the disk, a few times at most, until this is in memory."""
+        for _ in range(READ_TRIES):
+            if not self._nowait or ready():
+                break
+            yield Step.READ
+
     # --- zombies ---------------------------------------------------------------------------------------------------
 
     def _trim_zombie(self, zombie: Inode) -> Generator[Step, None, None]:
         files = self._volume.files
         # By identity: while this rests, the number of a freed inode may go to another zombie.
         while files.zombies.get(zombie.number) is zombie:
-            for _ in range(READ_TRIES):
-                if not self._nowait or trim_is_ready(self._core, zombie, files.references, TRIM_SLICE):
-                    break
-                yield Step.READ
-                if files.zombies.get(zombie.number) is not zombie:
-                    return
+            yield from self._until(
+                lambda: files.zombies.get(zombie.number) is not zombie
+                or trim_is_ready(self._core, zombie, files.references, TRIM_SLICE)
+            )
+            if files.zombies.get(zombie.number) is not zombie:
+                return
             if not self._trim_some(zombie):
                 return
             yield Step.SLICE
@@ -148,7 +155,7 @@ class Reclaim:
 
     def _free_snapshot(self, snapshot: Snapshot) -> Generator[Step, None, None]:
         table, holdings = self._volume.snapshots_table, self.holdings
-        yield from holdings.prepare_spines()
+        yield from holdings.prepare_spines(self._until)
         aside: list[Vbns] | None = None
         while aside is None:
             if table.making:
@@ -166,14 +173,15 @@ class Reclaim:
         table, holdings = self._volume.snapshots_table, self.holdings
         arrivals = table.arrivals
         aside: list[Vbns] = []
-        for found in holdings.rows(snapshot):
-            if found is not None:
+        for found in holdings.rows(snapshot, until=self._until):
+            if not isinstance(found, Step):
                 row, theirs = found
-                bits = yield from holdings.alone(snapshot, row, theirs)
+                bits = yield from holdings.alone(snapshot, row, theirs, self._until)
                 if table.making or table.arrivals != arrivals:
                     return None
                 aside.append(self._give_back(row, bits))
-            yield Step.SLICE
+                found = Step.SLICE
+            yield found
         return aside if not table.making and table.arrivals == arrivals else None
 
     def _give_back(self, row: int, bits: Bits) -> Vbns:

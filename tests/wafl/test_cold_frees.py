@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tests.support.sleepy_device import SleepyDevice
-from tests.support.volumes import MIB, Workshop, checkpoint, pattern, reclaim
+from tests.support.volumes import MIB, Workshop, checkpoint, pattern, reclaim, take_snapshot
 from wafl import Volume, VolumeService
 from wafl.allocator import APPLY_FREES
 from wafl.format import BLOCK_BYTES, COUNTS, POINTERS
+from wafl.holdings import ROWS_AHEAD
 from wafl.reclaim import TRIM_SLICE
 from wafl.types import Step
 
@@ -139,3 +140,33 @@ def test_a_driver_that_does_not_wait_gets_there_too(workshop: Workshop) -> None:
     assert Step.READ in steps
     assert not volume.files.zombies
     reclaim(volume)
+
+
+SNAPSHOTS = ROWS_AHEAD + 2
+
+
+def overwritten(workshop: Workshop) -> Volume:
+    """Snapshots of which each has blocks of its own."""
+    volume = workshop.format(64 * MIB)
+    lun = volume.create_lun("disk", MIB)
+    for number in range(SNAPSHOTS):
+        lun.write(0, pattern(number, 16 * BLOCK_BYTES))
+        take_snapshot(volume, f"s{number}")
+    return volume
+
+
+def test_maps_of_a_snapshot_that_goes_are_read_together(workshop: Workshop) -> None:
+    volume = overwritten(workshop)
+    checkpoint(volume)
+    volume = workshop.mount(SleepyDevice(bytearray(volume.device.image)))  # type: ignore[attr-defined]
+    volume.delete_snapshot("s3")
+
+    async def until_gone(service: VolumeService) -> None:
+        service.kick_reclaim()
+        while service.volume.snapshots_table.deleting:
+            await asyncio.sleep(0)
+
+    found = serve(volume, until_gone)
+    assert found["loop"] == 0
+    # The inodes of all maps; the pointers of file, map and maps; the rows, in two parts.
+    assert 0 < found["thread"] < 2 * SNAPSHOTS
