@@ -31,8 +31,8 @@ class Files(Protocol):
     def graveyard_of(self, inode: Inode, level: int) -> Inode:
         """The zombie inode that takes the LUN's buried subtrees of this level."""
 
-    def find_view(self, backing: Backing) -> View:
-        """Raises BackingLost."""
+    def find_view(self, backing: Backing, nowait: bool) -> View | None:
+        """None only with `nowait`: the disk would have to be waited for.  Raises BackingLost."""
 
     def snapshot_generation(self, number: int) -> int:
         """The consistency point that made the snapshot with this id."""

@@ -68,7 +68,7 @@ class FileSystem:
         """Set by the volume."""
         self.reserve = Reserve(core, self)
         core.recheck_reserve = self.reserve.refresh
-        self.find_view: Callable[[Backing], View]
+        self.find_view: Callable[[Backing, bool], View | None]
         self.linger: Callable[[Lun, Backing], None]
         self.snapshot_name: Callable[[int], str]
         """id -> name, "" if there is none."""

@@ -13,6 +13,7 @@ from typing import Any
 from wafl.buffers import READ_ONLY, VOLUME, Core
 from wafl.errors import (
     BackingLost,
+    CorruptVolume,
     DamagedRecord,
     LimitReached,
     NameTaken,
@@ -39,7 +40,7 @@ from wafl.inode import Inode, RecordFile
 from wafl.lun import Lun
 from wafl.types import Backing, LunRecord
 from wafl.views import View
-from wafl.vtocs import Dependencies, Vtocs, read_block
+from wafl.vtocs import Dependencies, Vtocs, blocks_are_here, file_is_here, read_block
 
 
 @dataclass(slots=True, eq=False)
@@ -99,7 +100,7 @@ class SnapshotTable:
         self.vtocs = Vtocs(core)
         self._views: dict[tuple[int, int, int], View] = {}
         self._lingering: list[tuple[int, int, str]] = []
-        files.find_view = self.find_view
+        files.find_view = self._look_for_view
         files.linger = self.linger
         files.snapshot_name = lambda number: self.by_id[number].name if number in self.by_id else ""
         files.snapshot_generation = lambda number: self.by_id[number].generation
@@ -355,7 +356,25 @@ class SnapshotTable:
         name = f".snapshot/{snapshot.name}/{decode_text(fields['name'])}"
         check_entry(fields, inode)
         below = backing_from(fields, self.files.snapshot_name(fields["backing_snapshot"]))
-        return View(self.core, inode, fields["size_bytes"], name, below, self.find_view)
+        return View(self.core, inode, fields["size_bytes"], name, below, self._look_for_view)
+
+    def _look_for_view(self, backing: Backing, nowait: bool) -> View | None:
+        """`find_view`; None if `nowait` and it would have to wait for the disk, which begins to read."""
+        key = (backing.snapshot_id, backing.inode, backing.inode_generation)
+        if nowait and key not in self._views and not self._is_here(backing):
+            return None
+        return self.find_view(backing)
+
+    def _is_here(self, backing: Backing) -> bool:
+        """What `_open_view` reads: two inodes, and all of the vtoc."""
+        snapshot, per_block = self.by_id.get(backing.snapshot_id), BLOCK_BYTES // INODE.size
+        try:
+            return snapshot is None or (
+                blocks_are_here(self.core, snapshot.ifile, [VTOC_INODE // per_block, backing.inode // per_block])
+                and file_is_here(self.core, self.inode(snapshot, VTOC_INODE))
+            )
+        except (CorruptVolume, OSError):
+            return True  # whoever needs it is told
 
     def view(self, snapshot_name: str, lun_name: str) -> View:
         """For reading a LUN inside a snapshot."""

@@ -46,7 +46,7 @@ class View:
     """A LUN's bytes, for reading."""
 
     def __init__(self, core: Core, inode: Inode, size_bytes: int, name: str, backing: Backing | None,
-                 find: Callable[[Backing], View]) -> None:  # fmt: skip
+                 find: Callable[[Backing, bool], View | None]) -> None:  # fmt: skip
         self.core = core
         self.inode = inode
         self.size_bytes = size_bytes
@@ -66,9 +66,15 @@ class View:
 
     def below(self) -> View:
         """The backing's view.  Raises BackingLost."""
-        assert self.backing is not None
+        found = self._below_now(nowait=False)
+        assert found is not None
+        return found
+
+    def _below_now(self, *, nowait: bool) -> View | None:
+        """The same; None only with `nowait`."""
         if self._below is None:
-            self._below = self._find(self.backing)
+            assert self.backing is not None
+            self._below = self._find(self.backing, nowait)
         return self._below
 
     def own_map(self, index: int, nowait: bool = False) -> PointerMap | None:
@@ -95,8 +101,8 @@ class View:
 
     def _compose(self, index: int, nowait: bool) -> PointerMap | None:
         own = self.own_map(index, nowait)
-        if own is None and self.backing is not None:
-            self.below().read_map(index, nowait)  # the disk reads both at once
+        if own is None and self.backing is not None and (below_view := self._below_now(nowait=nowait)):
+            below_view.read_map(index, nowait)  # the disk reads both at once
         if own is None or own is ZERO_MAP or self.backing is None:
             return own
         limit = (self.backing.limit_bytes >> BLOCK_SHIFT) - (index << 8)
@@ -105,7 +111,8 @@ class View:
         holes = own.vector() == HOLE
         if not holes.any():
             return own
-        below = self.below().read_map(index, nowait)
+        below_view = self._below_now(nowait=nowait)
+        below = below_view.read_map(index, nowait) if below_view is not None else None
         if below is None or (own is HOLE_MAP and (limit >= POINTERS or below is HOLE_MAP)):
             return below
         if limit < POINTERS:

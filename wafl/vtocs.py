@@ -8,15 +8,17 @@ between them.  Everything here is derived and may be forgotten at any time.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 from crc32c import crc32c
 
 from wafl.buffers import Buffer, Core
 from wafl.errors import CorruptVolume
 from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, FIRST_DATA_VBN, POINTERS, VTOC_ENTRY, EntryState, decode_text
 from wafl.inode import Inode
+from wafl.maps import read_row, tree_is_here
 from wafl.tree import level_one
 
 Dependencies = dict[int, list[str]]
@@ -49,6 +51,18 @@ def read_block(core: Core, inode: Inode, fbn: int) -> bytearray:
         if found != pointers.crcs[slot]:
             raise CorruptVolume(vbn, pointers.crcs[slot], found, f"inode {inode.number}, block {fbn}")
     return data
+
+
+def blocks_are_here(core: Core, inode: Inode, fbns: Iterable[int]) -> bool:
+    """Whether `read_block` of each waits for no disk; what is missing is being read, all of it."""
+    block = np.empty(BLOCK_BYTES, np.uint8)
+    ready = [read_row(core, inode, fbn, block, nowait=True) for fbn in fbns]
+    return all(ready)
+
+
+def file_is_here(core: Core, inode: Inode) -> bool:
+    """The same of all its blocks."""
+    return tree_is_here(core, inode) and blocks_are_here(core, inode, range(inode.size_bytes // BLOCK_BYTES))
 
 
 class Vtocs:

@@ -92,10 +92,7 @@ def sleepy(workshop: Workshop, prepare: Callable[[Volume], None]) -> Volume:
     checkpoint(volume)
     prepare(volume)
     reclaim(volume)
-    volume = workshop.mount(SleepyDevice(bytearray(volume.device.image)))  # type: ignore[attr-defined]
-    if (lun := volume.lun("disk")).backing:
-        lun.below()  # a snapshot's LUNs are read for the first time: once a mount
-    return volume
+    return workshop.mount(SleepyDevice(bytearray(volume.device.image)))  # type: ignore[attr-defined]
 
 
 def plain(volume: Volume) -> None:
