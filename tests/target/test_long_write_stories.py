@@ -300,6 +300,16 @@ def another_snapshot(story: Story) -> None:
     checkpoint(story.volume)
 
 
+def the_volume_grows(story: Story) -> None:
+    story.volume.grow(40 * MIB)
+
+
+def its_snapshot_goes(story: Story) -> None:
+    story.volume.delete_snapshot("before")
+    story.volume.reclaim_now()
+    checkpoint(story.volume)
+
+
 def the_volume_is_filled(story: Story) -> None:
     story.fill(7)
 
@@ -307,6 +317,8 @@ def the_volume_is_filled(story: Story) -> None:
 CHANGES: dict[str, tuple[Happening, int, bytes | None]] = {
     "a consistency point": (nothing_happens, GOOD, NEW + OLD[MIB:]),
     "a snapshot": (another_snapshot, GOOD, NEW + OLD[MIB:]),
+    "the volume grows": (the_volume_grows, GOOD, NEW + OLD[MIB:]),
+    "its snapshot goes": (its_snapshot_goes, GOOD, NEW + OLD[MIB:]),
     "the volume is filled": (the_volume_is_filled, GOOD, NEW + OLD[MIB:]),
     "the LUN is shrunk": (shrunk, UNIT_ATTENTION, OLD[: MIB // 2]),
     "the LUN goes offline": (offline, NOT_READY, OLD),
