@@ -150,7 +150,7 @@ def both(front: Front, rng: random.Random) -> list[Host]:
     return hosts
 
 
-@pytest.mark.timeout(120 + 60 * KILLS)
+@pytest.mark.timeout(400 + 60 * KILLS)
 @pytest.mark.parametrize("workers", ["none", "volumes"])
 def test_a_kill_at_a_data_out_loses_nothing_acknowledged(start: Start, workers: str) -> None:
     print(f"LAZYLUN_SEED={SEED}")
@@ -166,7 +166,7 @@ def test_a_kill_at_a_data_out_loses_nothing_acknowledged(start: Start, workers: 
             host.verify(killed=True)
 
 
-@pytest.mark.timeout(120 + 60 * KILLS)
+@pytest.mark.timeout(400 + 60 * KILLS)
 def test_a_power_cut_at_a_data_out_loses_nothing_flushed(start: Start) -> None:
     """The volumes' devices keep in memory what was not synced."""
     print(f"LAZYLUN_SEED={SEED}")
@@ -182,7 +182,7 @@ def test_a_power_cut_at_a_data_out_loses_nothing_flushed(start: Start) -> None:
             host.verify(killed=False)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 def test_the_test_sees_a_disk_that_lies_about_syncs(start: Start) -> None:
     lies = {"LAZYLUN_LOSE_SYNCS": "1", "LAZYLUN_EARLY": "0"}
     front = start(module=VOLATILE)
