@@ -15,6 +15,7 @@ from functools import cache
 from target.iscsi import limits
 from target.iscsi.constants import NO_TAG, Opcode, TaskFunction
 from tests.support.initiator import Initiator, Link, Reply
+from tests.support.scsi_host import unmap, unmap_list
 from tests.support.sleepy_device import SleepyDevice
 from tests.support.volume_model import BLOCK
 from tests.support.volumes import MIB, checkpoint, pattern, problems
@@ -72,6 +73,8 @@ class Command:
     data: bytes
     write: bool
     fua: bool = False
+    emptied: tuple[int, int] | None = None
+    """Of an UNMAP, whose data is a list: (offset, end)."""
     runs: list[Run] = field(default_factory=list)
     answer: bytearray = field(default_factory=bytearray)
 
@@ -149,7 +152,11 @@ class Game:
         self.forget(command)
         if reply.status or not self.tame:
             return
-        if not command.write:
+        if command.emptied is not None:
+            start, end = command.emptied
+            assert end <= len(self.models[command.lun])
+            self.models[command.lun][start:end] = bytes(end - start)
+        elif not command.write:
             self.same(command.answer, command.lun, command.offset)
         elif not command.fua:
             model, end = self.models[command.lun], command.offset + len(command.data)
@@ -213,6 +220,22 @@ class Game:
         wire = b""
         for _ in range(1 + moves.byte() % SENT_TOGETHER):
             wire += self.begin(moves)
+        self.send(wire)
+
+    def unmap(self, moves: Moves) -> None:
+        control, lba, blocks = moves.byte(), moves.byte(), moves.byte()
+        odd = SECTOR if control & 2 else 0
+        start, length = lba % 80 * BLOCK + odd, (1 + blocks % 40) * BLOCK + odd
+        listed = unmap_list((start // SECTOR, length // SECTOR))
+        command = Command(control & 1, 0, listed, write=True, emptied=(start, start + length))
+        data = listed if self.host.agreed.get("ImmediateData") == "Yes" else b""
+        itt = self.host.next_itt()
+        self.commands[itt] = command
+        wire = self.host.encode(
+            Opcode.SCSI_COMMAND, data, flags=0xA1, lun=command.lun << 48, itt=itt, edtl=len(listed),
+            cdb=unmap(len(listed)).ljust(16, b"\0"),
+        )  # fmt: skip
+        self.host.cmd_sn = (self.host.cmd_sn + 1) & 0xFFFFFFFF
         self.send(wire)
 
     def early(self, moves: Moves) -> None:
@@ -381,7 +404,7 @@ class Game:
 
 MOVE: tuple[Callable[[Game, Moves], None], ...] = (
     Game.data_out, Game.write, Game.data_out, Game.write_together, Game.read, Game.task_management, Game.flush,
-    Game.disk, Game.end_session, Game.administer, Game.data_out, Game.early, Game.disk, Game.data_out, Game.read,
+    Game.disk, Game.end_session, Game.administer, Game.data_out, Game.early, Game.disk, Game.data_out, Game.unmap,
     Game.anything,
 )  # fmt: skip
 
@@ -405,7 +428,20 @@ def writes(data: bytes) -> None:
 
 # -- the corpus
 
-DATA, WRITE, TOGETHER, READ, TASKS, FLUSH, DISK, SESSION, ADMIN, EARLY, ANY = 0, 1, 3, 4, 5, 6, 7, 8, 9, 11, 15
+DATA, WRITE, TOGETHER, READ, TASKS, FLUSH, DISK, SESSION, ADMIN, EARLY, UNMAP, ANY = (
+    0,
+    1,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    9,
+    11,
+    14,
+    15,
+)
 LONG = bytes((WRITE, 1, 3, 31))
 """Of 32 blocks to LUN 1."""
 
@@ -428,6 +464,15 @@ def writes_seeds() -> Iterator[bytes]:
             start + bytes((TOGETHER, 5)) + bytes((16, 1, 0, 16, 2, 0, 16, 9, 0, 16, 10, 1, 16, 12, 1, 16, 5, 0)) + look
         )
         yield start + bytes((DISK, 4)) + LONG + rest + bytes((DISK, 0)) * 3 + look + bytes((DISK, 0)) * 3
+        together = bytes((TOGETHER, 5, 16, 1, 0, 16, 2, 0, 16, 9, 0, 16, 10, 1, 16, 12, 1, 16, 5, 0)) + bytes((DISK, 0))
+        yield start + together * 3 + bytes((DISK, 3)) + together + look
+        yield (
+            start
+            + bytes((UNMAP, 1, 5, 9, DISK, 0, UNMAP, 3, 60, 30, DISK, 0))
+            + data_out()
+            + look
+            + bytes((DISK, 0)) * 2
+        )
         yield start + bytes((EARLY, 49, 3, 31, 49, 20, 31, 1, 16, 0, 0)) + rest + look
         for wrong in (1, 2, 4, 8, 16, 32, 64, 128):
             yield start + LONG + data_out(8) + data_out(8, 0, wrong) + rest + look
