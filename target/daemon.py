@@ -1,8 +1,8 @@
 """`lund`, the daemon: one process, one event loop (or, with workers, one and one more for each volume).
 
 Start: lock the state directory, open the settings, mount the volumes, start the clones that were wanted, listen,
-open the management socket.  Hosts are let in only when every volume that can be mounted is (or, with workers, when half
-a minute is over), so that a host that comes back after a restart finds its LUNs.  Stop (SIGTERM, SIGINT): the reverse,
+open the management socket.  Hosts are let in only when every volume that can be mounted is (or, with workers, when a
+minute is over), so that a host that comes back after a restart finds its LUNs.  Stop (SIGTERM, SIGINT): the reverse,
 with a last consistency point of every volume.
 """
 

@@ -17,15 +17,15 @@ MORE_TIME_S = 60.0
 BEAT_S = 10.0
 """At most, between two signs of life."""
 SEND_LIMIT_S = 5.0
-"""A manager that takes nothing holds nobody up."""
+"""For what must be heard.  Signs of life wait for nobody: hosts would wait with them, and another one comes."""
 
 
-def notify(state: str) -> None:
+def notify(state: str, wait_s: float = SEND_LIMIT_S) -> None:
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
-        out.settimeout(SEND_LIMIT_S)
+        out.settimeout(wait_s)
         out.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 
@@ -43,5 +43,5 @@ def beat_s() -> float:
 async def show_life(running: Callable[[], bool]) -> None:
     """For ever.  `running`: neither starting nor stopping, which is when more time is asked for."""
     while True:
-        notify("WATCHDOG=1" if running() else f"WATCHDOG=1\n{more_time()}")
+        notify("WATCHDOG=1" if running() else f"WATCHDOG=1\n{more_time()}", wait_s=0)
         await asyncio.sleep(beat_s())

@@ -34,8 +34,8 @@ from target.management.state import VOLUME_LIMIT, VolumeRecord
 log = logging.getLogger("lund.volume")
 
 FINDINGS_SHOWN = 1000
-START_PATIENCE_S = 30.0
-"""A quarter of what Linux hosts wait before their file systems get errors."""
+START_PATIENCE_S = 60.0
+"""Half of what Linux hosts wait before their file systems get errors."""
 
 
 class Volumes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -14,7 +15,7 @@ import httpx
 import pytest
 
 from target.daemon import main
-from target.service_manager import BEAT_S, beat_s
+from target.service_manager import BEAT_S, beat_s, notify
 from tests.target.cli.conftest import DaemonProcess, Lun, environment
 
 LIMIT_S = 120.0
@@ -101,6 +102,22 @@ def test_signs_of_life_come_twice_in_the_time_of_the_watchdog(
     monkeypatch.setenv("WATCHDOG_USEC", watchdog)
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()) if pid == "mine" else pid)
     assert beat_s() == seconds
+
+
+def test_a_service_manager_that_takes_nothing_holds_up_no_sign_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "notify"
+    monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, contextlib.suppress(BlockingIOError):
+        manager.bind(str(path))
+        manager.setblocking(False)
+        for _ in range(10_000):  # far more than fit; each that waited would take seconds
+            notify("WATCHDOG=1", wait_s=0)
+        heard = 0
+        while manager.recv(100) == b"WATCHDOG=1":
+            heard += 1
+    assert 0 < heard < 10_000
 
 
 def test_a_lund_that_was_started_without_standard_files_opens_no_volume_in_their_place(tmp_path: Path) -> None:
