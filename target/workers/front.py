@@ -46,6 +46,8 @@ HOSTS_WAITING = 64
 """Messages waiting for a worker, beyond which it gets no more connections: they would hold the front's descriptors."""
 STOP_LIMIT_S = 300.0
 """For a volume's last consistency point; then its log has to do."""
+GONE_S = END_LIMIT_S
+"""For one that is on its way out; one whose disk does not answer the kernel cannot even be killed."""
 TRACE_S = 1.0
 """For a hung process to write down where it is."""
 
@@ -172,7 +174,7 @@ class Workers:
         async with self._mounting.setdefault(record.name, asyncio.Lock()):
             worker = self._all.get(record.name)
             if worker is not None and not worker.ready:
-                await worker.gone.wait()
+                await self._until_gone(worker)
             if self.of(record.name) is None:
                 await self._start(record.name)
 
@@ -192,11 +194,20 @@ class Workers:
             # It has said why it cannot serve, or says nothing.  One that died is `_watch`'s.
             worker.ending = worker.ending or not worker.channel.closed.done()
             worker.channel.close()
-            await worker.gone.wait()
+            await self._until_gone(worker)
             raise
         worker.ready = not worker.ending
         text = f"volume {volume} is served by process {worker.process.pid}"
         self._front.events.emit("volume.worker.started", text, subject=volume, data={"pid": worker.process.pid})
+
+    async def _until_gone(self, worker: Worker) -> None:
+        """Whoever brings a volume online holds what other volumes' changes wait for.  Raises Refused."""
+        try:
+            async with asyncio.timeout(GONE_S):
+                await worker.gone.wait()
+        except TimeoutError:
+            who = f"process {worker.process.pid} of volume {worker.volume}"
+            raise Refused("worker-silent", f"{who} does not end, perhaps its disk hangs; try again later") from None
 
     def _check_not_stopping(self) -> None:
         if self._stopping:

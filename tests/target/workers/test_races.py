@@ -24,9 +24,11 @@ from target.management.api import Receive, Scope, Send
 from target.management.models import VolumeCreate
 from target.management.names import PortalAddress
 from target.management.refusal import Refused
+from target.management.state import VolumeRecord
 from target.management.store import set_setting
 from target.stack import DESCRIPTORS, OTHER_DESCRIPTORS
 from target.workers import channel as channel_module
+from target.workers import front as front_module
 from target.workers import process
 from target.workers.asgi import body_once, whole_answer
 from target.workers.channel import Channel, ChannelClosed, pair
@@ -230,6 +232,25 @@ def test_a_front_that_stops_does_not_wait_for_a_worker_that_is_being_started(tmp
         workers._run(workers._watch(worker))
         await workers.stop()
         assert worker.process.returncode == -signal.SIGKILL
+        theirs.close()
+
+    asyncio.run(scene())
+
+
+def test_a_process_that_does_not_even_end_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front_module, "GONE_S", 0.01)
+
+    async def scene() -> None:
+        workers = Workers(SharedStore(tmp_path / "admin.db"))
+        worker, theirs = await deaf("sleep", "1000")
+        workers._all["vol0"] = worker
+        with pytest.raises(Refused, match="worker-silent"):
+            await workers.mount(VolumeRecord("vol0", "uuid", "/path", True, ""))
+        worker.kill()
+        await worker.process.wait()
+        worker.channel.close()
         theirs.close()
 
     asyncio.run(scene())
