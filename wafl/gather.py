@@ -22,17 +22,23 @@ from wafl.buffers import PointerMap
 from wafl.checksums import of_blocks
 from wafl.device import Bytes
 from wafl.errors import NoSpace
-from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, FIRST_DATA_VBN
+from wafl.format import BLOCK_BYTES, BLOCK_SHIFT, FIRST_DATA_VBN, POINTERS
 from wafl.lun import Lun
 from wafl.views import BLOCK_MASK, SLOT_MASK
 
 Writes = Sequence[tuple[int, Bytes]]
+LONG_BYTES = 128 << 10
+"""Where one of several has to wait for the disk, all are done again: such long ones find that out before the first."""
 
 
 def write_several(lun: Lun, writes: Writes) -> bool:
     """`lun.write` each (offset, data), in order.  False if one of them would have to wait for the disk; then, as where
     it raises what that raises, some of them are written."""
     at, owned = 0, False
+    if len(writes[0][1]) >= LONG_BYTES:
+        ready = [write_is_ready(lun, offset, len(data)) for offset, data in writes]
+        if not all(ready):
+            return False
     while at < len(writes):
         taken = _write_together(lun, writes, at) or _write_neighbours(lun, writes, at)
         if not taken and not owned:
@@ -98,10 +104,9 @@ def _write_together(lun: Lun, writes: Writes, first: int) -> int:
 def _write_neighbours(lun: Lun, writes: Writes, first: int) -> int:
     """How many from `first` on, each where the one before ends, were written as one; 0: the next is none for it."""
     core, start = lun.core, writes[first][0]
-    allocator, log, vbn = core.allocator, core.log, core.allocator.next
-    leaf = lun.own.get(start >> 20)
-    if leaf is None or leaf.generation != core.generation or start & BLOCK_MASK:
+    if start & BLOCK_MASK or not _has_neighbour(lun, writes, first) or not _owns_leaf(lun, start >> 20):
         return 0
+    allocator, log, vbn = core.allocator, core.log, core.allocator.next  # now: a leaf may shorten the run
     most = min(start + ((allocator.end - vbn) << BLOCK_SHIFT), ((start >> 20) + 1) << 20, lun.size_bytes)
     datas: list[Bytes] = []
     end = start
@@ -120,6 +125,31 @@ def _write_neighbours(lun: Lun, writes: Writes, first: int) -> int:
     if log is not None:
         log.write(lun.slot, start >> BLOCK_SHIFT, vbn, crcs)
     return len(datas)
+
+
+def _has_neighbour(lun: Lun, writes: Writes, first: int) -> bool:
+    if first + 1 == len(writes):
+        return False
+    offset, data = writes[first]
+    end = offset + len(data)
+    return writes[first + 1][0] == end and offset >> 20 == end >> 20 and end < lun.size_bytes
+
+
+def _owns_leaf(lun: Lun, index: int) -> bool:
+    """Whether level-1 block `index` is this generation's, or was made so: it waited for no disk, and there is room for
+    that and all of its blocks without a consistency point."""
+    core, leaf = lun.core, lun.own.get(index)
+    if leaf is not None and leaf.generation == core.generation:
+        return True
+    lun.check_changeable()
+    if not write_is_ready(lun, index << 20, BLOCK_BYTES):
+        return False
+    try:
+        core.ensure_for(POINTERS + 2 * lun.inode.height + 2, reserved=lun.reserved, wait=False)
+    except NoSpace:
+        return False
+    lun.leaf(index)
+    return True
 
 
 def _point(lun: Lun, leaves: list[PointerMap], fbns: list[int], vbn: int, crcs: list[int]) -> None:

@@ -161,7 +161,8 @@ class Connection:
             if self.waiting and not self._pump():
                 self.blocked = True
             left = self.rx.end - self.rx.start
-            if not left or (left == before and self.phase is phase):
+            # in full feature phase every whole PDU has been taken
+            if not left or (self.phase is phase and (left == before or phase is Phase.FULL_FEATURE)):
                 break
         self._prepare_receive()
 
@@ -175,7 +176,7 @@ class Connection:
             rx.make_room(limits.BHS_BYTES + limits.AHS_BYTES)
             return
         size = self.framing.size(rx.view, rx.start)
-        if self.full_feature and size - left >= limits.DIRECT_RECEIVE_BYTES:
+        if self.full_feature and size - left >= limits.DIRECT_RECEIVE_BYTES and self.session.gathering:
             self._direct = begin_direct(self, size)
             if self._direct is not None:
                 rx.start = rx.end = 0

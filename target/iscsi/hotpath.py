@@ -44,8 +44,8 @@ _ORDERED = 0x06
 _PLAIN_OTHERS = frozenset((0x80, 0x81))
 _FLUSH_CODES = frozenset((0x35, 0x91))
 _BLOCK_MASK = 0x1FF
-GATHERED_WRITES, GATHERED_BYTES = 64, 128 * 1024
-"""Writes that came together are given to the device server together: so many, of at most that length each."""
+GATHERED_WRITES = 64
+"""Writes that came together are given to the device server together, so many at most."""
 _COMMAND = int(Opcode.SCSI_COMMAND)
 _DATA_IN = int(Opcode.DATA_IN)
 _FINAL_WITH_STATUS = FINAL | DATA_IN_STATUS
@@ -134,7 +134,7 @@ def run(c: Connection) -> None:
                     c.blocked = True
                     break
                 after = data_end + trailer
-                if gather and edtl <= GATHERED_BYTES and end - after >= bhs + edtl and view[after + 1] in _PLAIN_WRITES:
+                if gather and end - after >= bhs + edtl and view[after + 1] in _PLAIN_WRITES:
                     most = min(GATHERED_WRITES, (room - at) // bhs)
                     itts, cdbs, datas, after = _writes_from(c, pos, expected, lun, bhs, trailer, most)
                     gather = len(itts) > 1 and nexus.fast_writes(lun, view, cdbs, datas)  # type: ignore[union-attr]
@@ -217,11 +217,11 @@ def run(c: Connection) -> None:
 def _writes_from(
     c: Connection, pos: int, expected: int, lun: int, bhs: int, trailer: int, most: int
 ) -> tuple[list[int], list[int], list[memoryview], int]:
-    """Short plain writes to one LUN that have come one behind the other from `pos` on: their tags, where their CDBs
+    """Plain writes to one LUN that have come one behind the other from `pos` on: their tags, where their CDBs
     are, their data, and where the last one ends."""
     view, end, tasks = c.rx.view, c.rx.end, c.session.tasks
     header_digest, data_digest = c.framing.header_digest, c.framing.data_digest
-    longest = min(GATHERED_BYTES, c.plain_write_max)
+    longest = c.plain_write_max
     itts: list[int] = []
     cdbs: list[int] = []
     datas: list[memoryview] = []

@@ -11,6 +11,7 @@ from tests.support.crash_device import MemoryDevice
 from tests.support.volumes import MIB, Workshop, checkpoint, lun_of_kind, pattern
 from wafl import Lun, NoSpace, Volume, write_several
 from wafl.format import BLOCK_BYTES
+from wafl.gather import _write_neighbours
 from wafl.nvlog import Log
 from wafl.types import Step
 
@@ -195,6 +196,33 @@ def test_where_room_is_short_it_is_one_by_one_and_still_the_same(workshop: Works
             write_several(lun, writes[first : first + 20])
         found = contents(lun)
         assert all(found[offset : offset + BLOCK_BYTES] == data for offset, data in writes)
+        checkpoint(volume)
+        data = pattern(turn, MIB)
+        for first in range(0, SIZE, MIB):
+            write_several(lun, [(first + at, data[at : at + 128 * 1024]) for at in range(0, MIB, 128 * 1024)])
+        assert contents(lun) == data * 4
+
+
+def test_a_full_volume_has_no_level_one_block_for_neighbours(workshop: Workshop) -> None:
+    """What is kept back for consistency points stays there, and whoever writes one by one is told that it is full."""
+    volume, device = counting(workshop, size=16 * MIB)
+    volume.batch_log()
+    lun = volume.create_lun("lun", SIZE, reserved=False)
+    warm(lun)
+    filler = volume.create_lun("filler", 64 * MIB, reserved=False)
+    with pytest.raises(NoSpace):
+        all(filler.write(at, pattern(at, BLOCK_BYTES)) for at in range(0, 64 * MIB, BLOCK_BYTES))
+    allocator = volume.core.allocator
+    leaf = lun.own.get(1)
+    assert leaf is None or leaf.generation != volume.core.generation
+    before = allocator.free, allocator.end - allocator.next
+    device.lengths.clear()
+    group = [(MIB + place, pattern(place, BLOCK_BYTES)) for place in range(0, 64 * BLOCK_BYTES, BLOCK_BYTES)]
+    assert _write_neighbours(lun, group, 0) == 0
+    assert (allocator.free, allocator.end - allocator.next) == before
+    assert device.lengths == []
+    with pytest.raises(NoSpace):
+        write_several(lun, group)
 
 
 def test_neighbours_are_one_write_and_one_record(workshop: Workshop) -> None:
@@ -210,6 +238,65 @@ def test_neighbours_are_one_write_and_one_record(workshop: Workshop) -> None:
     assert device.lengths == [16, 1], "the seventeenth is in the next level-1 block"
     assert volume.core.log.seq == seq + 2
     assert contents(lun)[: len(data)] == data
+
+
+def test_neighbours_make_the_level_one_block_their_own(workshop: Workshop) -> None:
+    """After a consistency point none has to go ahead for that; the very first begins a new run of blocks."""
+    volume, device = counting(workshop)
+    volume.batch_log()
+    lun = volume.create_lun("lun", SIZE)
+    warm(lun)
+    checkpoint(volume)
+    device.lengths.clear()
+    data = pattern(7, 2 * MIB)
+    write_several(lun, [(at, data[at : at + 256 * 1024]) for at in range(0, len(data), 256 * 1024)])
+    assert device.lengths == [1, 3, 4]
+    assert contents(lun)[: len(data)] == data
+
+
+@pytest.mark.parametrize("kind", ["plain", "reserved", "backed"])
+def test_long_neighbours_between_the_steps_of_a_consistency_point(workshop: Workshop, kind: str) -> None:
+    """Level-1 blocks that the consistency point is writing are made anew by them, and not lost to it."""
+    volume, _ = counting(workshop)
+    volume.batch_log()
+    lun = lun_of_kind(volume, kind, SIZE)
+    warm(lun)
+    random, model = Random(5), bytearray(contents(lun))
+    for number, step in enumerate(volume.checkpoint()):
+        if step is Step.SYNC:
+            volume.sync()
+        start = random.randrange(BLOCKS - 256) * BLOCK_BYTES
+        data = pattern(number, MIB)
+        group = [(start + at, data[at : at + 256 * 1024]) for at in range(0, MIB, 256 * 1024)]
+        write_several(lun, group)
+        model[start : start + MIB] = data
+    assert contents(lun) == model
+    volume.push_log()
+    volume = workshop.crash(volume)
+    assert contents(volume.lun("lun")) == model
+
+
+def test_long_ones_are_not_begun_if_one_has_to_wait(workshop: Workshop) -> None:
+    """They will all be done again."""
+    volume, _ = counting(workshop)
+    warm(volume.create_lun("lun", SIZE))
+    checkpoint(volume)
+    device = CountingDevice(bytearray(volume.device.image))  # type: ignore[attr-defined]
+    volume = workshop.mount(device)
+    volume.batch_log()
+    lun = volume.lun("lun")
+    before = pattern(1, 256 * 1024)
+    lun.write(0, before)
+    device.lengths.clear()
+    device.cold = True
+    data = pattern(2, 256 * 1024)
+    group = [(0, data[: 128 * 1024]), (128 * 1024, data[128 * 1024 :]), (2 * MIB, data[: 128 * 1024])]
+    assert not write_several(lun, group)
+    device.cold = False
+    assert device.lengths == []
+    assert contents(lun)[: 256 * 1024] == before
+    assert write_several(lun, group)
+    assert contents(lun)[: 256 * 1024] == data
 
 
 def test_the_last_of_several_to_one_place_stays(workshop: Workshop) -> None:
