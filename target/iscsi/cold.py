@@ -9,6 +9,7 @@ whatever is not such a SCSI Command, on any connection of the session, has them 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from target.iscsi import hotpath, layouts, limits
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
 
 _UNPACK = layouts.SCSI_COMMAND.codec.unpack_from
 
+HEADERS_BYTES = 4096
+"""Of the Data-In of one READ, with digests, unless they are very short."""
+
 
 class _ColdRead:
-    __slots__ = ("connection", "pdu", "tries")
+    __slots__ = ("connection", "edtl", "pdu", "tries")
 
     def __init__(self, connection: Connection, pdu: bytes) -> None:
         self.connection = connection
         self.pdu = pdu
+        self.edtl = _UNPACK(pdu)[5]
         self.tries = 0
 
 
@@ -35,7 +40,7 @@ class ColdReads:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self.waiting: list[_ColdRead] = []
+        self.waiting: dict[_ColdRead, None] = {}
         """At most a command window full."""
         self._asked = False
 
@@ -43,7 +48,7 @@ class ColdReads:
         """Keep the PDUs at these positions of the receive buffer, which goes on to other uses."""
         rx, size = connection.rx.view, BHS_BYTES + (DIGEST_BYTES if connection.framing.header_digest else 0)
         for at in positions:
-            self.waiting.append(_ColdRead(connection, bytes(rx[at : at + size])))
+            self.waiting[_ColdRead(connection, bytes(rx[at : at + size]))] = None
         positions.clear()
 
     def wait(self) -> None:
@@ -57,32 +62,43 @@ class ColdReads:
 
     def finish(self) -> None:
         """Do all of them now, by the book, waiting for the disk."""
-        waiting, self.waiting = self.waiting, []
+        waiting, self.waiting = self.waiting, {}
         for read in waiting:
             self._by_the_book(read)
         self._wake(waiting)
 
     def forget(self, connection: Connection) -> None:
         """There is no way left to answer."""
-        left = [read for read in self.waiting if read.connection is not connection]
+        left = {read: None for read in self.waiting if read.connection is not connection}
         self._session.window.outstanding -= len(self.waiting) - len(left)
         self.waiting = left
 
     def _warm(self) -> None:
         self._asked = False
-        waiting, self.waiting = self.waiting, []
+        waiting = list(self.waiting)
         for read in waiting:
+            self._make_room(read)
+            if read not in self.waiting:
+                continue  # done meanwhile, or its connection is gone
+            del self.waiting[read]
             if not read.connection.full_feature:
                 self._session.window.outstanding -= 1
             elif not self._at_once(read):
                 # Pointers are read before what they point at, and others may have come with cold data of their own.
                 read.tries += 1
                 if read.tries < limits.COLD_TRIES:
-                    self.waiting.append(read)
+                    self.waiting[read] = None
                 else:
                     self._by_the_book(read)
         self._wake(waiting)
         self.wait()
+
+    def _make_room(self, read: _ColdRead) -> None:
+        """Answers that are ready leave before one that has no room beside them.  More is taken then, which may have all
+        that waits done first."""
+        out = read.connection.output
+        if out.used and out.room < read.edtl + HEADERS_BYTES:
+            read.connection.push()
 
     def _at_once(self, read: _ColdRead) -> bool:
         """As the hot path does it.  False: it is still cold, or not a plain case."""
@@ -111,6 +127,6 @@ class ColdReads:
         if read.connection.full_feature:
             read.connection.command_aside(memoryview(read.pdu), 0)
 
-    def _wake(self, reads: list[_ColdRead]) -> None:
+    def _wake(self, reads: Iterable[_ColdRead]) -> None:
         for connection in dict.fromkeys(read.connection for read in reads):
             connection.wake()

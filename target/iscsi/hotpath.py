@@ -250,6 +250,8 @@ def places(c: Connection, edtl: int, at: int, bhs: int, trailer: int) -> list[tu
     """Where the data of a READ goes that takes several Data-In: (begin, end, flags) of each.  Empty: not even an empty
     output buffer holds it, or its pieces would not be whole blocks."""
     longest, max_burst = c.plain_read_max, c.max_burst
+    if edtl <= longest:
+        return [(at + bhs, at + bhs + edtl, _FINAL_WITH_STATUS)]
     count = -(-edtl // longest) + edtl // max_burst
     if (longest | max_burst) & _BLOCK_MASK or edtl + count * (bhs + trailer) > c.output.size:
         return []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
 from target.iscsi import limits
 from target.iscsi.constants import FINAL, Opcode
 from tests.support.initiator import READ_10, Initiator, Link, Reply, cdb_10
+from tests.support.memory_target import MemoryNexus
 from tests.target.iscsi.conftest import Bench
 
 READ_FLAGS, ORDERED = FINAL | 0x41, FINAL | 0x42
@@ -111,6 +113,67 @@ def test_one_request_to_the_disk_at_a_time(bench: Bench) -> None:
         read(initiator, number)
     assert len(bench.disk.warmers) == 1
     assert len(data_of(warmed(bench, initiator))) == 20
+
+
+def long_reads(bench: Bench, count: int, during: Callable[[Initiator], None]) -> tuple[Initiator, dict[int, bytes]]:
+    """So many cold READs of 256 KiB, of which an output buffer holds four; `during` is called when what is ready is to
+    leave to make room.  What each is to bring."""
+    keys = {"MaxRecvDataSegmentLength": str(256 << 10), "MaxBurstLength": str(256 << 10)}
+    initiator = cold_bench(bench).logged_in(keys=keys)
+    initiator.link.core.push = lambda: during(initiator)
+    initiator.link.core.wake = lambda: None  # a portal takes that up later
+    expected = {}
+    for number in range(count):
+        assert read(initiator, number, 512) == []
+        expected[initiator.itt] = at(bench, number, 512)
+    return initiator, expected
+
+
+def test_answers_leave_when_there_is_no_room_for_more(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushes = []
+
+    def push(initiator: Initiator) -> None:
+        pushes.append(initiator.link.core.output.used)
+        initiator.link.collect()
+
+    initiator, expected = long_reads(bench, 10, push)
+    monkeypatch.setattr(MemoryNexus, "execute", None)  # none of them needs it
+    assert data_of(warmed(bench, initiator)) == expected
+    assert pushes == [4 * (48 + (256 << 10))] * 2
+
+
+def test_what_comes_while_they_leave_has_the_others_done_first(bench: Bench) -> None:
+    came: list[Reply] = []
+
+    def push(initiator: Initiator) -> None:
+        if not came:
+            came.extend(initiator.request(
+                Opcode.TASK_MANAGEMENT_REQUEST, immediate=True, flags=0x81, itt=initiator.next_itt(),
+                referenced_itt=initiator.itt,
+            ))  # fmt: skip
+
+    initiator, expected = long_reads(bench, 10, push)
+    replies = warmed(bench, initiator)
+    assert came[-1].opcode is Opcode.TASK_MANAGEMENT_RESPONSE
+    assert data_of(came[:-1] + replies) == expected, "each once"
+    assert not replies, "all of them before"
+    assert initiator.link.core.session.window.outstanding == 0
+
+
+def test_a_connection_that_is_lost_while_they_leave_gives_their_places_back(bench: Bench) -> None:
+    one = cold_bench(bench).logged_in(keys={"MaxConnections": "4"})
+    other = one.join(Link(bench.host), 2)
+    other.login()
+    core = other.link.core
+    core.push = lambda: core.lost("cut")
+    for number in range(10):
+        assert read(other, number, 512) == []
+    assert data_of(warmed(bench, one)) == {}
+    assert not core.session.cold.waiting
+    assert core.session.window.outstanding == 0
+    bench.disk.cold = True
+    assert read(one, 1) == []
+    assert data_of(warmed(bench, one)) == {one.itt: at(bench, 1)}, "the session goes on"
 
 
 def test_what_a_lost_connection_waits_for_gives_its_place_back(bench: Bench) -> None:
