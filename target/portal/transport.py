@@ -1,8 +1,8 @@
 """One TCP connection: an asyncio.BufferedProtocol around the sans-I/O connection (DESIGN 6.2).
 
-One `recv_into`, every whole PDU of it, one write; nothing per command happens here.  While answers pile up in the
-transport beyond `HIGH_WATER_BYTES`, the socket is not read and no further command is taken, so memory stays bounded
-and MaxCmdSN stands still.
+One `recv_into`, every whole PDU of it, one write; nothing per command happens here.  While the transport has a rest of
+it, what comes next is put together in another buffer until that is full; then the socket is not read and no further
+command is taken, so memory stays bounded and MaxCmdSN stands still.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import asyncio
 import logging
 from typing import Protocol, cast
 
-from target.iscsi import limits
 from target.iscsi.connection import Connection
 from target.iscsi.host import Event, Host, LoggedIn, LoginFailed, Rejected
 from target.portal.logs import RateLimited
@@ -19,8 +18,6 @@ from target.portal.spin import Spinner
 
 log = logging.getLogger("target.portal")
 
-HIGH_WATER_BYTES = 2 * limits.OUTPUT_BYTES
-LOW_WATER_BYTES = limits.OUTPUT_BYTES // 2
 CLOSE_LIMIT_S = 5.0
 """A peer that does not take its last answers within this time is cut off."""
 
@@ -82,7 +79,9 @@ class IscsiTransport(asyncio.BufferedProtocol):
             self._notices.warning(self.peer[0], "%s: connection refused: %s", self._name, refusal)
             self._transport.abort()
             return
-        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES, low=LOW_WATER_BYTES)
+        # Nothing but what the socket did not take: uvloop then sends at once, and the same buffer, which is still in
+        # the processor's cache, is filled again.
+        self._transport.set_write_buffer_limits(high=0)
         self._arm_timer()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -139,16 +138,16 @@ class IscsiTransport(asyncio.BufferedProtocol):
         self._pumping = True
         while True:
             data = core.data_to_send()
-            if data and not self._congested:
+            if data and (not self._congested or core.closing is not None):  # there is no later for the last answers
                 transport.write(data)
-                # asyncio has sent it or keeps a reference to the rest, uvloop sends at the end of the loop's round
+                # it has been sent, or the transport keeps a reference to the rest
                 kept = transport.get_write_buffer_size() > 0
                 self._kept = self._kept or kept
                 core.data_sent(kept)
                 if self._spinner is not None:
                     self._spinner.touch()
-            if not core.blocked or self._congested or core.closing is not None:
-                break
+            if not core.blocked or self._congested or core.closing is not None or transport.is_closing():
+                break  # the last: the peer is gone, and nobody is to read for it
             core.resume(self._loop.time())
         self._pumping = False
         if core.closing is None:
@@ -196,6 +195,8 @@ class IscsiTransport(asyncio.BufferedProtocol):
         if self._lost:
             return
         try:
+            if self._kept:
+                self._reuse_buffers()
             if self.core.blocked and not self._congested:
                 self.core.resume(self._loop.time())
             self._send()

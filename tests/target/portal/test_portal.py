@@ -124,12 +124,14 @@ def test_more_is_read_than_socket_and_buffers_hold(runner: str) -> None:
             wire += initiator.encode(Opcode.SCSI_COMMAND, flags=0xC1, itt=1000 + n, edtl=1 << 20, cdb=cdb)
             initiator.cmd_sn += 1
         link.socket.sendall(wire)
+        (transport,) = served.portal.connections
         got = {1000 + n: 0 for n in range(64)}
         while sum(got.values()) < 64 << 20:
             for reply in link.receive(1):
                 offset = reply.buffer_offset
                 assert reply.data == served.disk.data[offset : offset + len(reply.data)]
                 got[reply.itt] += len(reply.data)
+                assert transport.core.output.held_bytes <= 2 * limits.OUTPUT_BYTES
         assert set(got.values()) == {1 << 20}
 
     serve(runner, test)
