@@ -64,8 +64,8 @@ WORKS = {
     "write-256k": Work(256 << 10, 4, True),
     "read-1m": Work(MIB, 4, False),
     "write-1m": Work(MIB, 4, True),
-    "read-4k-luns": Work(4096, 32, False, luns=1024),
-    "write-4k-luns": Work(4096, 32, True, luns=1024),
+    "read-4k-luns": Work(4096, 32, False, luns=512),
+    "write-4k-luns": Work(4096, 32, True, luns=512),
 }
 NOISE = os.urandom(MIB)
 

@@ -190,17 +190,30 @@ class Counters:
 class ITLNexus:
     """One initiator's way to one logical unit."""
 
-    __slots__ = ("attentions", "copies", "lu", "lun", "nexus", "token_outcomes")
+    __slots__ = ("_copies", "_token_outcomes", "attentions", "lu", "lun", "nexus")
 
     def __init__(self, nexus: ITNexus, lun: int, lu: LogicalUnit) -> None:
         self.nexus = nexus
         self.lun = lun
         self.lu = lu
         self.attentions: list[Asc] = [Asc.POWER_ON_RESET_OR_BUS_DEVICE_RESET_OCCURRED]
-        self.copies: dict[int, CopyOutcome] = {}
-        """By list identifier, of which there are 256."""
-        self.token_outcomes: dict[int, Outcome] = {}
+        # Dictionaries once they are asked for: a session may see a thousand LUNs and copy on none.
+        self._copies: dict[int, CopyOutcome] | None = None
+        self._token_outcomes: dict[int, Outcome] | None = None
         lu.itls.append(self)
+
+    @property
+    def copies(self) -> dict[int, CopyOutcome]:
+        """By list identifier, of which there are 256."""
+        if self._copies is None:
+            self._copies = {}
+        return self._copies
+
+    @property
+    def token_outcomes(self) -> dict[int, Outcome]:
+        if self._token_outcomes is None:
+            self._token_outcomes = {}
+        return self._token_outcomes
 
     def detach(self) -> None:
         """The nexus is lost or the LUN no longer mapped: RESERVE(6) ends, registrations stay (SPC-4 5.13.1)."""
@@ -211,7 +224,8 @@ class ITLNexus:
 
     def cancel_copies(self) -> None:
         """A reset ends copies that go on in the background, too (SPC-4 5.16.4.4)."""
-        operations: list[CopyOutcome | Outcome] = [*self.copies.values(), *self.token_outcomes.values()]
+        operations: list[CopyOutcome | Outcome] = [*(self._copies or {}).values()]
+        operations += (self._token_outcomes or {}).values()
         for operation in operations:
             if operation.going_on and operation.cancel is not None:
                 operation.cancel()
