@@ -13,5 +13,6 @@ fi
     echo "lazylun needs Python 3.11 or newer; $python is $("$python" --version). Say PYTHON=... to choose another." >&2
     exit 1
 }
+echo "Making a Python environment in $venv with what lazylun needs: half a minute, once."
 [ -x "$venv/bin/python" ] && "$venv/bin/python" -c 'import pip' 2>/dev/null || "$python" -m venv --clear "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$what"

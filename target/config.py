@@ -40,6 +40,14 @@ from target.portal.spin import SPIN_MAX_US
 URL = r"^[a-z][a-z0-9+.-]{0,19}://[!-~]{1,220}$"
 
 
+PLAINLY = {
+    "extra_forbidden": "there is no such setting; docs/operating.md has them all",
+    "model_type": "this is a section, written as [NAME]",
+    "string_pattern_mismatch": "this is not a URL such as https://store1.example.net/",
+}
+"""Where the validator's own words would tell an administrator nothing."""
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -104,9 +112,11 @@ def read_config(path: Path) -> Config:
             return Config.model_validate(tomllib.load(file))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not a text file in UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {where}: {first['msg']}") from None
+        raise ConfigError(f"{path}: {where}: {PLAINLY.get(first['type'], first['msg'])}") from None

@@ -148,6 +148,8 @@ def locked(directory: Path) -> Iterator[int]:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             own, shared = (_lock_file(files, directory / name) for name in ("lund.pid", "lund.lock"))
+        except FileExistsError:
+            raise Refused("invalid-path", f"the state directory {directory} is not a directory") from None
         except OSError as error:
             raise Refused("io-error", f"the state directory {directory}: {error.strerror}") from None
         if not _try_lock(own):

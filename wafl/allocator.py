@@ -177,7 +177,7 @@ class Allocator:
         if self._exact:
             most = min(reserved, self.free - self.floor_reserved)
         if most < 1:
-            raise NoSpace("the volume is full")
+            raise NoSpace
         if not self._runs:
             self._open_window()
         start, end = self._runs.popleft()

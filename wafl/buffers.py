@@ -223,7 +223,7 @@ class Core:
     def _full(self, short: int) -> NoSpace:
         """So many blocks are missing."""
         held = self.allocator.readers.holding and self.allocator.freeing >= short
-        return SpaceHeld(HELD) if held else NoSpace("the volume is full")
+        return SpaceHeld(HELD) if held else NoSpace()
 
     def ensure_for(self, blocks: int, *, reserved: bool, frees: bool = False, wait: bool = True) -> None:
         """Room for a LUN's write of `blocks`, or for an UNMAP that takes so many and `frees` more, or NoSpace."""

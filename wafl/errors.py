@@ -47,6 +47,9 @@ class NoSpace(WaflError):
 
     name = "no-space"
 
+    def __init__(self, message: str = "the volume is full: delete a snapshot or a LUN, or grow the volume") -> None:
+        super().__init__(message)
+
 
 class SpaceHeld(NoSpace):
     """There would be room, but something reads the volume and keeps what was freed from being used again: not for

@@ -506,12 +506,12 @@ def check_lun_name(name: str) -> bytes:
     raw = encode_text(name, "LUN name")
     for part in name.split("/"):
         if not part or part in (".", "..", ".snapshot") or part != part.strip():
-            raise InvalidName(f"{name!r} is not a LUN name")
+            raise InvalidName(f"{name!r} is not a LUN name: no part of it is empty, '.', '..' or '.snapshot'")
     return raw
 
 
 def check_snapshot_name(name: str) -> bytes:
     raw = encode_text(name, "snapshot name")
     if not name or "/" in name or name in (".", "..") or name != name.strip():
-        raise InvalidName(f"{name!r} is not a snapshot name")
+        raise InvalidName(f"{name!r} is not a snapshot name: no '/' in it, no blanks around it, not '.' or '..'")
     return raw

@@ -110,7 +110,7 @@ def _read_label(device: Device, report: list[str]) -> tuple[dict[str, Any], bool
         if label is not None:
             return label, False
     report.append("second label damaged")
-    raise NotAVolume("not a volume: neither label can be read")
+    raise NotAVolume("neither label can be read")
 
 
 def _label_at(device: Device, vbn: int) -> dict[str, Any] | None:

@@ -53,7 +53,11 @@ class _Refusing(click.Group):
         except WaflError as error:
             reason = f"{error.name}: {error}"
         except OSError as error:
-            reason = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+            reason = f"{error.filename}: {error.strerror or error}" if error.filename else str(error)
+        except click.UsageError:
+            raise
+        except click.ClickException as error:
+            reason = error.message
         click.echo(f"wafl: {reason}", err=True)
         sys.exit(1)
 
@@ -70,7 +74,11 @@ def main() -> None:
 @click.option("-s", "--size", type=Size(), help="Create a file of this size (512, 10k, 4m, 20g, 1t).")
 @click.option("-f", "--force", is_flag=True, help="Format what holds a volume already.")
 def mkfs(path: Path, name: str | None, size: int | None, force: bool) -> None:
-    """Make a volume in a new file (with --size) or on a block device or existing file."""
+    """Make a volume.  In a new file with --size, or on a block device or file that is there."""
+    if size is None and not path.exists():
+        raise click.UsageError(f"{path} is not there; --size SIZE makes a file")
+    if size is not None and path.exists():
+        raise click.ClickException(f"{path} is there already; without --size it is used as it is")
     with closing(FileDevice.open(path, create_bytes=size)) as device:
         if size is None and not force and _holds_volume(device):
             raise click.ClickException(f"{path} holds a volume already; --force destroys it")
@@ -90,8 +98,9 @@ def mkfs(path: Path, name: str | None, size: int | None, force: bool) -> None:
 @click.option("--repair", "mend", is_flag=True, help="Make maps, counters and spare copies again from the trees.")
 @click.option("--dry-run", is_flag=True, help="With --repair: say what would be done, and change nothing.")
 def check_command(path: Path, metadata_only: bool, as_json: bool, mend: bool, dry_run: bool) -> None:
-    """Prove that every block is reachable exactly as the maps say, or free; list what is wrong.  With --repair, make
-    good what can be, then list what is still wrong."""
+    """Prove that every block is reachable as the maps say, or free.
+
+    What is wrong is listed.  With --repair, make good what can be, then list what is still wrong."""
     if dry_run and not mend:
         raise click.UsageError("--dry-run goes with --repair")
     with closing(FileDevice.open(path, read_only=not mend or dry_run)) as device:
@@ -122,7 +131,7 @@ def dump(path: Path, trees: bool, as_json: bool) -> None:
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @click.option("-f", "--force", is_flag=True, help="Yes: what was flushed since the last consistency point may go.")
 def discard_log_command(path: Path, force: bool) -> None:
-    """Go on from the last consistency point without the log: it is lost with its device, or damaged."""
+    """Go on without the log, from the last consistency point.  For a log that is lost with its device, or damaged."""
     if not force:
         raise click.ClickException(
             "what hosts flushed since the last consistency point goes with the log; copy the volume, then use -f"
@@ -192,4 +201,6 @@ def _summary(findings: list[Finding]) -> str:
     if not findings:
         return "clean"
     counts = {severity: sum(f.severity is severity for f in findings) for severity in reversed(Severity)}
-    return ", ".join(f"{count} {severity.name.lower()}s" for severity, count in counts.items() if count)
+    return ", ".join(
+        f"{count} {severity.name.lower()}{'s' if count > 1 else ''}" for severity, count in counts.items() if count
+    )

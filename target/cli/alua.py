@@ -18,7 +18,7 @@ STATES = ("active-optimized", "active-non-optimized", "standby", "unavailable")
 
 @main.group()
 def alua() -> None:
-    """Asymmetric access states: which portal groups are a LUN's good paths."""
+    """Which portal groups are a LUN's good paths (ALUA)."""
 
 
 @command(alua, "show")

@@ -45,6 +45,7 @@ class Unreachable(click.ClickException):
 
 
 def find_socket(option: str | None) -> str:
+    """Empty: nothing was said, and there is none."""
     if option:
         return option
     for place in SOCKET_PLACES:
@@ -54,7 +55,7 @@ def find_socket(option: str | None) -> str:
                 return str(place)
         except OSError:
             continue
-    return str(SOCKET_PLACES[0])
+    return ""
 
 
 def lun_url(path: str, collection: str = "luns") -> str:
@@ -76,6 +77,9 @@ class Client:
 
     @property
     def http(self) -> httpx.Client:
+        if not self.socket:
+            places = ", ".join(map(str, SOCKET_PLACES))
+            raise Unreachable(f"no lund at {places}; start it, or say where with --socket PATH or {SOCKET_VARIABLE}")
         if self._http is None:
             import httpx
 
@@ -141,8 +145,14 @@ class Client:
         return answer
 
     def _unreachable(self, error: Exception) -> Unreachable:
+        cause: BaseException = error
+        while deeper := cause.__cause__ or cause.__context__:  # httpx wraps what the system said
+            cause = deeper
+        if isinstance(cause, PermissionError):
+            return Unreachable(f"{self.socket} is not for you; become root, or the user that lund runs as")
+        why = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
         return Unreachable(
-            f"no answer on {self.socket} ({error}); is lund running? Say where with --socket PATH or {SOCKET_VARIABLE}"
+            f"no answer on {self.socket} ({why}); is lund running? Say where with --socket PATH or {SOCKET_VARIABLE}"
         )
 
 

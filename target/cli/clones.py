@@ -10,14 +10,14 @@ import click
 from target.cli.client import lun_url
 from target.cli.following import check_ended_well, follow_clone
 from target.cli.luns import NORESERVE, reserved_by
-from target.cli.output import Column, format_duration, number, text
+from target.cli.output import Column, format_duration, number, rounded, text
 from target.cli.root import PATH, Context, command, main
 from target.cli.sizes import RATE_TYPE, RateType, format_size
 
 PERCENT = Column("Done", lambda o: f"{o['percent']:.1f}", lambda v: f"{v}%", right=True)
-RATE = Column("Rate", lambda o: o["rate_bytes_s"], lambda v: f"{format_size(v)}/s" if v else "-", right=True)
+RATE = Column("Rate", rounded("rate_bytes_s"), lambda v: f"{format_size(v)}/s" if v else "-", right=True)
 LIMIT = Column("Limit", lambda o: o["limit_bytes_s"], lambda v: f"{format_size(v)}/s" if v else "-")
-LEFT = Column("Left", lambda o: o["remaining_s"], format_duration, right=True)
+LEFT = Column("Left", rounded("remaining_s", 1), format_duration, right=True)
 STATE = Column("State", lambda o: o["state"] if o["queue_place"] is None else f"queued ({o['queue_place']} before it)")
 FULL_SPEED = Column("Full speed", lambda o: o["full_speed"], lambda v: "yes" if v else "no")
 SHARES = Column("Mode", lambda o: "share" if o["share"] else "copy")
@@ -44,7 +44,7 @@ def _some(paths: list[str]) -> str:
 
 @main.group()
 def clone() -> None:
-    """Clone snapshot-backed LUNs: fill them in the background, then let the snapshot go."""
+    """Separate LUNs from the snapshots that back them."""
 
 
 @clone.group()
@@ -63,7 +63,7 @@ def show(ctx: Context, path: str | None) -> None:
 
 
 def start(ctx: Context, path: str, force: bool, **options: Any) -> None:
-    """Start, or go on with, the clone of a LUN; hosts keep using it, and it gives way to them."""
+    """Start, or go on with, the clone of a LUN.  Hosts keep using it, and it gives way to them."""
     job = ctx.client.put(_url(path), {**options, "force": force})
     ctx.out.done(job, f"{path}: clone {job['state']}; follow it with 'lun clone status -f {path}'")
 
@@ -77,7 +77,7 @@ def change(ctx: Context, path: str, **options: Any) -> None:
 
 
 def limits(ctx: Context, **options: Any) -> None:
-    """Show, or set, what all clones together obey; kept over a restart."""
+    """Show, or set, what all clones together obey.  It is kept over a restart."""
     given = any(value is not None for value in options.values())
     url = "/v1/clone-settings"
     found = ctx.client.patch(url, options) if given else ctx.client.get(url)
@@ -91,7 +91,7 @@ def stop(ctx: Context, path: str) -> None:
 
 
 def status(ctx: Context, path: str, follow: bool) -> None:
-    """How far a clone is; -f follows it to its end, with exit status 0 only if it was completed."""
+    """How far a clone is.  -f follows it to its end, with exit status 0 only if it was completed."""
     if not follow:
         ctx.out.details(path, ctx.client.get(_url(path)), DETAILS)
         return
@@ -107,7 +107,9 @@ def create(
     ctx: Context, path: str, parent: str, snapshot: str | None, options: tuple[str, ...], count: int | None, first: int,
     igroup: str | None,
 ) -> None:  # fmt: skip
-    """Create a LUN from PARENT as it is now, or as it was in SNAP; instantly.  Its space is reserved if PARENT's is.
+    """Create a LUN, or many, from PARENT as it is now or was in SNAP.
+
+    It takes milliseconds whatever the size.  Its space is reserved if PARENT's is.
 
     With --count N so many LUNs, all of them or none; PATH then has %d or %03d where their number goes."""
     backing = {"path": parent, "snapshot": snapshot}

@@ -28,14 +28,14 @@ ROWS = (
 @command(clone, "estimate")
 @click.argument("path", type=PATH)
 def estimate(ctx: Context, path: str) -> None:
-    """What a clone would copy, the space it needs and what is there, and how long it takes."""
+    """What a clone would copy, the space it needs and the time."""
     ctx.out.details(path, ctx.client.get(lun_url(path, "estimates")), ESTIMATE)
 
 
 @command(clone, "tree")
 @click.argument("volume", required=False)
 def tree(ctx: Context, volume: str | None) -> None:
-    """Which LUN depends on which snapshot, and what it would cost to free each."""
+    """Which LUN depends on which snapshot; what frees each."""
     volumes = [volume] if volume else online_volumes(ctx)
     families = [each for name in volumes for each in ctx.client.get(f"/v1/volumes/{segment(name)}/families")]
     if ctx.out.as_json:

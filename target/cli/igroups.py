@@ -10,7 +10,7 @@ from target.cli.root import Context, command, main
 
 COLUMNS = (
     text("Igroup", "name"), text("Ostype", "ostype"), text("Initiators", "initiators"),
-    Column("Maps", lambda o: [f"{m['path']}={m['lun_id']}" for m in o["maps"]], lambda v: "\n".join(v) or "-"),
+    Column("Maps", lambda o: [f"{m['path']}={m['lun_id']}" for m in o["maps"]], lambda v: ", ".join(v) or "-"),
 )  # fmt: skip
 
 

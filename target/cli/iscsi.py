@@ -119,7 +119,7 @@ def session_close(ctx: Context, session_id: str) -> None:
 @click.argument("session_id", metavar="ID")
 @click.option("--time", "time_s", type=click.IntRange(0, 3600), default=10, show_default=True, metavar="SECONDS")
 def session_logout(ctx: Context, session_id: str, time_s: int) -> None:
-    """Ask an initiator to log out, and end its session when the time is over."""
+    """Ask an initiator to log out.  When the time is over its session ends."""
     asked = ctx.client.post(f"/v1/iscsi/sessions/{segment(session_id)}/logout", {"time_s": time_s})
     ctx.out.done(asked, f"{asked['initiator']} is asked to log out within {time_s} s")
 
@@ -229,7 +229,7 @@ def security_add(ctx: Context, initiator: str, **account: Any) -> None:
 @_OUT_SECRET
 @_NETWORK
 def security_default(ctx: Context, **account: Any) -> None:
-    """Say what every initiator without an account of its own must prove."""
+    """Say what initiators without an account must prove."""
     made = ctx.client.put("/v1/iscsi/security-default", _account(ctx, **account))
     ctx.out.done(made, f"default: {made['method']}")
 
@@ -237,7 +237,7 @@ def security_default(ctx: Context, **account: Any) -> None:
 @command(security, "discovery")
 @click.argument("state", type=click.Choice(["enable", "disable"]))
 def security_discovery(ctx: Context, state: str) -> None:
-    """Ask for the same proof at discovery (disabled unless enabled here)."""
+    """Ask for the same proof at discovery.  Disabled unless enabled here."""
     made = ctx.client.patch("/v1/iscsi", {"discovery_authentication": state == "enable"})
     ctx.out.done(made, f"authentication of discovery sessions: {state}d")
 

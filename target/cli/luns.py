@@ -51,7 +51,7 @@ def reserved_by(options: tuple[str, ...]) -> bool | None:
 @command(main, "create")
 @click.argument("path", type=PATH)
 @click.option("-s", "--size", type=SIZE_TYPE, help="Size of the LUN.")
-@click.option("-b", "--backing", type=PATH, metavar="SNAPPATH", help="Back it by /vol/V/.snapshot/S/L, at once.")
+@click.option("-b", "--backing", type=PATH, metavar="SNAPPATH", help="Back it by /vol/VOLUME/.snapshot/SNAP/LUN.")
 @click.option("-t", "--ostype", help="linux, windows, vmware, …")
 @NORESERVE
 @click.option("-c", "--comment", help="A note for people.")
@@ -64,6 +64,8 @@ def create(
     LUN backed by a snapshot: if it was for its parent)."""
     if (size is None) == (backing is None):
         raise click.UsageError("give either -s SIZE or -b /vol/VOLUME/.snapshot/SNAP/LUN")
+    if backing is not None and backing.split("/")[3] != ".snapshot":
+        raise click.UsageError(f"{backing} is in no snapshot; 'lun clone create {path} -b {backing}' takes one first")
     body = {
         "path": path, "size_bytes": size, "backing": {"path": backing} if backing else None, "ostype": ostype,
         "reserved": reserved_by(options), "comment": comment, "block_bytes": int(block_bytes),
@@ -101,6 +103,8 @@ def _select(ctx: Context, path: str | None) -> list[dict[str, Any]]:
     parts = path.rstrip("/").split("/")
     if len(parts) == 3 and parts[:2] == ["", "vol"]:
         return list(ctx.client.get("/v1/luns", volume=parts[2]))
+    if parts[:2] != ["", "vol"]:
+        raise click.UsageError(f"{path!r} is neither /vol/VOLUME nor /vol/VOLUME/LUN")
     return [ctx.client.get(lun_url(PATH.convert(path, None, None)))]
 
 
@@ -187,10 +191,10 @@ def _switch(name: str, field: str, what: str) -> None:
     switch.help = what
 
 
-_switch("removable", "removable", "Let hosts see a disk whose medium they can eject, or a fixed one.")
+_switch("removable", "removable", "Show hosts a disk they can eject, or a fixed one.")
 _switch("write-protect", "write_protected", "Let hosts read only, or write too.")
-_switch("fully-provisioned", "fully_provisioned", "Show hosts a disk that cannot be unmapped, or a thin one.")
-_switch("native-blocks", "native_blocks", "Show hosts physical blocks as large as logical ones (512n), or 4096 bytes.")
+_switch("fully-provisioned", "fully_provisioned", "Show hosts a disk without UNMAP, or a thin one.")
+_switch("native-blocks", "native_blocks", "Show hosts a disk of 512n: no physical blocks of 4096.")
 
 
 @command(set_group, "reservation")
@@ -207,7 +211,7 @@ def reservation(ctx: Context, path: str, state: str) -> None:
 @click.argument("igroup")
 @click.argument("lun_id", metavar="[ID]", type=click.IntRange(0, 16383), required=False)
 def map_(ctx: Context, path: str, igroup: str, lun_id: int | None) -> None:
-    """Let an igroup's initiators use the LUN, under ID or the lowest free one."""
+    """Let an igroup's initiators use the LUN.  ID: the lowest free one if it is left out."""
     entry = ctx.client.post("/v1/maps", {"path": path, "igroup": igroup, "lun_id": lun_id})
     ctx.out.done(entry, f"{path} is LUN {entry['lun_id']} of {entry['target']} for igroup {igroup}")
 

@@ -20,6 +20,8 @@ import click
 from target.cli.sizes import format_size
 
 Object = Mapping[str, Any]
+GAP = 2
+"""Between two columns of a table."""
 
 
 class Update(Protocol):
@@ -39,6 +41,11 @@ class Column:
 
 def text(title: str, key: str) -> Column:
     return Column(title, lambda o: o.get(key, ""), _plain)
+
+
+def rounded(key: str, digits: int | None = None) -> Callable[[Object], Any]:
+    """The value of a figure that was measured: more digits would say nothing."""
+    return lambda o: None if o[key] is None else round(o[key], digits)
 
 
 def size(title: str, key: str) -> Column:
@@ -132,16 +139,23 @@ class Output:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-        for column in columns:
-            table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+        console = Console()
+        words = [max(map(len, column.title.split())) for column in columns]
+        room = console.width - sum(words) - GAP * (len(words) - 1)
+        for number, (column, word) in enumerate(zip(columns, words, strict=True)):
+            # What a row is about stays in one piece, and so does each word of a heading if there is room for all.
+            table.add_column(
+                column.title, justify="right" if column.right else "left", overflow="fold", no_wrap=number == 0,
+                min_width=word if room >= 0 else None,
+            )  # fmt: skip
         rows = [[_safe(column.show(column.value(each))) for column in columns] for each in objects]
         if not rows and empty:
             click.echo(empty, err=True)
             return
         for row in rows:
             table.add_row(*row)
-        Console().print(table)
+        console.print(table)
 
     @contextmanager
     def progress(self, label: str, total: int | None, *, as_bytes: bool = True) -> Iterator[Update]:

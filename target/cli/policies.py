@@ -94,7 +94,7 @@ def autodelete(
     target: int | None,
     prefix: tuple[str, ...],
 ) -> None:
-    """Show or set whether old snapshots are deleted when the volume gets full.
+    """Show or set whether a full volume deletes old snapshots.
 
     Oldest first; never one that something depends on, and never one that begins with none of the prefixes.
     """
@@ -114,7 +114,7 @@ def autodelete(
 @click.argument("percent", nargs=-1, type=click.IntRange(1, 100))
 @click.option("--none", "no_thresholds", is_flag=True, help="Have none.")
 def thresholds(ctx: Context, name: str, percent: tuple[int, ...], no_thresholds: bool) -> None:
-    """Show or set how full the volume is when an event says so and hosts are told."""
+    """Show or set how full a volume is when hosts and events say so."""
     if percent and no_thresholds:
         raise click.UsageError("give percentages, or --none")
     url = f"/v1/volumes/{segment(name)}"

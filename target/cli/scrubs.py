@@ -32,7 +32,7 @@ POLL_S = 0.25
 @click.option("--limit", type=RATE_TYPE, metavar="RATE", help="Bytes a second at most: 100m, 1g.")
 @click.option("-f", "--follow", is_flag=True, help="Follow it with a progress bar, then show what it found.")
 def scrub(ctx: Context, name: str, action: str, limit: int | None, follow: bool) -> None:
-    """Read every block of a volume while it is in use, and name the bad ones."""
+    """Read every block of a volume in use, and name the bad ones."""
     url = f"{volume_url(name)}/scrub"
     if action == "start":
         status = ctx.client.put(url, {"limit_bytes_s": limit})

@@ -59,7 +59,8 @@ class RateType(SizeType):
     name = "rate"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        return super().convert(str(value).removesuffix("/s"), param, ctx)
+        rate = super().convert(str(value).removesuffix("/s"), param, ctx)
+        return rate or self.fail(f"{value!r} would never end; write 100k, 20m or 1g", param, ctx)
 
 
 SIZE_TYPE = SizeType()

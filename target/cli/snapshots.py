@@ -50,7 +50,7 @@ def create(ctx: Context, volume: str, name: str) -> None:
 @command(snap, "list")
 @click.argument("volume", required=False)
 def list_(ctx: Context, volume: str | None) -> None:
-    """List snapshots, oldest first, with what each holds and what deleting it alone would give back."""
+    """List snapshots, oldest first, and what each one takes."""
     volumes = [volume] if volume else online_volumes(ctx)
     found = [each for name in volumes for each in ctx.client.get(_url(name), space="true")]
     ctx.out.table(found, COLUMNS, empty="no snapshots")
@@ -69,7 +69,7 @@ def online_volumes(ctx: Context) -> list[str]:
 def delete(
     ctx: Context, volume: str, name: str, detach: bool, cancel: bool, force: bool, **options: Any
 ) -> None:
-    """Delete a snapshot that nothing depends on; its space comes back in the background.
+    """Delete a snapshot that nothing depends on.  Its space comes back in the background.
 
     With --detach one that LUNs depend on: the other options are for their clones, as in 'lun clone start'."""
     if detach and cancel:
@@ -109,7 +109,9 @@ def rename(ctx: Context, volume: str, old: str, new: str) -> None:
 @click.argument("target", metavar="PATH|VOLUME")
 @click.argument("of_volume", metavar="[SNAP]", required=False)
 def restore(ctx: Context, force: bool, snapshot: str | None, target: str, of_volume: str | None) -> None:
-    """Put a LUN (-s SNAP PATH), or all of a volume (VOLUME SNAP), back to what a snapshot has.
+    """Put a LUN, or all of a volume, back to a snapshot.
+
+    Write -s SNAP PATH for one LUN, VOLUME SNAP for all of them.
 
     It is done at once; a clone then copies in the background and lets the snapshot go."""
     if (snapshot is None) == (of_volume is None):
@@ -130,7 +132,7 @@ def restore(ctx: Context, force: bool, snapshot: str | None, target: str, of_vol
 @click.argument("volume")
 @click.argument("names", metavar="SNAP…", nargs=-1, required=True)
 def reclaimable(ctx: Context, volume: str, names: tuple[str, ...]) -> None:
-    """What deleting all of these would give back: also what only they share."""
+    """What deleting several snapshots would give back together."""
     found = ctx.client.get(f"/v1/volumes/{segment(volume)}/reclaimable", snapshot=list(names))
     if ctx.out.as_json:
         ctx.out.json(found)

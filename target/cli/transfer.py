@@ -30,6 +30,17 @@ def import_(ctx: Context, file: BinaryIO, path: str) -> None:
     if not size:
         raise click.UsageError(f"{file.name} is empty, or cannot be sought in")
     made = _make_lun(ctx, path, size)
+    try:
+        _copy_in(ctx, path, file, length, size, made)
+    except BaseException:
+        if made:  # half an image is no LUN
+            with contextlib.suppress(click.ClickException):
+                ctx.client.delete(lun_url(path))
+        raise
+    ctx.out.done(ctx.client.get(lun_url(path)), f"{path}: {format_size(size)} from {file.name}")
+
+
+def _copy_in(ctx: Context, path: str, file: BinaryIO, length: int, size: int, made: bool) -> None:
     url = lun_url(path, "data")
     with ctx.out.progress(path, size) as update:
         # A new LUN reads zeros anyway; in an old one the zeros must replace what is there.
@@ -39,7 +50,6 @@ def import_(ctx: Context, file: BinaryIO, path: str) -> None:
             update(offset + len(piece), size)
         update(size, size)
     ctx.client.post(url)
-    ctx.out.done(ctx.client.get(lun_url(path)), f"{path}: {format_size(size)} from {file.name}")
 
 
 def _make_lun(ctx: Context, path: str, size: int) -> bool:

@@ -130,7 +130,7 @@ def offline(ctx: Context, name: str) -> None:
 @click.argument("path", required=False)
 @click.option("--internal", is_flag=True, help="Back into the volume.")
 def nvlog(ctx: Context, name: str, path: str | None, internal: bool) -> None:
-    """Move the log of an offline volume to a file or block device of its own."""
+    """Give an offline volume a log in a file or device of its own."""
     if (path is None) == (not internal):
         raise click.UsageError("give either PATH or --internal")
     where = os.path.abspath(path) if path else ""

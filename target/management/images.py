@@ -56,7 +56,6 @@ def format_at(name: str, path: Path, size_bytes: int | None, force: bool) -> Non
         raise Refused("invalid-size", "a volume in a file needs a size")
     if size_bytes < MIN_VOLUME_BYTES:
         raise Refused("invalid-size", f"a volume needs at least {MIN_VOLUME_BYTES} bytes")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         _format(name, path, size_bytes)
         _sync_directory(path.parent)

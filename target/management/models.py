@@ -22,7 +22,8 @@ Path = Annotated[str, Field(min_length=1, max_length=1024, examples=["/vol/vol0/
 Name = Annotated[str, Field(min_length=1, max_length=255)]
 Comment = Annotated[str, Field(max_length=254)]
 # RFC 7143 12.1.3: a CHAP secret shorter than 96 bits must not be used without IPsec; the upper end is CHAP_R's.
-Secret = Annotated[SecretStr, Field(min_length=12, max_length=255)]
+# `security` checks it, and says so in words.
+Secret = Annotated[SecretStr, Field(json_schema_extra={"minLength": 12, "maxLength": 255})]
 User = Annotated[str, Field(min_length=1, max_length=255)]
 Initiator = Annotated[str, Field(min_length=1, max_length=255, examples=["iqn.1993-08.org.debian:01:abcdef"])]
 

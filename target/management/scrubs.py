@@ -91,6 +91,7 @@ class Scrubs:
         elif shown.last is not None:
             shown.state, shown.message = shown.last.state, shown.last.message
             shown.bad_blocks, shown.bad = shown.last.bad_blocks, shown.last.bad
+            shown.percent = 100.0 if shown.state == "completed" else 0.0
         return shown
 
     def last(self, uuid: str) -> models.ScrubReport | None:

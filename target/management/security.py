@@ -93,7 +93,8 @@ def _bytes(secret: SecretStr | None) -> bytes:
         return b""
     encoded = secret.get_secret_value().encode()
     if not MIN_SECRET_BYTES <= len(encoded) <= MAX_SECRET_BYTES:
-        raise Refused("invalid-argument", f"a CHAP secret has {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} bytes")
+        wanted = f"{MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} bytes"
+        raise Refused("invalid-argument", f"a CHAP secret has {wanted}, not {len(encoded)}")
     return encoded
 
 

@@ -192,6 +192,8 @@ class Volumes:
         path = Path(wanted.path) if wanted.path else self.core.directory / "volumes" / f"{name}.img"
         async with self.core.changing:
             self._check_new(name, path)
+            if not wanted.path:
+                path.parent.mkdir(mode=0o700, exist_ok=True)
             nvlog = wanted.nvlog or ""
             log_made = nvlog and await self._make_log(nvlog)
             try:

@@ -43,8 +43,15 @@ def test_mkfs_makes_a_volume_of_the_size_asked_for(tmp_path: Path) -> None:
 
 def test_mkfs_refuses_to_create_over_a_file(image: Path) -> None:
     result = run("mkfs", image, "--size", "4m")
-    assert result.exit_code == 1
-    assert "exists" in result.output.lower()
+    assert (result.exit_code, result.output) == (
+        1, f"wafl: {image} is there already; without --size it is used as it is\n"
+    )  # fmt: skip
+
+
+def test_mkfs_of_what_is_not_there_asks_for_a_size(tmp_path: Path) -> None:
+    result = run("mkfs", tmp_path / "new.img")
+    assert result.exit_code == 2
+    assert "--size" in result.output
 
 
 def test_mkfs_refuses_to_format_a_volume_without_force(image: Path) -> None:
@@ -98,6 +105,7 @@ def test_check_of_what_is_no_volume_fails_in_one_line(tmp_path: Path) -> None:
     result = run("check", path)
     assert result.exit_code == 1
     assert "label" in result.output
+    assert result.output.endswith(": 1 error\n")
 
 
 def test_a_volume_in_use_is_refused_by_every_command(image: Path) -> None:

@@ -142,17 +142,31 @@ def test_workers_of_a_lund_that_is_gone_are_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "word"),
-    [("[iscsi]\nlissten = []\n", "lissten"), ("[volumes]\ncache_mib = 0\n", "cache_mib"), ("what is this", "line 1")],
-    ids=["misspelt", "out of range", "not TOML"],
+    [
+        (b"[iscsi]\nlissten = []\n", "no such setting"),
+        (b"[volumes]\ncache_mib = 0\n", "cache_mib"),
+        (b"volumes = 3\n", "section"),
+        (b"what is this", "line 1"),
+        (b"\xff\xfe", "UTF-8"),
+    ],
+    ids=["misspelt", "out of range", "not a section", "not TOML", "not text"],
 )
 def test_a_bad_configuration_file_is_refused_in_one_line(
-    tmp_path: Path, text: str, word: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, text: bytes, word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "lund.toml"
-    config.write_text(text)
+    config.write_bytes(text)
     assert main(["--state", str(tmp_path / "state"), "--config", str(config)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert word in line
+
+
+def test_a_state_directory_that_is_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    file.touch()
+    done = lund("--state", str(file))
+    assert done.returncode == 1
+    assert done.stderr == f"lund: invalid-path: the state directory {file} is not a directory\n"
 
 
 def test_an_address_that_cannot_be_had_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -216,6 +216,9 @@ def test_a_lun_comes_out_of_a_snapshot_as_it_was(lun: Lun, tmp_path: Path) -> No
         ["create", "-s", "1m", "-b", "/vol/v/.snapshot/s/a", "/vol/v/b"],
         ["create", "-s", "lots", "/vol/v/a"],
         ["create", "-s", "1m", "not-a-path"],
+        ["create", "-b", "/vol/v/a", "/vol/v/b"],
+        ["clone", "start", "--limit", "0", "/vol/v/a"],
+        ["show", "vol0"],
         ["map", "/vol/v/a", "g", "99999"],
         ["iscsi", "security", "add", "-i", HOST],
         ["iscsi", "security", "default", "-s", "none", "-n", "u"],
@@ -278,7 +281,8 @@ def test_the_command_starts_without_the_slow_imports(lun: Lun) -> None:
 def test_a_volume_is_scrubbed(lun: Lun) -> None:
     lun("create", "-s", "1m", lun.path("a"))
     assert "\tState\tcompleted\n" in lun("vol", "scrub", lun.volume, "start", "-f")
-    assert lun.json("vol", "scrub", lun.volume, "status")["bad_blocks"] == 0
+    ended = lun.json("vol", "scrub", lun.volume, "status")
+    assert (ended["bad_blocks"], ended["percent"]) == (0, 100.0)
     (line,) = [line for line in lun("vol", "show", lun.volume).splitlines() if "\tLast-scrub\t" in line]
     assert "completed" in line
     assert "no-scrub" in lun.refused("vol", "scrub", lun.volume, "stop")
