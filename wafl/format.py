@@ -90,18 +90,6 @@ FSINFO_MAGIC = b"LLFSINFO"
 LOG_MAGIC = b"LLNVLOG\n"
 
 
-class Compat(IntFlag):
-    """Features that an older version may ignore."""
-
-    NONE = 0
-
-
-class RoCompat(IntFlag):
-    """Features with which an older version may mount read-only."""
-
-    NONE = 0
-
-
 class Incompat(IntFlag):
     """Features that an older version must refuse."""
 

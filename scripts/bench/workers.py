@@ -50,7 +50,6 @@ class Figures:
     """Commands a second, as they came, of both clients."""
     target_us: float
     """CPU time of the target's processes, by command."""
-    client_us: float
     ideal: float
     """Commands a second if only the clients had been elsewhere."""
 
@@ -110,7 +109,6 @@ def measure(namespace: Namespace, way: Way, argv: list[str], seconds: float, siz
     return Figures(
         rate=sum(each["rate"] for each in found),
         target_us=sum(used) / total * 1e6,
-        client_us=sum(each.get("client_cpu_us", 0.0) for each in found) / len(found),
         ideal=sum(count / cpu for count, cpu in zip(counts, used, strict=True)),
     )
 

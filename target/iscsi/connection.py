@@ -126,17 +126,6 @@ class Connection:
             direct.finish(self)
         self.resume(now)
 
-    def receive_bytes(self, data: bytes, now: float) -> None:
-        """The same for bytes that are somewhere else; goes on only as far as the output has room."""
-        while data:
-            view = self.receive_buffer()
-            count = min(len(view), len(data))
-            view[:count] = data[:count]
-            self.received(count, now)
-            data = data[count:]
-            if self.blocked:
-                assert not data, "answers must be taken before more is given"
-
     def resume(self, now: float) -> None:
         """Take what has arrived, as far as there is room for answers."""
         self.now = now

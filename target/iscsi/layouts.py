@@ -17,7 +17,6 @@ from construct import Bytes, BytesInteger, FormatField
 
 from target.iscsi import pdus
 
-DATA_LENGTH_MASK = 0x00FFFFFF
 _LENGTHS = ("total_ahs_length", "data_segment_length")
 _CODES = re.compile(r"\d*[a-zA-Z]")
 
@@ -82,8 +81,6 @@ GOOD_RESPONSE = brief(pdus.SCSI_RESPONSE, "itt", "stat_sn", "exp_cmd_sn", "max_c
 ONLY_DATA_IN = brief(pdus.DATA_IN, "lengths", "itt", "ttt", "stat_sn", "exp_cmd_sn", "max_cmd_sn")
 """head lengths itt ttt stat_sn exp_cmd_sn max_cmd_sn: all the data of a command, with its status."""
 
-CDB_AT = 32
-"""Offset of the CDB in a SCSI Command header."""
 HOT = {
     "SCSI_COMMAND": (pdus.SCSI_COMMAND, SCSI_COMMAND),
     "SCSI_RESPONSE": (pdus.SCSI_RESPONSE, SCSI_RESPONSE),

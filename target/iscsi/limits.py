@@ -41,7 +41,6 @@ KEY_NAME_BYTES = 63
 """RFC 7143 6.1."""
 VALUE_BYTES = 8192
 """One value; the RFC asks for 255 and, for large binary values, 1024 bytes encoded."""
-SIMPLE_VALUE_BYTES = 255
 ISCSI_NAME_BYTES = 223
 """RFC 7143 4.2.7.1."""
 CHAP_NAME_BYTES = 255

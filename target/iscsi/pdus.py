@@ -194,7 +194,6 @@ DECLARATIONS: dict[Opcode, Any] = {
     Opcode.ASYNC_MESSAGE: ASYNC_MESSAGE,
     Opcode.REJECT: REJECT,
 }
-REQUESTS = tuple(o for o in Opcode if o < Opcode.NOP_IN)
 
 
 def parse_header(declaration: Any, header: bytes | memoryview) -> Any:

@@ -112,7 +112,6 @@ class Busy:
         self.family = family
         self.commands = 0
         self.chunks: list[int] = []
-        self.most_at_once = self.at_once = 0
 
     def count(self) -> int:
         self.commands += 1000

@@ -60,11 +60,6 @@ class Tgt:
             parameter = ("--name", key, "--value", str(value))
             self._admin("--lld", "iscsi", "--mode", "target", "--op", "update", "--tid", "1", *parameter)
 
-    def add_user(self, name: str, secret: str) -> None:
-        account = ("--mode", "account", "--user", name)
-        self._admin("--lld", "iscsi", *account, "--op", "new", "--password", secret)
-        self._admin("--lld", "iscsi", *account, "--op", "bind", "--tid", "1")
-
     def _admin(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self._namespace.run([TGTADM, "--control-port", self._control, *argv], check=check)
 

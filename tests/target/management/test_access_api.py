@@ -15,7 +15,7 @@ ISID = b"\x40\x00\x01\x00\x00\x00"
 PEER = "192.0.2.50"
 LUN = "/vol/vol0/lun0"
 SECRET, OUT_SECRET = "correct-horse-battery", "staple-of-the-target"
-TEST_UNIT_READY, REPORT_LUNS_TO_COME = bytes(6), 0x3F0E
+TEST_UNIT_READY = bytes(6)
 
 
 async def mapped(api: Api) -> str:
