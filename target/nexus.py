@@ -35,6 +35,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
+from target.iscsi.constants import Attribute, TaskFunction, TaskResponse
 from target.iscsi.ports import Aborted, Announce, DataInFailed, Done, Placing, Response, SegmentReader
 from target.scsi.cdbs import (
     DPO,
@@ -80,31 +81,38 @@ NOT_PLAIN = 0xFF & ~DPO
 NOT_PLAIN_FLUSH = 0xFF & ~SYNC_NV
 """There is no cache that SYNC_NV could tell apart."""
 
-# RFC 7143 11.6.1
-FUNCTION_COMPLETE, LUN_DOES_NOT_EXIST, ALLEGIANCE_NOT_SUPPORTED, FUNCTION_NOT_SUPPORTED, REJECTED = 0, 2, 4, 5, 255
 SERVICE_RESPONSES = {
-    ServiceResponse.FUNCTION_COMPLETE: FUNCTION_COMPLETE,
-    ServiceResponse.INCORRECT_LOGICAL_UNIT_NUMBER: LUN_DOES_NOT_EXIST,
-    ServiceResponse.FUNCTION_REJECTED: REJECTED,
+    ServiceResponse.FUNCTION_COMPLETE: TaskResponse.FUNCTION_COMPLETE,
+    ServiceResponse.INCORRECT_LOGICAL_UNIT_NUMBER: TaskResponse.LUN_DOES_NOT_EXIST,
+    ServiceResponse.FUNCTION_REJECTED: TaskResponse.FUNCTION_REJECTED,
 }
-# RFC 7143 11.5.1: ABORT TASK (1) has its own method; CLEAR ACA (3) is not supported as NORMACA is 0
+# ABORT TASK has its own method; CLEAR ACA is not supported as NORMACA is 0
 FUNCTIONS: dict[int, Callable[[ITNexus, int], ServiceResponse]] = {
-    2: lambda nexus, lun: on_unit(abort_task_set, nexus, lun),
-    4: lambda nexus, lun: on_unit(clear_task_set, nexus, lun),
-    5: lambda nexus, lun: on_unit(logical_unit_reset, nexus, lun),
-    6: lambda nexus, lun: target_reset(nexus),
-    7: lambda nexus, lun: target_reset(nexus),
+    TaskFunction.ABORT_TASK_SET: lambda nexus, lun: on_unit(abort_task_set, nexus, lun),
+    TaskFunction.CLEAR_TASK_SET: lambda nexus, lun: on_unit(clear_task_set, nexus, lun),
+    TaskFunction.LOGICAL_UNIT_RESET: lambda nexus, lun: on_unit(logical_unit_reset, nexus, lun),
+    TaskFunction.TARGET_WARM_RESET: lambda nexus, lun: target_reset(nexus),
+    TaskFunction.TARGET_COLD_RESET: lambda nexus, lun: target_reset(nexus),
 }
-TASK_REASSIGN = 8
-# RFC 7143 11.3.1: untagged, SIMPLE
-MAY_BE_REORDERED = (0, 1)
-# RFC 7144 5.1
-I_T_NEXUS_RESET = 11
+MAY_BE_REORDERED = (Attribute.UNTAGGED, Attribute.SIMPLE)
 
 FastRead = tuple[int, int, Callable[[int, memoryview], bool], Counters]
 LongWrites = tuple[Callable[[int, int], Placing | None], Callable[[Placing], None]]
 FastWrite = tuple[int, int, Callable[[int, memoryview, bool], bool], Counters]
 WhenDurable = Callable[[Callable[[BaseException | None], None], bool], bool]
+
+
+def plain_extent(
+    buf: bytes | memoryview, cdb_at: int, opcode_10: int, opcode_16: int, not_plain: int = NOT_PLAIN
+) -> tuple[int, int] | None:
+    """(LBA, blocks) of a command with one of the two opcodes that asks for nothing that needs the router.  `fast_read`,
+    `fast_write` and `fast_writes` do the same in place: beside 4 KiB the call would show."""
+    opcode, flags, lba, blocks, control = unpack_10(buf, cdb_at)
+    if opcode == opcode_16:
+        _, flags, lba, blocks, control = unpack_16(buf, cdb_at)
+    elif opcode != opcode_10:
+        return None
+    return None if flags & not_plain or control else (lba, blocks)
 
 
 class TargetDevice:
@@ -210,15 +218,11 @@ class Nexus(ITNexus):
             shift, size, read, counters = self._readable[lun]
         except KeyError:
             return False
-        opcode = buf[cdb_at]
-        if opcode == READ_10_OPCODE:
-            _, flags, lba, blocks, control = unpack_10(buf, cdb_at)
-        elif opcode == READ_16_OPCODE:
-            _, flags, lba, blocks, control = unpack_16(buf, cdb_at)
-        else:
+        plain = plain_extent(buf, cdb_at, READ_10_OPCODE, READ_16_OPCODE)
+        if plain is None:
             return False
-        offset = lba << shift
-        if flags & NOT_PLAIN or control or blocks << shift != edtl or offset + edtl > size:
+        offset = plain[0] << shift
+        if plain[1] << shift != edtl or offset + edtl > size:
             return False
         try:
             here = True
@@ -287,16 +291,11 @@ class Nexus(ITNexus):
             shift, size, _, _ = self._writable[lun]
         except KeyError:
             return False
-        opcode = buf[cdb_at]
-        if opcode == FLUSH_10_OPCODE:
-            _, flags, lba, blocks, control = unpack_10(buf, cdb_at)
-        elif opcode == FLUSH_16_OPCODE:
-            _, flags, lba, blocks, control = unpack_16(buf, cdb_at)
-        else:
+        plain = plain_extent(buf, cdb_at, FLUSH_10_OPCODE, FLUSH_16_OPCODE, NOT_PLAIN_FLUSH)
+        if plain is None or self.device.when_durable is None:
             return False
-        if flags & NOT_PLAIN_FLUSH or control or self.device.when_durable is None:
-            return False
-        return bool(lba << shift < size and lba + blocks << shift <= size)
+        lba, blocks = plain
+        return lba << shift < size and lba + blocks << shift <= size
 
     def when_durable(self, done: Callable[[BaseException | None], None], here: bool) -> bool:
         assert self.device.when_durable is not None
@@ -308,14 +307,11 @@ class Nexus(ITNexus):
             shift, size, _, _ = self._writable[lun]
         except KeyError:
             return None
-        if cdb[0] == WRITE_10_OPCODE:
-            _, flags, lba, blocks, control = unpack_10(cdb)
-        elif cdb[0] == WRITE_16_OPCODE:
-            _, flags, lba, blocks, control = unpack_16(cdb)
-        else:
+        plain = plain_extent(cdb, 0, WRITE_10_OPCODE, WRITE_16_OPCODE)
+        if plain is None:
             return None
-        offset = lba << shift
-        if flags & NOT_PLAIN or control or blocks << shift != length or offset + length > size:
+        offset = plain[0] << shift
+        if plain[1] << shift != length or offset + length > size:
             return None
         try:
             return begin(offset, length)
@@ -380,13 +376,13 @@ class Nexus(ITNexus):
         return abort_task(self, lun, tag)
 
     def manage(self, function: int, lun: int) -> int:
-        if function == TASK_REASSIGN:
-            return ALLEGIANCE_NOT_SUPPORTED
-        if function == I_T_NEXUS_RESET:
+        if function == TaskFunction.TASK_REASSIGN:
+            return TaskResponse.REASSIGNMENT_NOT_SUPPORTED
+        if function == TaskFunction.I_T_NEXUS_RESET:
             self.reset()
-            return FUNCTION_COMPLETE
+            return TaskResponse.FUNCTION_COMPLETE
         act = FUNCTIONS.get(function)
-        return FUNCTION_NOT_SUPPORTED if act is None else SERVICE_RESPONSES[act(self, lun)]
+        return TaskResponse.FUNCTION_NOT_SUPPORTED if act is None else SERVICE_RESPONSES[act(self, lun)]
 
     def attention(self, lun: int) -> bytes | None:
         itl = self.find(lun)

@@ -40,9 +40,10 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def runs_of(vbns: Vector) -> Iterator[tuple[int, int]]:
-    """Positions from and to which blocks lie together."""
-    return pairwise([0, *(np.flatnonzero(np.diff(vbns) != 1) + 1).tolist(), len(vbns)])
+def runs_of(*numbers: Vector | Slots) -> Iterator[tuple[int, int]]:
+    """Positions from and to which all of these go up by one: what lies together on the volume, in the LUN, or both."""
+    breaks = np.logical_or.reduce([np.diff(each) != 1 for each in numbers])
+    return pairwise([0, *(np.flatnonzero(breaks) + 1).tolist(), len(numbers[0])])
 
 
 class FillPlan:
@@ -173,8 +174,7 @@ class FillPlan:
     def _point(self, still: Slots, places: Vector) -> None:
         """What was written becomes the LUN's, a stretch of neighbours on both sides at a time."""
         slots, vbns = self.slots[still], places[still]
-        ends = np.flatnonzero((np.diff(slots) != 1) | (np.diff(vbns) != 1)) + 1
-        for low, high in pairwise([0, *ends.tolist(), len(still)]):
+        for low, high in runs_of(slots, vbns):
             vbn = int(vbns[low])
             self.lun.core.allocator.fulfil(vbn, vbn + high - low)
             self._unused[still[low:high]] = False
@@ -183,9 +183,8 @@ class FillPlan:
     def _install_data(self, still: Slots, data: memoryview) -> None:
         # Neighbours in the LUN stay neighbours on the volume: one write for each stretch of slots.
         slots = self.slots[still]
-        edges = [0, *(np.flatnonzero(np.diff(slots) != 1) + 1).tolist(), len(still)]
         try:
-            for low, high in pairwise(edges):
+            for low, high in runs_of(slots):
                 self._install_stretch(int(slots[low]), int(still[low]), high - low, data)
         finally:
             self.lun.core.allocator.end_exact_run()

@@ -118,9 +118,13 @@ class Reserve:
     @property
     def missing(self) -> int:
         """Blocks by which the volume has less room than its reserved LUNs may still take."""
+        return self.missing_of(self.needed())
+
+    def missing_of(self, needed: int) -> int:
+        """The same where `needed` is known."""
         allocator = self._core.allocator
         have = allocator.free + allocator.end - allocator.next - allocator.floor_reserved
-        return max(0, self.needed() - max(0, have)) if self._any() else 0
+        return max(0, needed - max(0, have))
 
     def report(self) -> list[str]:
         """For the mount's report.  An older version kept nothing back for reserved LUNs."""

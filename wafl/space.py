@@ -18,27 +18,26 @@ if TYPE_CHECKING:
 
 
 def space_of(volume: Volume) -> Space:
-    allocator = volume.core.allocator
-    allocator.apply_frees()
+    available = available_bytes(volume)  # which makes all figures the present ones
+    allocator, reserve = volume.core.allocator, volume.files.reserve
     unused = allocator.end - allocator.next
     active, free = allocator.active_count - unused, allocator.free + unused
     own = len(own_vbns(volume))
     used = allocator.blocks - free
-    volume.files.reserve.refresh()
-    luns = volume.files.reserve.needed()
+    luns = reserve.needed()
     own_room = allocator.floor_guest - luns
     return Space(
         total=allocator.blocks * BLOCK_BYTES,
         used=used * BLOCK_BYTES,
         free=free * BLOCK_BYTES,
-        available=available_bytes(volume),
+        available=available,
         active=active * BLOCK_BYTES,
         snapshots=(used - active - allocator.freeing - allocator.promised - own) * BLOCK_BYTES,
         volume_own=own * BLOCK_BYTES,
         freeing=allocator.freeing * BLOCK_BYTES,
         reserved=min(free, own_room) * BLOCK_BYTES,
         reserved_luns=min(max(0, free - own_room), luns) * BLOCK_BYTES,
-        overcommitted=volume.files.reserve.missing * BLOCK_BYTES,
+        overcommitted=reserve.missing_of(luns) * BLOCK_BYTES,
         shared=volume.files.references.total * BLOCK_BYTES,
     )
 
