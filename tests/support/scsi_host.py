@@ -81,6 +81,10 @@ def unit(store: MemoryStore | None = None, **saved: bytes) -> LogicalUnit:
     return LogicalUnit(store or MemoryStore(), ManualPlatform(saved))
 
 
+def units(count: int) -> list[LogicalUnit]:
+    return [unit(MemoryStore(serial=f"S{i}")) for i in range(count)]
+
+
 def platform_of(lu: LogicalUnit) -> ManualPlatform:
     assert isinstance(lu.platform, ManualPlatform)
     return lu.platform

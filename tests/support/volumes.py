@@ -111,3 +111,30 @@ def lun_of_kind(volume: Volume, kind: str, size_bytes: int) -> Lun:
         parent.write(number * BLOCK_BYTES, pattern(number + 9, BLOCK_BYTES))
     take_snapshot(volume, "s")
     return volume.create_lun("lun", backing=("s", "parent"), reserved=False)
+
+
+def fill_all(lun: Lun) -> int:
+    """Copy all that the LUN misses of its backing; the blocks that it took."""
+    filled = 0
+    index = lun.next_missing(0)
+    while index is not None:
+        while (plan := lun.plan_fill(index)) is not None:
+            filled += lun.install_fill(plan, plan.read())
+            plan.release()
+        index = lun.next_missing(index + 1)
+    return filled
+
+
+def sharing_volume(size_bytes: int, **options: int) -> tuple[MemoryDevice, Volume]:
+    """Two LUNs, "a" and "b", and a snapshot "s"; the blocks they share are older than the snapshot, and younger."""
+    device = MemoryDevice(bytearray(size_bytes))
+    Volume.format(device, name="v", now=EPOCH, **options)
+    volume = Volume.mount(device)
+    a, b = volume.create_lun("a", 4 * MIB), volume.create_lun("b", 4 * MIB)
+    a.write(0, pattern(1, MIB))
+    b.share(0, a, 0, MIB)
+    volume.request_snapshot("s")
+    checkpoint(volume)
+    b.write(0, pattern(2, 5 * BLOCK_BYTES))
+    b.share(2 * MIB, a, 8 * BLOCK_BYTES, 9 * BLOCK_BYTES)
+    return device, volume

@@ -23,12 +23,11 @@ from tests.support.scsi_host import (
     unmap,
     unmap_list,
 )
-from tests.support.volumes import Workshop, checkpoint, pattern, take_snapshot
+from tests.support.volumes import Workshop, checkpoint, fill_all, pattern, take_snapshot
 from tests.target.scsi import test_extended_copy as xcopy
 from tests.target.scsi import test_offload as odx
 from tests.wafl.test_lun import read
 from tests.wafl.test_reserve import fill_up
-from tests.wafl.test_snapshot import fill_all
 from wafl import BLOCK_BYTES, Lun, Volume, VolumeService, references
 
 MIB = 1 << 20

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from tests.support.crash_device import CrashDevice, Leftover, MemoryDevice
+from tests.support.tampering import Tamper, make_volume
 from tests.support.volumes import MIB, errors, pattern, problems
-from tests.wafl.test_check import Tamper, make_volume
 from tests.wafl.test_lun import read
 from wafl import BLOCK_BYTES, CannotRepair, Scrub, Volume, WaflError
 from wafl.format import ACTIVE_MAP_INODE, VTOC_INODE

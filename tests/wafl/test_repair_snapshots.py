@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.crash_device import CrashDevice, Leftover, MemoryDevice
-from tests.support.volumes import EPOCH, MIB, Workshop, checkpoint, errors, pattern, problems
+from tests.support.volumes import MIB, Workshop, checkpoint, errors, pattern, problems, sharing_volume
 from tests.wafl.test_repair import contents, spoil
 from wafl import BLOCK_BYTES, Volume
 from wafl.format import ACTIVE_MAP_INODE, COUNTS, FIRST_DATA_VBN, REFERENCE_INODE, EntryState, decode_text
@@ -19,16 +19,8 @@ BLOCK = BLOCK_BYTES
 @pytest.fixture(scope="module")
 def image() -> bytes:
     """Shared blocks in two snapshots, one of which is being deleted."""
-    device = MemoryDevice(bytearray(8 * MIB))
-    Volume.format(device, name="v", now=EPOCH, log_bytes=0)
-    volume = Volume.mount(device)
-    a, b = volume.create_lun("a", 4 * MIB), volume.create_lun("b", 4 * MIB)
-    a.write(0, pattern(1, MIB))
-    b.share(0, a, 0, MIB)
-    volume.request_snapshot("s")
-    checkpoint(volume)
-    b.write(0, pattern(2, 5 * BLOCK))
-    b.share(2 * MIB, a, 8 * BLOCK, 9 * BLOCK)
+    device, volume = sharing_volume(8 * MIB, log_bytes=0)
+    a, b = volume.lun("a"), volume.lun("b")
     volume.request_snapshot("going")
     checkpoint(volume)
     b.write(MIB, pattern(3, 7 * BLOCK))

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from tests.support.crash_device import MemoryDevice
+from tests.support.tampering import Tamper, crc_of
 from tests.support.volumes import EPOCH, MIB, checkpoint, pattern, take_snapshot
-from tests.wafl.test_check import Tamper, crc_of
 from wafl import BLOCK_BYTES, Volume, WaflError
 from wafl.errors import NoSuchLun, NotAVolume
 from wafl.format import ACTIVE_MAP_INODE, LEVEL_ONE_BYTES, POINTERS, VTOC_INODE

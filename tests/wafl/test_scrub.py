@@ -9,8 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.crash_device import MemoryDevice
+from tests.support.tampering import Tamper
 from tests.support.volumes import MIB, Workshop, checkpoint, pattern, reclaim, take_snapshot
-from tests.wafl.test_check import Tamper, device, whole
+from tests.wafl.test_check import device, whole
 from wafl import BLOCK_BYTES, Pace, Scrub, Volume, drive_scrub, scrub
 from wafl.bits import positions
 from wafl.format import POINTERS

@@ -6,10 +6,9 @@ import pytest
 
 from tests.support.crash_device import MemoryDevice
 from tests.support.space import lun_figures
-from tests.support.volumes import MIB, Workshop, checkpoint, pattern, problems, reclaim, take_snapshot
+from tests.support.volumes import MIB, Workshop, checkpoint, fill_all, pattern, problems, reclaim, take_snapshot
 from tests.wafl.test_lun import read
 from tests.wafl.test_reserve import exact, fill_up, reads_back, write_whole
-from tests.wafl.test_snapshot import fill_all
 from wafl import BLOCK_BYTES, CorruptVolume, InvalidSize, Lun, Volume, references
 from wafl.format import HOLE, LABEL, LABEL_MAGIC, ZERO, Incompat, unseal
 

@@ -12,8 +12,8 @@ from tests.support.crash_history import History
 from tests.support.crash_log import LoggedHistory
 from tests.support.crash_share_stories import adopted_clones, shares_and_overwrites, shares_and_snapshots
 from tests.support.crash_trial import judge
-from tests.support.volumes import EPOCH, MIB, Workshop, checkpoint, errors, pattern, problems
-from tests.wafl.test_check import Tamper
+from tests.support.tampering import Tamper
+from tests.support.volumes import EPOCH, MIB, Workshop, checkpoint, errors, pattern, problems, sharing_volume
 from tests.wafl.test_lun import read
 from wafl import BLOCK_BYTES, CannotRepair, CorruptVolume, DamagedRecord, Volume, VolumeFailed
 from wafl.allocator import Allocator
@@ -222,16 +222,7 @@ def test_a_replay_copies_what_has_too_many_pointers(monkeypatch: pytest.MonkeyPa
 
 def shared_volume() -> MemoryDevice:
     """Two LUNs and a snapshot that has shared blocks too."""
-    device = MemoryDevice(bytearray(16 * MIB))
-    Volume.format(device, name="v", now=EPOCH, log_bytes=0)
-    volume = Volume.mount(device)
-    a, b = volume.create_lun("a", 4 * MIB), volume.create_lun("b", 4 * MIB)
-    a.write(0, pattern(1, MIB))
-    b.share(0, a, 0, MIB)
-    volume.request_snapshot("s")
-    checkpoint(volume)
-    b.write(0, pattern(2, 5 * BLOCK))
-    b.share(2 * MIB, a, 8 * BLOCK, 9 * BLOCK)
+    device, volume = sharing_volume(16 * MIB)
     volume.close()
     assert problems(device) == []
     return device

@@ -13,8 +13,8 @@ from target.iscsi.constants import LoginStatus, Opcode
 from target.management.names import PortalAddress, parse_listen
 from target.management.refusal import Refused
 from tests.support.initiator import Initiator, Reply
+from tests.support.served_portal import SocketLink
 from tests.target.management.conftest import HOST, Api, Play
-from tests.target.portal.test_portal import SocketLink
 
 LUN = "/vol/vol0/lun0"
 ALUA = "/alua/vol0/lun0"

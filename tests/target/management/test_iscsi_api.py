@@ -20,8 +20,8 @@ from target.management.names import PortalAddress
 from target.management.serving import new_device
 from target.portal.logs import INFOS
 from tests.support.initiator import ChapClient, Initiator, Reply
+from tests.support.served_portal import SocketLink
 from tests.target.management.conftest import HOST, Api, Play
-from tests.target.portal.test_portal import SocketLink
 
 LUN = "/vol/vol0/lun0"
 OTHER = "iqn.2000-01.com.example:other"

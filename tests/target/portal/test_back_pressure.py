@@ -11,7 +11,7 @@ from typing import Any
 
 from target.iscsi.constants import Opcode
 from tests.support.initiator import READ_10, cdb_10
-from tests.target.portal.test_portal import LIMIT_S, Served, each_loop, serve
+from tests.support.served_portal import LIMIT_S, Served, each_loop, serve
 
 
 @each_loop

@@ -10,7 +10,7 @@ import pytest
 from target.iscsi.constants import FINAL, Opcode
 from target.portal import portal as portal_module
 from tests.support.initiator import READ_10, Initiator, cdb_10
-from tests.target.portal.test_portal import Served, each_loop, serve
+from tests.support.served_portal import Served, each_loop, serve
 
 SYNCHRONIZE_CACHE = bytes((0x35,)).ljust(16, b"\0")
 LONG_AGO = -1e9

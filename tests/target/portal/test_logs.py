@@ -8,7 +8,7 @@ import pytest
 
 from target.iscsi.constants import Opcode
 from target.portal.logs import INFOS, WARNINGS, RateLimited
-from tests.target.portal.test_portal import Served, serve
+from tests.support.served_portal import Served, serve
 
 
 def test_log_lines_of_one_source_are_limited(caplog: pytest.LogCaptureFixture) -> None:

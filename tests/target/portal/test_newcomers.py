@@ -19,7 +19,7 @@ from target.portal import Portal, PortalConfig
 from target.portal.newcomers import Take
 from tests.support.initiator import Initiator
 from tests.support.memory_target import TARGET, MemoryDirectory, MemoryDisk, one_disk
-from tests.target.portal.test_portal import LIMIT_S, RUNNERS, SocketLink, each_loop
+from tests.support.served_portal import LIMIT_S, RUNNERS, SocketLink, each_loop
 
 ELSEWHERE = TARGET + "-elsewhere"
 HALF = b"\x43\x87\0\0\0\0\0\x64" + bytes(40) + b"InitiatorName=iqn."

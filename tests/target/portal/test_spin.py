@@ -15,7 +15,7 @@ from target.management.refusal import Refused
 from target.portal import PortalConfig
 from target.portal.spin import SPIN_MAX_US, Spinner
 from target.stack import portal_config
-from tests.target.portal.test_portal import Served, serve
+from tests.support.served_portal import Served, serve
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,

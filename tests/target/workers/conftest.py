@@ -18,8 +18,8 @@ from target.workers.channel import Channel, Received, pair
 from target.workers.front import Worker
 from tests.support.initiator import Initiator, Outcome
 from tests.support.lund import wait_until
+from tests.support.served_portal import SocketLink
 from tests.target.cli.conftest import DaemonProcess, Lun
-from tests.target.portal.test_portal import SocketLink
 
 LIMIT_S = 120.0
 BLOCK = 512
