@@ -24,7 +24,7 @@ from rich.table import Table
 from scripts.bench.counted import SIDES, WORKS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-LIMITS = {"read-4k": 1.45, "write-4k": 1.73, "read-1m": 8.9, "write-1m": 1.45}
+LIMITS = {"read-4k": 1.4, "write-4k": 1.58, "read-1m": 8.9, "write-1m": 1.45}
 """Instructions of lund over those of the bare loop."""
 BATCHES = 20
 QUIET = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

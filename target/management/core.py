@@ -134,9 +134,9 @@ class Core:
 
     def lun_name(self, volume: str, uuid: str) -> str:
         """A LUN's path for people, or its UUID if it is not there now."""
-        served = self.served.get(volume)
-        lun = served.lun(uuid) if served is not None else None
-        return f"LUN {uuid}" if lun is None else f"/vol/{volume}/{lun.name}"
+        unit = self.units.get(volume)
+        luns = unit.volume.luns() if unit is not None else []
+        return next((f"/vol/{volume}/{lun.name}" for lun in luns if str(lun.uuid) == uuid), f"LUN {uuid}")
 
     def find(self, text: str) -> tuple[Unit, Lun, LunPath]:
         """A LUN of the active file system by its path."""
