@@ -146,7 +146,11 @@ class IscsiTransport(asyncio.BufferedProtocol):
                 core.data_sent(kept)
                 if self._spinner is not None:
                     self._spinner.touch()
-            if not core.blocked or self._congested or core.closing is not None or transport.is_closing():
+            if core.closing is not None:
+                if data and core.waiting:
+                    continue  # the last answers had no room beside others
+                break
+            if not core.blocked or self._congested or transport.is_closing():
                 break  # the last: the peer is gone, and nobody is to read for it
             core.resume(self._loop.time())
         self._pumping = False
