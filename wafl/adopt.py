@@ -45,6 +45,8 @@ UPTAKE_BLOCKS = 64
 """Pointer blocks that a call takes up at most: about a millisecond."""
 PIECEMEAL = 4
 """What is adopted block by block counts as so many."""
+ROWS = 16
+"""So many rows of counts cost more than a pointer block: random writes put each block of a LUN into another row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,8 @@ def _whole(lun: Lun, parent: Buffer | Inode, slot: int, level: int, most: int) -
         return _Subtree(parent, slot, level, named=True) if can else None
     if level > 1:
         with suppress(CorruptVolume, OSError):  # told when its turn comes
-            if take_up(lun.core, pointer, level, most) is not None:
+            uptake = take_up(lun.core, pointer, level, most)
+            if uptake is not None and _rows(lun, pointer, uptake) <= ROWS * most:
                 return _Subtree(parent, slot, level, named=False)
         return None
     return _Subtree(parent, slot, level, named=False)
@@ -156,6 +159,7 @@ def _adopt_subtrees(lun: Lun, index: int, found: _Subtree, most: int) -> int:
     grant = lun.files.references.grant(np.concatenate([pointers.vbns[: uptake.roots], *uptake.pointers]))
     if not found.named and grant.most < len(slots) + uptake.tree_blocks + uptake.data_blocks:
         return 0
+    cost = max(1, uptake.blocks, _rows(lun, pointers, uptake) // ROWS)
     grant.use()
     _point(mine, slots[: grant.most], pointers)
     core.tree_blocks += min(len(slots), grant.most) + uptake.tree_blocks
@@ -164,7 +168,7 @@ def _adopt_subtrees(lun: Lun, index: int, found: _Subtree, most: int) -> int:
     lun.forget(lun.own, first, first + span)
     lun.forget(lun.maps, first, first + span)
     lun.filled(uptake.data_blocks)
-    return max(1, uptake.blocks)
+    return cost
 
 
 def _neighbours(lun: Lun, mine: Buffer, found: _Subtree, most: int) -> list[int]:
@@ -181,13 +185,24 @@ def _neighbours(lun: Lun, mine: Buffer, found: _Subtree, most: int) -> list[int]
 
 
 def _take_up(lun: Lun, pointers: Pointers, level: int, most: int) -> Uptake:
-    """Of all of these, or if some cannot be read of the first."""
-    with suppress(CorruptVolume, OSError):
-        if uptake := take_up(lun.core, pointers, level, most):
-            return uptake
+    """Of all of these; of the first if some cannot be read; of some if there are too many counts."""
+    number = len(pointers.vbns)
+    while number > 1:
+        rows = 0
+        with suppress(CorruptVolume, OSError):
+            if uptake := take_up(lun.core, pointers.first(number), level, most):
+                rows = _rows(lun, pointers, uptake)
+                if rows <= ROWS * most:
+                    return uptake
+        number = min(number - 1, number * ROWS * most // rows) if rows else 1
     uptake = take_up(lun.core, pointers.first(1), level, most)
     assert uptake is not None
     return uptake
+
+
+def _rows(lun: Lun, pointers: Pointers, uptake: Uptake) -> int:
+    """Rows of counts that this reads or changes."""
+    return lun.files.references.rows_for(np.concatenate([pointers.vbns[: uptake.roots], *uptake.pointers]))
 
 
 def _point(mine: Buffer | Inode, slots: list[int], pointers: Pointers) -> None:

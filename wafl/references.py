@@ -15,8 +15,7 @@ Rules:
 - Room for all rows of the volume is kept back once the file exists (FileSystem.set_reserve): counting never fails.
 - A pointer block that has several pointers is never changed in place, as none is.  Its children have one pointer, it.
   Who changes something below it gets a copy of it (`part`): then each child has one more.
-- A count that is full is never lowered again: only copies of pointer blocks can fill one, and nobody knows by how much
-  they would have gone beyond.
+- A count that is full is never lowered again: only copies of pointer blocks fill one, and by how much nobody knows.
 - A row that cannot be read counts as too many: none of its blocks is freed or shared again until a repair has counted
   anew.  Space is lost by that, never data.  If one of its counts has to change, all become full, on the disk too.
 - `since` is the generation up to which a pointer's birth does not tell that its block is one LUN's alone: it may have
@@ -240,12 +239,12 @@ class References:
         return True
 
     def _evict(self) -> None:
-        """Rows that are as on the disk go, those used longest ago first."""
-        durable = self._core.durable
-        for _ in range(min(len(self._rows) - min(ROWS_KEPT, self._core.cache_limit) + 1, 64)):
+        """Rows that are as on the disk go, those used longest ago first; not all that have changed are looked through."""
+        kept = max(min(ROWS_KEPT, self._core.cache_limit), len(self._dirty))
+        for _ in range(min(len(self._rows) - kept + 1, 64)):
             row = next(iter(self._rows))
             found = self._rows.pop(row)
-            if row in self._dirty or self._written.get(row, 0) > durable:
+            if row in self._dirty or self._written.get(row, 0) > self._core.durable:
                 self._rows[row] = found
             else:
                 self._written.pop(row, None)
@@ -318,6 +317,11 @@ class References:
         if most < len(vbns):
             blocks, times = np.unique(vbns[:most], return_counts=True)
         return Grant(self, most, blocks, times, rows)
+
+    def rows_for(self, vbns: Vbns) -> int:
+        """Rows read or changed for one more pointer to each."""
+        rows = (vbns >> COUNT_SHIFT).astype(np.intp)
+        return len(np.unique(rows[self._flags[rows].astype(np.bool_) | are_set(self._core.allocator.active, vbns)]))
 
     def add(self, blocks: Vbns, times: npt.NDArray[np.intp], rows: dict[int, Row]) -> None:
         """So many more pointers to each of these blocks (`Grant.use`)."""
@@ -397,8 +401,7 @@ class References:
                 self._changing(row, counts)
                 slots = (here & SLOT_MASK).astype(np.intp)
                 have = counts[slots].astype(np.int64)
-                right = np.minimum(have + more, MAX_COUNT)
-                counts[slots] = right
+                counts[slots] = right = np.minimum(have + more, MAX_COUNT)
                 added = int((right - have).sum())
                 self._book(added)
             self.unfreed -= int(more.sum()) - added

@@ -105,6 +105,8 @@ class Copier:
         view = self._buffer[: self._unshared(segment)]
         if not self._read(source, at, view) or self._put_off(is_ready(destination, start, view)):
             return 0
+        source.counters.reads += 1
+        source.counters.read_bytes += len(view)
         write(destination, start, view)
         return len(view)
 
@@ -138,8 +140,6 @@ class Copier:
             if self._put_off(ready=False):
                 return False
             source.store.read_into(offset, view)
-        source.counters.reads += 1
-        source.counters.read_bytes += len(view)
         return True
 
 

@@ -47,3 +47,22 @@ def test_a_copy_waits_for_no_disk(
     wanted[TO] = copied + OLD[TO][len(copied) :]
     assert contents(volume.lun("disk")) == wanted
     assert len(wanted[TO]) == KEPT * BLOCK_BYTES
+
+
+def test_a_copy_that_waits_for_pointers_of_its_destination_reads_its_source_once(workshop: Workshop) -> None:
+    """As far as anybody counts."""
+    volume = sleepy(workshop, plain)
+    device = volume.device
+    assert isinstance(device, SleepyDevice)
+    store, platform = LunStore(volume.lun("disk"), VolumeService(volume)), ManualPlatform()
+    unit = LogicalUnit(store, platform)
+    host = Host(TargetDevice(TARGET), {0: unit})
+    host.ready()
+    device.forget()
+    reads, read_bytes = unit.counters.reads, unit.counters.read_bytes
+    sent = parameters([cscd(store.naa)], [segment(0, 0, 5, PLACES[FROM] // 512, PLACES[TO] // 512)])
+    assert host.start(extended_copy(len(sent)), sent) is None
+    while not host.late:
+        platform.step()
+        device.here |= device.coming
+    assert (unit.counters.reads - reads, unit.counters.read_bytes - read_bytes) == (1, 5 * 512)

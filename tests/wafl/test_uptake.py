@@ -273,6 +273,61 @@ def test_what_was_taken_up_in_many_small_pieces_is_passed_over_at_once(
     assert looks == 1
 
 
+def in_many_rows(volume: Volume, leaves: int) -> None:
+    """LUN "golden": its blocks lie in four rows of counts for each MiB, and all but one for each are the snapshot's,
+    too, below pointer blocks that only that has."""
+    golden = volume.create_lun("golden", leaves * MIB, reserved=False)
+    filler = volume.create_lun("filler", 8 * MIB, reserved=False)
+    for at in range(0, leaves * MIB, MIB // 4):
+        golden.write(at, pattern(at, MIB // 4))
+        filler.write(0, bytes(8 * MIB))
+    take_snapshot(volume, "s")
+    for at in range(0, leaves * MIB, MIB):
+        golden.write(at, pattern(7, BLOCK))
+
+
+def test_a_call_changes_no_more_rows_of_counts_than_it_may(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where hosts wrote here and there a level-1 block names blocks all over the volume."""
+    monkeypatch.setattr(adopt, "ROWS", 1)
+    volume = workshop.format(160 * MIB)
+    in_many_rows(volume, 4)
+    clone = new_clone(volume)
+    checkpoint(volume)
+    index, costs = clone.next_missing(0), []
+    while index is not None:
+        cost = clone.adopt(index, 8)
+        assert len(volume.files.references.dirty) <= cost <= 8
+        costs.append(cost)
+        checkpoint(volume)
+        index = clone.next_missing(index + 1)
+    assert len(costs) > 1
+    assert sum(costs) >= 4 * 4
+    assert read(clone, 3 * MIB, BLOCK) == pattern(3 * MIB, MIB)[:BLOCK]
+
+
+def test_rows_that_have_changed_are_not_searched_for_each_that_is_read(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that changes thousands took seconds."""
+    monkeypatch.setattr("wafl.references.ROWS_KEPT", 2)
+    volume = workshop.format(160 * MIB)
+    in_many_rows(volume, 4)
+    clone = new_clone(volume)
+    looks: list[object] = []
+
+    class Rows(dict[int, object]):
+        def pop(self, row: int, *default: object) -> object:
+            looks.append(row)
+            return super().pop(row, *default)
+
+    volume.files.references.make()
+    volume.files.references._rows = Rows()  # type: ignore[assignment]
+    adopt_all(clone)
+    rows = len(volume.files.references.dirty)
+    assert rows >= 16
+    assert len(looks) <= 4 * rows
+
+
 def test_pointers_are_read_ahead_of_those_that_are_taken_up(workshop: Workshop) -> None:
     volume = workshop.format(64 * MIB)
     golden = volume.create_lun("golden", 512 * MIB, reserved=False)
