@@ -239,7 +239,7 @@ class References:
         return True
 
     def _evict(self) -> None:
-        """Rows that are as on the disk go, those used longest ago first; not all that have changed are looked through."""
+        """Rows that are as on the disk go, those used longest ago first; not all that have changed are looked at."""
         kept = max(min(ROWS_KEPT, self._core.cache_limit), len(self._dirty))
         for _ in range(min(len(self._rows) - kept + 1, 64)):
             row = next(iter(self._rows))
