@@ -55,7 +55,7 @@ _GOOD_HEAD = Opcode.SCSI_RESPONSE << 24 | FINAL << 16
 
 
 def run(c: Connection) -> None:
-    """Take every whole PDU of the receive buffer, until it is used up or the output is full."""
+    """Take every whole PDU of the receive buffer, until it is used up or the output is full.  Raises FormatError."""
     session, rx, out, framing = c.session, c.rx, c.output, c.framing
     window, tasks, nexus, view = session.window, session.tasks, session.nexus, rx.view
     header_digest, data_digest = framing.header_digest, framing.data_digest
@@ -68,6 +68,7 @@ def run(c: Connection) -> None:
     reads = read_bytes = writes = written_bytes = 0
     aside: list[int] = []
     flushes: list[int] = []
+    nonsense: FormatError | None = None
 
     pos, end, at = rx.start, rx.end, out.used
     expected, credit, stat_sn = window.exp_cmd_sn, window.credit, c.stat_sn
@@ -78,7 +79,8 @@ def run(c: Connection) -> None:
     while end - pos >= bhs:
         opcode, flags, lengths, lun, itt, edtl, cmd_sn, _ = _UNPACK(view, pos)
         if header_digest and lengths < 0x1000000 and crc32c(view[pos : pos + 48]) != _UNPACK_DIGEST(view, pos + 48)[0]:
-            raise FormatError("header digest does not match")
+            nonsense = FormatError("header digest does not match")
+            break
 
         if opcode == _COMMAND and cmd_sn == expected and plain and itt not in tasks:
             if flags in _PLAIN_READS and not lengths and edtl and not edtl & 3:
@@ -176,7 +178,11 @@ def run(c: Connection) -> None:
                 pos += bhs
                 continue
 
-        size = framing.size(view, pos)
+        try:
+            size = framing.size(view, pos)
+        except FormatError as error:
+            nonsense = error
+            break
         if end - pos < size:
             break
         out.used, window.exp_cmd_sn, c.stat_sn = at, expected, stat_sn
@@ -187,12 +193,15 @@ def run(c: Connection) -> None:
             if flushes:
                 session.flushes.ask(c, flushes, here=False)
             session.flushes.finish()
-        c.dispatch(view, pos)
+        try:
+            c.dispatch(view, pos)
+        except FormatError as error:
+            nonsense = error
         pos += size
         at, expected, credit, stat_sn = out.used, window.exp_cmd_sn, window.credit, c.stat_sn
         held = window.early or window.functions or window.frozen
         plain = fast_read is not None and not held and credit >= 0
-        if c.waiting or not c.full_feature:
+        if c.waiting or not c.full_feature or nonsense is not None:
             c.blocked = True
             break
 
@@ -212,6 +221,8 @@ def run(c: Connection) -> None:
     if aside:
         session.cold.put_aside(c, aside)
         session.cold.wait()
+    if nonsense is not None:  # now that what came before has been counted: other connections may go on
+        raise nonsense
 
 
 def _writes_from(

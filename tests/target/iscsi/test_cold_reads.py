@@ -9,10 +9,11 @@ import pytest
 
 from target.iscsi import limits
 from target.iscsi.constants import FINAL, Opcode
-from tests.support.initiator import READ_10, Initiator, Link, Reply, cdb_10
+from tests.support.initiator import READ_10, WRITE_10, Initiator, Link, Reply, cdb_10
 from tests.support.memory_target import MemoryNexus
 from tests.target.iscsi.conftest import Bench
 
+SYNCHRONIZE_CACHE_10 = 0x35
 READ_FLAGS, ORDERED = FINAL | 0x41, FINAL | 0x42
 DIGESTS = {"HeaderDigest": "CRC32C", "DataDigest": "CRC32C"}
 
@@ -192,3 +193,32 @@ def test_a_session_that_ends_leaves_nothing_behind(bench: Bench) -> None:
     assert read(initiator, 0) == []
     initiator.link.core.lost("cut")
     assert warmed(bench, initiator) == []
+
+
+@pytest.mark.parametrize(("digest", "lengths"), [("CRC32C", 0), ("CRC32C", 1 << 24), ("None", 0xFFFFFF)])
+def test_what_came_before_a_pdu_that_makes_no_sense_is_counted(bench: Bench, digest: str, lengths: int) -> None:
+    """A header digest that does not match, also of one with an AHS, or a data segment over the limit, ends one
+    connection; the session's other one goes on with the next CmdSN and with all of the window."""
+    bench.disk.flushers = []
+    one = cold_bench(bench).logged_in(keys={"MaxConnections": "4"})
+    other = one.join(Link(bench.host), 2)
+    other.keys = {**one.keys, "HeaderDigest": digest}
+    other.login()
+    wire = b""
+    for opcode, flags, cdb, data in (
+        (WRITE_10, FINAL | 0x21, cdb_10(WRITE_10, 8, 8), b"x" * 4096),
+        (READ_10, READ_FLAGS, cdb_10(READ_10, 0, 8), b""),
+        (SYNCHRONIZE_CACHE_10, FINAL | 1, cdb_10(SYNCHRONIZE_CACHE_10, 0, 0), b""),
+    ):
+        edtl = 0 if opcode == SYNCHRONIZE_CACHE_10 else 4096
+        wire += other.encode(
+            Opcode.SCSI_COMMAND, data, flags=flags, itt=other.next_itt(), edtl=edtl, cdb=cdb.ljust(16, b"\0")
+        )
+        other.cmd_sn += 1
+    core, window = other.link.core, one.link.core.session.window
+    other.link.send(wire + b"\x01\x80\0\0" + lengths.to_bytes(4) + bytes(48))
+    assert core.closing is not None
+    assert window.outstanding == 0
+    assert window.exp_cmd_sn == one.cmd_sn
+    bench.disk.cold = False
+    assert one.read(8, 8).data == b"x" * 4096
