@@ -177,6 +177,7 @@ class Reclaim:
             if not isinstance(found, Step):
                 row, theirs = found
                 bits = yield from holdings.alone(snapshot, row, theirs, self._until)
+                yield from holdings.prepare_spines(self._until)  # another may be on its way out meanwhile
                 if table.making or table.arrivals != arrivals:
                     return None
                 aside.append(self._give_back(row, bits))

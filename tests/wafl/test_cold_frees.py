@@ -170,3 +170,24 @@ def test_maps_of_a_snapshot_that_goes_are_read_together(workshop: Workshop) -> N
     assert found["loop"] == 0
     # The inodes of all maps; the pointers of file, map and maps; the rows, in two parts.
     assert 0 < found["thread"] < 2 * SNAPSHOTS
+
+
+def test_maps_of_a_snapshot_that_goes_while_another_does_are_not_read_by_the_loop(workshop: Workshop) -> None:
+    volume = overwritten(workshop)
+    checkpoint(volume)
+    volume = workshop.mount(SleepyDevice(bytearray(volume.device.image)))  # type: ignore[attr-defined]
+    device = volume.device
+    assert isinstance(device, SleepyDevice)
+    volume.delete_snapshot("s3")
+    steps = volume.reclaim(nowait=True)
+    before, names = device.waits["loop"], ["s5", "s1"]
+    for number, step in enumerate(steps):
+        if step is Step.READ:
+            device.here |= device.coming  # a thread has waited for it
+        elif number and names:  # not at once: the first has been looked at
+            asked = device.waits["loop"]
+            volume.delete_snapshot(names.pop())  # which asks all younger ones
+            before += device.waits["loop"] - asked
+    assert not names
+    assert device.waits["loop"] == before
+    assert "s3" not in {snapshot.name for snapshot in volume.snapshots_table.deleting.values()}
