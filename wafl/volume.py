@@ -292,8 +292,9 @@ class Volume:
         """What was done so far survives a crash of the daemon.  Raises VolumeFailed, from then on at every call."""
         log = self.core.log
         if log is not None:
+            more = log.pushed != log.seq
             log.push()
-            if self.core.eager and log.one_unsynced:
+            if more and self.core.eager and log.one_unsynced:
                 self.on_flush_ahead()
 
     def begin_write_back(self) -> None:

@@ -86,6 +86,30 @@ def test_what_is_not_one_block_of_a_host_that_flushes_is_left_to_the_sync(
     assert {what for what, _ in found} == {"write"}
 
 
+def test_answers_to_reads_begin_nothing_again() -> None:
+    """Each of them pushes the log, too; the block waits for its flush all the while."""
+
+    async def main() -> None:
+        device = HintedDevice(bytearray(16 * MIB))
+        Volume.format(device, name="v", now=EPOCH)
+        volume = Volume.mount(device)
+        volume.batch_log()
+        service = VolumeService(volume, cp_interval_s=3600.0)
+        service.start()
+        lun = volume.create_lun("a", SIZE)
+        await service.durable()
+        volume.core.eager = True
+        lun.write(0, pattern(1, BLOCK_BYTES))
+        for _ in range(5):
+            volume.push_log()
+            await asyncio.sleep(0)
+        assert [what for what, _ in device.told].count("hint") == 2, "the block and its record, once"
+        await service.stop()
+        volume.close()
+
+    asyncio.run(main())
+
+
 def test_a_hint_to_a_file_changes_nothing(tmp_path: Path) -> None:
     device = FileDevice.open(tmp_path / "file", create_bytes=MIB)
     device.pwrite(BLOCK_BYTES, (pattern(1, BLOCK_BYTES),))
