@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,11 @@ from target.workers.watchdog import HUNG_S
 from tests.support.lund import BIN
 
 UNIT = Path(__file__).resolve().parent.parent / "scripts" / "lund.service"
-needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze (make debian)")
+
+
+@pytest.fixture
+def systemd(need: Callable[[str, bool], None]) -> None:
+    need("systemd-analyze (make debian)", shutil.which("systemd-analyze") is not None)
 
 
 def verified(directory: Path, text: str) -> str:
@@ -26,12 +31,12 @@ def verified(directory: Path, text: str) -> str:
     return done.stderr + (f"exit status {done.returncode}" if done.returncode else "")
 
 
-@needs_systemd
+@pytest.mark.usefixtures("systemd")
 def test_systemd_finds_nothing_wrong_with_it(tmp_path: Path) -> None:
     assert verified(tmp_path, UNIT.read_text()) == ""
 
 
-@needs_systemd
+@pytest.mark.usefixtures("systemd")
 def test_systemd_would_find_it(tmp_path: Path) -> None:
     assert "WatchdogSeconds" in verified(tmp_path, UNIT.read_text().replace("WatchdogSec", "WatchdogSeconds"))
     assert "kill mode" in verified(tmp_path, UNIT.read_text().replace("KillMode=mixed", "KillMode=mixd"))

@@ -2,7 +2,8 @@
 
 After each consistency point the device is read with the offline reader, which shares no code with the volume, and
 compared with the model byte by byte; the checker must find nothing; holders and space are compared with brute
-force.  tests/wafl/test_model.py adds what may be half done at any moment, and runs it.
+force.  It is long because Hypothesis takes the rules of a machine from one class, and nearly each needs what the others
+made.  tests/wafl/test_model.py adds what may be half done at any moment, and runs it.
 """
 
 from __future__ import annotations

@@ -86,20 +86,27 @@ def test_what_is_not_one_block_of_a_host_that_flushes_is_left_to_the_sync(
     assert {what for what, _ in found} == {"write"}
 
 
+async def one_block_written(device: HintedDevice) -> VolumeService:
+    """A host that flushes each block has written one, and nothing has left yet."""
+    Volume.format(device, name="v", now=EPOCH)
+    volume = Volume.mount(device)
+    volume.batch_log()
+    service = VolumeService(volume, cp_interval_s=3600.0)
+    service.start()
+    lun = volume.create_lun("a", SIZE)
+    await service.durable()
+    volume.core.eager = True
+    lun.write(0, pattern(1, BLOCK_BYTES))
+    return service
+
+
 def test_answers_to_reads_begin_nothing_again() -> None:
     """Each of them pushes the log, too; the block waits for its flush all the while."""
 
     async def main() -> None:
         device = HintedDevice(bytearray(16 * MIB))
-        Volume.format(device, name="v", now=EPOCH)
-        volume = Volume.mount(device)
-        volume.batch_log()
-        service = VolumeService(volume, cp_interval_s=3600.0)
-        service.start()
-        lun = volume.create_lun("a", SIZE)
-        await service.durable()
-        volume.core.eager = True
-        lun.write(0, pattern(1, BLOCK_BYTES))
+        service = await one_block_written(device)
+        volume = service.volume
         for _ in range(5):
             volume.push_log()
             await asyncio.sleep(0)
@@ -126,15 +133,8 @@ def test_a_volume_that_is_closed_after_a_push_is_told_nothing() -> None:
 
     async def main() -> None:
         device = HintedDevice(bytearray(16 * MIB))
-        Volume.format(device, name="v", now=EPOCH)
-        volume = Volume.mount(device)
-        volume.batch_log()
-        service = VolumeService(volume, cp_interval_s=3600.0)
-        service.start()
-        lun = volume.create_lun("a", SIZE)
-        await service.durable()
-        volume.core.eager = True
-        lun.write(0, pattern(1, BLOCK_BYTES))
+        service = await one_block_written(device)
+        volume = service.volume
         volume.push_log()
         volume.nvlog.close()
         device.told.clear()

@@ -10,7 +10,7 @@ from tests.support.crash_history import History
 from tests.support.crash_share_stories import clones_of_what_only_snapshots_have
 from tests.support.sleepy_device import SleepyDevice
 from tests.support.volumes import MIB, Workshop, checkpoint, pattern, reclaim, take_snapshot
-from tests.wafl.test_adopted_trees import BLOCK, GIB, PLACES, adopt_all, shared_clone, tebibyte, whole
+from tests.wafl.test_adopted_trees import BLOCK, GIB, PLACES, adopt_all, counted_reads, shared_clone, tebibyte, whole
 from tests.wafl.test_lun import read
 from tests.wafl.test_sharing_safety import fault, without_audit
 from wafl import CorruptVolume, Lun, Volume, adopt, uptake
@@ -224,17 +224,9 @@ def test_a_tebibyte_that_only_the_snapshot_has_is_taken_up_in_a_few_looks(
     volume = workshop.remount(volume)
     assert volume.files.references.total == 0
     clone = volume.create_lun("clone", backing=("s", "tebibyte"))
-    reads = 0
-    pread = volume.device.pread
-
-    def counted(offset: int, view: memoryview) -> None:
-        nonlocal reads
-        reads += 1
-        pread(offset, view)
-
-    monkeypatch.setattr(volume.device, "pread", counted)
+    reads = counted_reads(volume, monkeypatch)
     assert adopt_all(clone) <= 4
-    assert reads < 100
+    assert len(reads) < 100
     monkeypatch.undo()
     # Those of level 1 to 3, by their parents.
     assert volume.files.references.total == 2 * (POINTERS - 1) + 15
