@@ -181,14 +181,19 @@ def test_groups_come_between_the_steps_of_a_consistency_point(workshop: Workshop
     assert contents(volume.lun("lun")) == model
 
 
+def fill_up(volume: Volume, size: int) -> None:
+    """A LUN of `size` bytes takes what room there is."""
+    filler = volume.create_lun("filler", size, reserved=False)
+    with pytest.raises(NoSpace):
+        all(filler.write(at, pattern(at, BLOCK_BYTES)) for at in range(0, size, BLOCK_BYTES))
+
+
 def test_where_room_is_short_it_is_one_by_one_and_still_the_same(workshop: Workshop) -> None:
     volume, _ = counting(workshop, size=16 * MIB)
     volume.batch_log()
     lun = volume.create_lun("lun", SIZE, reserved=True)
     warm(lun)
-    filler = volume.create_lun("filler", 16 * MIB, reserved=False)
-    with pytest.raises(NoSpace):
-        all(filler.write(at, pattern(at, BLOCK_BYTES)) for at in range(0, 16 * MIB, BLOCK_BYTES))
+    fill_up(volume, 16 * MIB)
     for turn in range(4):
         checkpoint(volume)
         writes = [(number * 37 % BLOCKS * BLOCK_BYTES, pattern(turn + number, BLOCK_BYTES)) for number in range(200)]
@@ -209,9 +214,7 @@ def test_a_full_volume_has_no_level_one_block_for_neighbours(workshop: Workshop)
     volume.batch_log()
     lun = volume.create_lun("lun", SIZE, reserved=False)
     warm(lun)
-    filler = volume.create_lun("filler", 64 * MIB, reserved=False)
-    with pytest.raises(NoSpace):
-        all(filler.write(at, pattern(at, BLOCK_BYTES)) for at in range(0, 64 * MIB, BLOCK_BYTES))
+    fill_up(volume, 64 * MIB)
     allocator = volume.core.allocator
     leaf = lun.own.get(1)
     assert leaf is None or leaf.generation != volume.core.generation
